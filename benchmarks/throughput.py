@@ -1,0 +1,92 @@
+"""Encoding and decoding speed against the device's own matrix-product rate, in one run.
+
+python benchmarks/throughput.py --work encode:81x256x256,decode:81x256x256,decode:33x512x512
+
+Each line: median time and spread (10th to 90th percentile), operations, the achieved rate, its share of
+the rate of a large matrix product in the same dtype, and the compilation's temporary memory.
+"""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from odvae_jax import ODVAE, ODVAEConfig, decode, encode
+from odvae_jax.flops import count_flops
+
+_WORK = flags.DEFINE_list(
+    "work",
+    ["encode:81x256x256", "decode:81x256x256", "encode:33x512x512", "decode:33x512x512"],
+    "what to time: encode or decode, a colon, and the video's frames, height and width",
+)
+_VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4")
+_WIDTH = flags.DEFINE_integer("width", 128, "base width")
+_UPSAMPLE = flags.DEFINE_enum("upsample", "linear", ["linear", "nearest"], "of the decoder, in space")
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
+_REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
+_MATRIX = flags.DEFINE_integer("matrix", 8192, "side of the matrices of the reference product")
+
+
+def time_calls(function, *args, repeats):
+    """Seconds of each of `repeats` calls, after two that are not counted."""
+    for _ in range(2):
+        jax.block_until_ready(function(*args))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def matrix_rate(side, dtype, repeats):
+    """Operations a second of a product of two random square matrices."""
+    a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
+    seconds = time_calls(jax.jit(jnp.matmul), a, b, repeats=repeats)
+    return 2 * side**3 / statistics.median(seconds)
+
+
+def main(_):
+    jax.config.update("jax_compilation_cache_dir", "/tmp/odvae_jax_compilation_cache")
+    config = ODVAEConfig.variant(
+        _VARIANT.value,
+        width=_WIDTH.value,
+        upsample=_UPSAMPLE.value,
+        dtype=_DTYPE.value,
+        param_dtype=_DTYPE.value,
+    )
+    vae = ODVAE(config, rngs=0)
+    peak = matrix_rate(_MATRIX.value, _DTYPE.value, _REPEATS.value)
+    device = jax.devices()[0].device_kind
+    print(f"{device}, jax {jax.__version__}, {_DTYPE.value}; matrix product {peak / 1e12:.0f} TFLOP/s")
+    print(f"{'work':26}{'ms':>9}{'spread':>16}{'TFLOP':>9}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}{'compile s':>10}")
+    for work in _WORK.value:
+        name, size = work.split(":")
+        t, h, w = map(int, size.split("x"))
+        shape = (1, t, h, w, 3)
+        if name == "decode":
+            shape = config.latent_shape(shape)
+            function = decode
+        else:
+            function = lambda vae, video: encode(vae, video).mean  # noqa: E731
+        x = jax.random.uniform(jax.random.key(1), shape, minval=-1.0, maxval=1.0)
+        flops = count_flops(function, vae, x)
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(vae, x).compile()
+        compile_seconds = time.perf_counter() - start
+        seconds = time_calls(compiled, vae, x, repeats=_REPEATS.value)
+        deciles = statistics.quantiles(seconds, n=10)
+        median = statistics.median(seconds)
+        memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
+        print(
+            f"v{_VARIANT.value} {work:23}{median * 1e3:9.1f}"
+            f"{f'{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}':>16}{flops / 1e12:9.2f}"
+            f"{flops / median / 1e12:9.0f}{flops / median / peak:7.2f}{memory:7.2f}{compile_seconds:10.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,43 @@
+"""A small model on three short real clips, on two CPU cores in minutes: the paper's road, in small.
+
+First a 2D model on single frames, then variant 4 started from it by tail initialisation:
+
+python train.py --config=configs/quick.py:image --workdir=runs/quick/image
+python train.py --config=configs/quick.py:video --workdir=runs/quick/video \
+    --config.init.from_pretrained=runs/quick/image
+"""
+
+from odvae_jax.config import ODVAEConfig
+from odvae_jax.training.config import default_config
+
+
+def get_config(stage="video"):
+    if stage not in ("image", "video"):
+        raise ValueError(f"configs/quick.py:{stage} is not known; there are :image and :video.")
+    config = default_config()
+    size = {"width": 16, "groups": 8, "norm": "frame"}
+    if stage == "image":
+        config.model = ODVAEConfig.image(**size).to_dict()
+        config.steps = 1000
+        config.batch_size = 8
+        config.data.frames = 1
+    else:
+        config.model = ODVAEConfig.variant(4, **size).to_dict()
+        config.steps = 150
+        config.batch_size = 1
+        config.data.frames = 17
+    config.data.path = "sample-clips"
+    config.data.size = 64
+    config.data.short_side = 128
+    config.data.holdout = 17
+    config.data.in_memory = True
+    config.data.threads = 1
+    config.loss.reconstruction = "l2"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 20
+    config.optimizer.decay = "cosine"
+    config.ema_decay = 0.98
+    config.log_every = 25
+    config.sample_every = 100
+    config.checkpoint_every = 250
+    return config

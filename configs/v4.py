@@ -1,0 +1,13 @@
+"""Variant 4 with the paper's settings (section 4.1); the data comes on the command line:
+
+python train.py --config=configs/v4.py --workdir=runs/v4 --config.data.path=VIDEOS
+"""
+
+from odvae_jax.config import ODVAEConfig
+from odvae_jax.training.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.model = ODVAEConfig.variant(4, dtype="bfloat16").to_dict()
+    return config

@@ -1,0 +1,288 @@
+"""The causal video autoencoder (Fig. 1): an encoder, a decoder, and the model that holds both."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from odvae_jax.config import (
+    DECODER_BLOCKS,
+    ENCODER_BLOCKS,
+    IMAGE_CHANNELS,
+    SPACE_COMPRESSION,
+    WIDTH_MULTIPLIERS,
+    Kind,
+    ODVAEConfig,
+)
+from odvae_jax.layers.attention import Attention
+from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.group_norm import GroupNorm
+from odvae_jax.layers.resample import Downsample, Upsample
+from odvae_jax.layers.residual_block import ResidualBlock
+from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.sharding import under_explicit_axes
+
+
+class Level(nnx.Module):
+    """Residual blocks at one resolution, then (encoder: `downsample`, decoder: `upsample`) a change of it."""
+
+    def __init__(
+        self, widths: list[int], kind: Kind, *, config: ODVAEConfig, rngs: nnx.Rngs, **resample: nnx.Module
+    ):
+        self.block = nnx.List(
+            ResidualBlock(a, b, kind, config=config, rngs=rngs)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.downsample = resample.get("downsample")
+        self.upsample = resample.get("upsample")
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x d"]:
+        for block in self.block:
+            x = block(x)
+        for resample in (self.downsample, self.upsample):
+            x = x if resample is None else resample(x)
+        return x
+
+
+class Middle(nnx.Module):
+    """Residual block, attention, residual block, at the lowest resolution."""
+
+    def __init__(self, width: int, *, config: ODVAEConfig, rngs: nnx.Rngs):
+        kind = config.parts.middle
+        self.block_1 = ResidualBlock(width, width, kind, config=config, rngs=rngs)
+        self.attn_1 = Attention(width, kind, config=config, rngs=rngs)
+        self.block_2 = ResidualBlock(width, width, kind, config=config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nnx.Module):
+    """Video to moments (before the quant convolution); widths and levels as in Fig. 2."""
+
+    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs):
+        parts = config.parts
+        widths = [config.width * m for m in WIDTH_MULTIPLIERS]
+        top = len(widths) - 1
+        self.conv_in = CausalConv(
+            IMAGE_CHANNELS, widths[0], (_length(parts.encoder_in), 3), config=config, rngs=rngs
+        )
+        self.down = nnx.List()
+        for i, width in enumerate(widths):
+            resample = {}
+            if i < top:
+                resample["downsample"] = Downsample(
+                    width, parts.downsample[i], parts.time_strides[i], config=config, rngs=rngs
+                )
+            blocks = [widths[max(i - 1, 0)]] + [width] * ENCODER_BLOCKS
+            self.down.append(Level(blocks, parts.encoder_levels[i], config=config, rngs=rngs, **resample))
+        self.mid = Middle(widths[-1], config=config, rngs=rngs)
+        self.norm_out = GroupNorm(
+            widths[-1], over_time=parts.ends != "2d", activation=True, config=config
+        )
+        self.conv_out = CausalConv(
+            widths[-1], 2 * config.latent_channels, (_length(parts.ends), 3), config=config, rngs=rngs
+        )
+
+    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
+        x = self.conv_in(video)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.mid(x)))
+
+
+class Decoder(nnx.Module):
+    """Latents (after the post-quant convolution) to video; `up[i]` is level i, run from 3 to 0."""
+
+    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs):
+        parts = config.parts
+        widths = [config.width * m for m in WIDTH_MULTIPLIERS]
+        top = len(widths) - 1
+        ends = _length(parts.ends)
+        self.conv_in = CausalConv(
+            config.latent_channels, widths[-1], (ends, 3), config=config, rngs=rngs
+        )
+        self.mid = Middle(widths[-1], config=config, rngs=rngs)
+        self.up = nnx.List()
+        for i, width in enumerate(widths):
+            resample = {}
+            if i > 0:
+                resample["upsample"] = Upsample(
+                    width,
+                    parts.upsample[i - 1],
+                    space=config.upsample if i > 1 and parts.time_strides[i - 1] > 1 else "nearest",
+                    time=config.time_upsample if parts.time_strides[i - 1] > 1 else None,
+                    config=config,
+                    rngs=rngs,
+                )
+            blocks = [widths[min(i + 1, top)]] + [width] * DECODER_BLOCKS
+            self.up.append(Level(blocks, parts.decoder_levels[i], config=config, rngs=rngs, **resample))
+        self.norm_out = GroupNorm(widths[0], over_time=parts.ends != "2d", activation=True, config=config)
+        self.conv_out = CausalConv(widths[0], IMAGE_CHANNELS, (ends, 3), config=config, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(self.norm_out(x), out_dtype="float32")
+
+
+def _length(kind: Kind) -> int:
+    return 1 if kind == "2d" else 3
+
+
+class ODVAE(nnx.Module):
+    """The omni-dimensional video autoencoder (section 3): 4× in time, 8×8 in space, causal.
+
+    A Flax NNX module, and a pytree: pass it to `jax.jit`, `jax.grad` and the like as an argument. A
+    function that closes over it instead bakes its parameters into the program as constants.
+
+    Args:
+      config: what model; see `ODVAEConfig.variant` and `ODVAEConfig.image`.
+      rngs: for the initial parameters; an int is a seed.
+    """
+
+    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs | int = 0):
+        if not isinstance(config, ODVAEConfig):
+            raise ValueError(
+                f"config is a {type(config).__name__}, not an ODVAEConfig: use ODVAEConfig.variant(4)."
+            )
+        rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
+        self.config = config
+        z = config.latent_channels
+        self.encoder = Encoder(config, rngs=rngs)
+        self.quant_conv = CausalConv(2 * z, 2 * z, (1, 1), config=config, rngs=rngs)
+        self.post_quant_conv = CausalConv(z, z, (1, 1), config=config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
+        """Mean and log-variance before the clamp, side by side in the channels, float32.
+
+        Args:
+          video: floating point in [-1, 1], [B, T, H, W, 3], T = 4k + 1 (any T for the image model),
+            H and W multiples of 8.
+
+        Raises:
+          ValueError: for another shape or dtype, naming the nearest shape that would do.
+        """
+        check_video(video, self.config)
+        return _moments(self, video)
+
+    def encode(self, video: Float[Array, "b t h w 3"]) -> DiagonalGaussian:
+        """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1).
+
+        Arguments and errors are those of `moments`. Latents come unscaled: diffusion models take them
+        times `config.scaling_factor`.
+        """
+        return DiagonalGaussian.from_moments(self.moments(video))
+
+    def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
+        """The video of unscaled latents (Eq. 2): float32 [B, 4(t - 1) + 1, 8h, 8w, 3], about [-1, 1].
+
+        Raises:
+          ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C.
+        """
+        check_latents(latents, self.config)
+        return _decode(self, latents)
+
+    def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes `config.json` and `model.safetensors` into the folder `path`.
+
+        Raises:
+          FileExistsError: if `path` holds something already and `overwrite` is not set.
+        """
+        from odvae_jax.checkpoints import native
+
+        native.save(self, path, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, **overrides: Any) -> ODVAE:
+        """Loads a folder that `save_pretrained` wrote.
+
+        Args:
+          path: the folder.
+          **overrides: config fields to change that change no parameter's shape, such as
+            `dtype="bfloat16"`.
+
+        Raises:
+          FileNotFoundError: if the folder or one of its files is missing.
+          ValueError: if the files do not hold such a model, saying which names differ and how.
+        """
+        from odvae_jax.checkpoints import native
+
+        return native.load(path, **overrides)
+
+
+def check_video(video: Any, config: ODVAEConfig) -> None:
+    """Raises ValueError unless `video` is one that `ODVAE.encode` takes."""
+    shape = tuple(jnp.shape(video))
+    if len(shape) != 5:
+        raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
+    if not jnp.issubdtype(jnp.result_type(video), jnp.floating):
+        raise ValueError(
+            f"video has dtype {jnp.result_type(video)}; expected floating point in [-1, 1]. "
+            "For uint8 in 0 to 255 there is odvae_jax.encode_uint8."
+        )
+    check_video_shape(shape, config)
+
+
+def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
+    """Raises ValueError unless [B, T, H, W, C] can be encoded, naming the nearest shape that can."""
+    b, t, h, w, c = shape
+    step = config.time_compression
+    nearest = (
+        max(b, 1),
+        step * max(round((t - 1) / step), 0) + 1,
+        *(SPACE_COMPRESSION * max(round(s / SPACE_COMPRESSION), 1) for s in (h, w)),
+        IMAGE_CHANNELS,
+    )
+    if shape == nearest:
+        return
+    wrong = []
+    if b != nearest[0]:
+        wrong.append("B must be at least 1")
+    if t != nearest[1]:
+        wrong.append(f"T must be {step}k + 1" if step > 1 else "T must be at least 1")
+    wrong += [f"{n} must be a multiple of 8" for n, s, m in zip("HW", (h, w), nearest[2:4]) if s != m]
+    if c != IMAGE_CHANNELS:
+        wrong.append("the last axis must hold 3 channels")
+    raise ValueError(
+        f"video has shape {shape}, [B, T, H, W, C]: {', '.join(wrong)}. The nearest is {nearest}."
+    )
+
+
+def check_latents(latents: Any, config: ODVAEConfig) -> None:
+    """Raises ValueError unless `latents` are some that `ODVAE.decode` takes."""
+    shape = tuple(jnp.shape(latents))
+    expected = f"[B, t, h, w, {config.latent_channels}]"
+    if len(shape) != 5 or shape[-1] != config.latent_channels or 0 in shape:
+        near = (*(max(s, 1) for s in shape[:-1]), config.latent_channels) if len(shape) == 5 else None
+        raise ValueError(
+            f"latents have shape {shape}; this model decodes {expected}"
+            + (f": the nearest is {near}." if near else ".")
+        )
+    if not jnp.issubdtype(jnp.result_type(latents), jnp.floating):
+        raise ValueError(f"latents have dtype {jnp.result_type(latents)}; expected floating point.")
+
+
+@jax.jit
+def _moments(vae: ODVAE, video):
+    def run(vae, video):
+        return vae.quant_conv(vae.encoder(video)).astype(jnp.float32)
+
+    return under_explicit_axes(run, vae.config.latent_shape(video.shape))(vae, video)
+
+
+@jax.jit
+def _decode(vae: ODVAE, latents):
+    def run(vae, latents):
+        return vae.decoder(vae.post_quant_conv(latents))
+
+    b, t, h, w, _ = latents.shape
+    shape = (b, t, h * SPACE_COMPRESSION, w * SPACE_COMPRESSION, IMAGE_CHANNELS)
+    return under_explicit_axes(run, shape)(vae, latents)

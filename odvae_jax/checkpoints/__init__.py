@@ -1,0 +1,1 @@
+"""Reading and writing models: one file a layout."""

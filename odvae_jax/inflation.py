@@ -1,0 +1,75 @@
+"""Making a 3D model from a 2D one (section 3.3: Eq. 3, Eq. 4, Eq. 5)."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.native import abstract_model, differences, named_parameters, with_parameters
+from odvae_jax.config import ODVAEConfig
+
+Method = Literal["tail", "average", "random"]
+
+
+def inflate_kernel(
+    kernel: Float[Array, "1 k k c d"], length: int, method: Method, key: jax.Array | None = None
+) -> Float[Array, "kt k k c d"]:
+    """A kernel of `length` in time from a 2D one.
+
+    "tail" gives the last time slice the 2D kernel and the others zero (Eq. 3); "average" gives every
+    slice the 2D kernel divided by `length` (Eq. 5); "random" draws from a Gaussian of variance
+    1/fan_in and needs `key`. A kernel that stays 2D is copied, except at random.
+    """
+    if method == "random":
+        shape = (length, *kernel.shape[1:])
+        return jax.random.normal(key, shape, kernel.dtype) / np.sqrt(np.prod(shape[:-1]))
+    if length == 1:
+        return kernel
+    if method == "average":
+        return jnp.broadcast_to(kernel / length, (length, *kernel.shape[1:]))
+    return jnp.concatenate([jnp.zeros((length - 1, *kernel.shape[1:]), kernel.dtype), kernel])
+
+
+def inflate(
+    image: ODVAE, config: ODVAEConfig, method: Method = "tail", *, seed: int = 0
+) -> ODVAE:
+    """The video model `config` started from a 2D one (section 3.3).
+
+    After "tail" or "average" with `upsample="nearest"`, an image and each frame of a still clip go
+    through it as through `image` (Eq. 4). Biases and norms are copied by every method except
+    "random", which takes nothing from `image` but its shapes.
+
+    Args:
+      image: a model of `ODVAEConfig.image()`, of the same width and latent channels.
+      config: what to make.
+      method: "tail", "average" or "random".
+      seed: of the random method.
+
+    Raises:
+      ValueError: if the method is unknown or the two models' sizes differ.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"initialisation {method!r} is not known; there are {list(get_args(Method))}.")
+    if image.config.structure != "image":
+        raise ValueError(
+            f"the model to start from is {image.config.structure!r}; expected an image model."
+        )
+    target = {n: v.shape for n, v in named_parameters(abstract_model(config)).items()}
+    source = named_parameters(image)
+    flattened = {n: (1, *s[1:]) if n.endswith(".kernel") else s for n, s in target.items()}
+    if problems := differences(flattened, {n: v.shape for n, v in source.items()}):
+        raise ValueError(f"the 2D model does not fit (another width or latent size?): {problems}.")
+    if method == "random":
+        return ODVAE(config, rngs=seed)
+    parameters = {
+        name: (
+            inflate_kernel(value, target[name][0], method) if name.endswith(".kernel") else value
+        ).astype(config.param_dtype)
+        for name, value in source.items()
+    }
+    return with_parameters(abstract_model(config), parameters)

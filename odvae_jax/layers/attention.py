@@ -1,0 +1,44 @@
+"""Self-attention over the positions of each frame."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from odvae_jax.config import Kind, ODVAEConfig
+from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.group_norm import GroupNorm
+
+
+class Attention(nnx.Module):
+    """Residual self-attention of one head over the H·W positions of each frame; frames do not meet.
+
+    Args:
+      features: channels, which are also the width of the head.
+      kind: "2d" takes the norm's statistics per frame.
+      config: the model's.
+      rngs: for the initial kernels.
+    """
+
+    def __init__(self, features: int, kind: Kind, *, config: ODVAEConfig, rngs: nnx.Rngs):
+        self.precision = config.precision
+        self.norm = GroupNorm(features, over_time=kind != "2d", activation=False, config=config)
+        self.q = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
+        self.k = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
+        self.v = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
+        self.proj_out = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        b, t, h, w, c = x.shape
+        y = self.norm(x)
+        q, k, v = (layer(y).reshape(b, t, h * w, c) for layer in (self.q, self.k, self.v))
+        scores = jnp.einsum(
+            "btqc,btkc->btqk", q, k, precision=self.precision, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(scores / math.sqrt(c), axis=-1).astype(v.dtype)
+        y = jnp.einsum("btqk,btkc->btqc", weights, v, precision=self.precision)
+        return x + self.proj_out(y.reshape(x.shape))

@@ -1,0 +1,196 @@
+"""Causal 3D convolution, and the one place that decides how it is lowered.
+
+A convolution of length 3 in time sees the frame itself and the two before it; before the first frame
+stand two copies of the first. Length 1 in time is a 2D convolution of each frame. Kernels are
+[kt, kh, kw, in, out] in both cases.
+
+Three ways to lower the 3D one, by measurement (docs/performance.md):
+
+- `_frames_joined`: the three frames side by side as channels, then one 2D convolution. The fastest on
+  a GPU, where the plain 3D convolution falls off a cliff at large sizes, and on a CPU.
+- `_taps_summed`: one 2D convolution to three times the output channels, whose parts are then shifted
+  in time and summed in float32. For few output channels, where joining the input would cost most.
+- `_plain_3d`: XLA's own 3D convolution, for TPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from odvae_jax.config import ODVAEConfig
+
+_NARROW_OUTPUT = 16  # output channels up to which the taps are summed after the convolution
+
+_kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2, 3), out_axis=4)
+
+
+class CausalConv(nnx.Module):
+    """Convolution over [B, T, H, W, C], causal in time, zeros around in space.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels.
+      kernel_size: (kt, k): length in time, 1 or 3, and side in space, 1 or 3.
+      strides: (st, s) in time and space. With stride 2 in space, one row of zeros is added below and
+        one column to the right, none above or left; with stride 2 in time, output j sees the inputs
+        2j - 2, 2j - 1 and 2j.
+      config: gives dtype, param_dtype and precision.
+      rngs: for the initial kernel, Gaussian with variance 1/fan_in; the bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: tuple[int, int],
+        strides: tuple[int, int] = (1, 1),
+        *,
+        config: ODVAEConfig,
+        rngs: nnx.Rngs,
+    ):
+        kt, k = kernel_size
+        self.strides = strides
+        self.dtype = config.dtype
+        self.precision = config.precision
+        self.kernel = nnx.Param(
+            _kernel_init(rngs.params(), (kt, k, k, in_features, out_features), config.param_dtype)
+        )
+        self.bias = nnx.Param(jnp.zeros((out_features,), config.param_dtype))
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], *, out_dtype: str | None = None
+    ) -> Float[Array, "b u v x d"]:
+        """Shapes: [B, T, H, W, C] to [B, ceil(T / st), H / s, W / s, D].
+
+        `out_dtype` is the dtype of the result, the compute dtype unless told.
+        """
+        kernel = self.kernel[...]
+        if x.shape[1] == 1 and kernel.shape[0] > 1:
+            # All the frames that a lone frame sees are itself: its taps can be summed beforehand.
+            kernel = jnp.sum(kernel, axis=0, keepdims=True)
+        y = causal_conv(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.precision, out_dtype
+        )
+        return y + self.bias[...].astype(y.dtype)
+
+
+def causal_conv(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt k k c d"],
+    strides: tuple[int, int] = (1, 1),
+    precision: str = "default",
+    out_dtype: str | None = None,
+) -> Float[Array, "b u v x d"]:
+    """The convolution itself, without bias; see `CausalConv`."""
+    if kernel.shape[0] == 1:
+        y = _per_frame(x[:, :: strides[0]], kernel[0], strides[1], precision)
+    elif kernel.shape[-1] <= _NARROW_OUTPUT:
+        y = _taps_summed(x, kernel, strides, precision)
+    else:
+        y = _wide(*_same_varying_axes(x, kernel), strides, precision)
+    return y.astype(out_dtype or x.dtype)
+
+
+# The gradient is written by hand so that nothing three times as large as the input is kept for it, and
+# the kernel's is taken a time tap at a time, on the frames where they lie.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _wide(x, kernel, strides, precision):
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        tpu=functools.partial(_plain_3d, strides=strides, precision=precision),
+        default=functools.partial(_frames_joined, strides=strides, precision=precision),
+    )
+
+
+def _wide_forward(x, kernel, strides, precision):
+    return _wide(x, kernel, strides, precision), (x, kernel)
+
+
+def _wide_backward(strides, precision, residuals, dy):
+    def plain_3d(x, kernel, dy):
+        return jax.vjp(lambda x, k: _plain_3d(x, k, strides, precision), x, kernel)[1](dy)
+
+    def frames_joined(x, kernel, dy):
+        (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, strides, precision), x)[1](dy)
+        taps = [
+            jax.vjp(lambda k, f=frames: _per_frame(f, k, strides[1], precision), kernel[i])[1](dy)[0]
+            for i, frames in enumerate(_seen_frames(x, kernel.shape[0], strides[0]))
+        ]
+        return dx, jnp.stack(taps)
+
+    return jax.lax.platform_dependent(*residuals, dy, tpu=plain_3d, default=frames_joined)
+
+
+_wide.defvjp(_wide_forward, _wide_backward)
+
+
+def _plain_3d(x, kernel, strides, precision):
+    kt, k = kernel.shape[:2]
+    side = _side_padding(k, strides[1])
+    return jax.lax.conv_general_dilated(
+        _repeat_first(x, kt - 1),
+        kernel,
+        window_strides=(strides[0], strides[1], strides[1]),
+        padding=((0, 0), side, side),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        precision=precision,
+    )
+
+
+def _frames_joined(x, kernel, strides, precision):
+    kt, k, _, c, d = kernel.shape
+    joined = jnp.concatenate(_seen_frames(x, kt, strides[0]), axis=-1)
+    return _per_frame(joined, jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d), strides[1], precision)
+
+
+def _taps_summed(x, kernel, strides, precision):
+    kt, k, _, c, d = kernel.shape
+    taps = _per_frame(x, jnp.moveaxis(kernel, 0, 3).reshape(k, k, c, kt * d), strides[1], precision)
+    taps = taps.astype(jnp.float32)
+    seen = _seen_frames(taps, kt, strides[0])
+    return sum(frames[..., i * d : (i + 1) * d] for i, frames in enumerate(seen))
+
+
+def _per_frame(x, kernel, stride, precision):
+    b, t = x.shape[:2]
+    side = _side_padding(kernel.shape[0], stride)
+    y = jax.lax.conv_general_dilated(
+        x.reshape(b * t, *x.shape[2:]),
+        kernel,
+        window_strides=(stride, stride),
+        padding=(side, side),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    return y.reshape(b, t, *y.shape[1:])
+
+
+def _seen_frames(x, kt, stride):
+    """For each of the kernel's `kt` time taps, the frames that it meets, [B, ceil(T / stride), ...]."""
+    padded = _repeat_first(x, kt - 1)
+    t = x.shape[1]
+    return [padded[:, i : i + t : stride] for i in range(kt)]
+
+
+def _repeat_first(x, count):
+    return jnp.concatenate([x[:, :1]] * count + [x], axis=1)
+
+
+def _side_padding(k, stride):
+    return (0, 1) if stride == 2 else (k // 2, k // 2)
+
+
+def _same_varying_axes(x, kernel):
+    """Inside `shard_map`, makes both vary over the same mesh axes, as a hand-written gradient needs."""
+    axes = [getattr(jax.typeof(a), "vma", frozenset()) for a in (x, kernel)]
+    union = axes[0] | axes[1]
+    return tuple(
+        jax.lax.pcast(a, tuple(union - own), to="varying") if union - own else a
+        for a, own in zip((x, kernel), axes, strict=True)
+    )

@@ -1,0 +1,99 @@
+"""Changing the number of frames and pixels by two."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from odvae_jax.config import Kind, ODVAEConfig
+from odvae_jax.layers.causal_conv import CausalConv
+
+Interpolation = Literal["nearest", "linear"]
+
+
+class Downsample(nnx.Module):
+    """A strided convolution: half of the rows and columns, and 1/`time_stride` of the frames.
+
+    Args:
+      features: channels, in and out.
+      kind: "2d" or "3d", the convolution's.
+      time_stride: 1 or 2; with 2, T = 2m + 1 frames become m + 1.
+      config: the model's.
+      rngs: for the initial kernel.
+    """
+
+    def __init__(
+        self, features: int, kind: Kind, time_stride: int, *, config: ODVAEConfig, rngs: nnx.Rngs
+    ):
+        kt = 3 if kind == "3d" else 1
+        self.conv = CausalConv(features, features, (kt, 3), (time_stride, 2), config=config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x c"]:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Twice the rows and columns, and T to 2T - 1 frames where asked, then a convolution.
+
+    Args:
+      features: channels, in and out.
+      kind: "2d" or "3d", the convolution's.
+      space: how rows and columns are doubled.
+      time: how frames are doubled; None keeps their number.
+      config: the model's.
+      rngs: for the initial kernel.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        kind: Kind,
+        *,
+        space: Interpolation,
+        time: Interpolation | None,
+        config: ODVAEConfig,
+        rngs: nnx.Rngs,
+    ):
+        self.space = space
+        self.time = time
+        kt = 3 if kind == "3d" else 1
+        self.conv = CausalConv(features, features, (kt, 3), config=config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u 2*h 2*w c"]:
+        y = double_space(x, self.space)
+        return self.conv(y if self.time is None else double_time(y, self.time))
+
+
+def double_time(x: Float[Array, "b t *rest"], how: Interpolation) -> Float[Array, "b u *rest"]:
+    """T to 2T - 1 frames: the first is left aside, the others are doubled among themselves.
+
+    "linear" interpolates with half-pixel centres, edges clamped; "nearest" repeats.
+    """
+    if x.shape[1] == 1:
+        return x
+    return jnp.concatenate([x[:, :1], _double(x[:, 1:], 1, how)], axis=1)
+
+
+def double_space(x: Float[Array, "b t h w c"], how: Interpolation) -> Float[Array, "b t 2*h 2*w c"]:
+    """Twice the rows and columns; "linear" has half-pixel centres and clamped edges."""
+    return _double(_double(x, 2, how), 3, how)
+
+
+def _double(x, axis, how):
+    if how == "nearest":
+        return jnp.repeat(x, 2, axis=axis)
+    n = x.shape[axis]
+    before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
+    after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)
+    # The weights are exact in bfloat16; the sum is taken in float32 and rounded once.
+    x32, before, after = (a.astype(jnp.float32) for a in (x, before, after))
+    even, odd = 0.25 * before + 0.75 * x32, 0.75 * x32 + 0.25 * after
+    doubled = jnp.stack([even.astype(x.dtype), odd.astype(x.dtype)], axis=axis + 1)
+    return doubled.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+
+
+def _slice(x, axis, start, stop):
+    return x[(slice(None),) * axis + (slice(start, stop),)]

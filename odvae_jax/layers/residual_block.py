@@ -1,0 +1,44 @@
+"""The residual block: norm, SiLU, convolution, twice, plus a skip."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from odvae_jax.config import Kind, ODVAEConfig
+from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.group_norm import GroupNorm
+
+
+class ResidualBlock(nnx.Module):
+    """Norm, SiLU, 3×3(×3) convolution, twice, plus a skip.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels; where they differ, the skip is a 1×1×1 convolution.
+      kind: "2d": both convolutions and the norms' statistics per frame; "3d": both causal 3D;
+        "mixed": the first 3D, the second per frame (variant 2), norms over the clip.
+      config: the model's.
+      rngs: for the initial kernels.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, kind: Kind, *, config: ODVAEConfig, rngs: nnx.Rngs
+    ):
+        first = 1 if kind == "2d" else 3
+        second = 3 if kind == "3d" else 1
+        over_time = kind != "2d"
+        self.norm1 = GroupNorm(in_features, over_time=over_time, activation=True, config=config)
+        self.conv1 = CausalConv(in_features, out_features, (first, 3), config=config, rngs=rngs)
+        self.norm2 = GroupNorm(out_features, over_time=over_time, activation=True, config=config)
+        self.conv2 = CausalConv(out_features, out_features, (second, 3), config=config, rngs=rngs)
+        self.nin_shortcut = (
+            None
+            if in_features == out_features
+            else CausalConv(in_features, out_features, (1, 1), config=config, rngs=rngs)
+        )
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
+        y = self.conv1(self.norm1(x))
+        y = self.conv2(self.norm2(y))
+        return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))

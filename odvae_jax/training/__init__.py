@@ -1,0 +1,1 @@
+"""Training: losses, state, step and loop."""

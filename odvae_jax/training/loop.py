@@ -1,0 +1,239 @@
+"""The training run: data in, checkpoints, metrics and pictures out, from the first step or the last saved."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.native import abstract_model, load, with_parameters
+from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.inference import decode_uint8, encode_uint8
+from odvae_jax.inflation import inflate
+from odvae_jax.metrics.psnr import psnr
+from odvae_jax.sharding import batch_sharding, data_mesh, replicated
+from odvae_jax.training import config as config_lib
+from odvae_jax.training.curves import plot_curves
+from odvae_jax.training.state import TrainState, create_state, make_optimizer
+from odvae_jax.training.step import make_train_step
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+MODEL_FOLDER = "model"
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains until `config.steps`, continuing from the last checkpoint in `workdir` if there is one.
+
+    Writes into `workdir`: `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`, `curves.png`
+    and, at the end or when told to stop by SIGINT or SIGTERM, `model/`: the EMA weights as
+    `ODVAE.from_pretrained` reads them.
+
+    Raises:
+      ValueError: for a config that cannot work or is not that of the run in `workdir`, data that
+        cannot be used, or a pretrained model that does not fit.
+      FileNotFoundError: if the data or the pretrained model is missing.
+    """
+    workdir = Path(workdir).absolute()
+    config_lib.check(config, jax.device_count())
+    _check_same_run(config, workdir)
+    model = config_lib.model_config(config)
+    clips = RandomClips(
+        config.data.path,
+        frames=config.data.frames,
+        size=config.data.size,
+        short_side=config.data.short_side,
+        seed=config.seed,
+        holdout=config.data.holdout,
+        in_memory=config.data.in_memory,
+    )
+    fixed_clips = clips.held_out(config.sample_clips) if config.sample_every else None
+
+    mesh = data_mesh()
+    optimizer = make_optimizer(config)
+    vae = abstract_model(model)
+    with ocp.CheckpointManager(
+        workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
+    ) as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is None:
+            state = jax.device_put(create_state(_initial_model(config), optimizer), replicated(mesh))
+        else:
+            logging.info("continuing from step %d of %s", latest, workdir)
+            state = _restore(checkpoints, latest, optimizer, model, mesh)
+        first = int(state.step)
+        if first >= config.steps:
+            logging.info("%s has done its %d steps already", workdir, config.steps)
+        (workdir / CONFIG_FILE).write_text(config.to_json(indent=2) + "\n")
+
+        step_fn = jax.jit(make_train_step(config, vae, optimizer), donate_argnums=0)
+        reporter = _Reporter(workdir, config, first)
+        stop = _StopSignal()
+        feed = batches(clips, config.batch_size, first=first, threads=config.data.threads)
+        pending = []
+        with stop, tqdm(
+            total=config.steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05
+        ) as bar:
+            for step in range(first + 1, config.steps + 1):
+                batch = jax.device_put(next(feed), batch_sharding(mesh))
+                state, metrics = step_fn(state, batch)
+                pending.append(metrics)
+                last = step == config.steps or stop.requested
+                if step % config.log_every == 0 or last:
+                    values = _means(jax.device_get(pending))
+                    pending = []
+                    values |= reporter.scalars(step, values)
+                    bar.set_postfix_str(
+                        f"loss {values['loss']:.4g}, {values['clips_per_second']:.3g} clips/s"
+                    )
+                if fixed_clips is not None and (step % config.sample_every == 0 or last):
+                    reporter.samples(step, with_parameters(vae, state.ema), fixed_clips)
+                bar.update()
+                if step % config.checkpoint_every == 0 or last:
+                    checkpoints.save(step, args=ocp.args.StandardSave(state._asdict()), force=last)
+                if stop.requested:
+                    logging.warning("stopped after step %d; run the same command to continue", step)
+                    break
+        reporter.close()
+    trained = with_parameters(vae, jax.device_get(state.ema))
+    trained.save_pretrained(workdir / MODEL_FOLDER, overwrite=True)
+    plot_curves([workdir], workdir / "curves.png")
+    if clips.skipped:
+        names = ", ".join(sorted(clips.skipped))
+        logging.warning("%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names)
+    return state
+
+
+def _initial_model(config) -> ODVAE:
+    model = config_lib.model_config(config)
+    source = config.init.from_pretrained
+    if not source:
+        return ODVAE(model, rngs=config.seed)
+    folder = find_model(source)
+    loaded = load(folder, dtype=model.dtype, param_dtype=model.param_dtype)
+    if loaded.config.structure == "image" and model.structure != "image":
+        return inflate(loaded, model, config.init.method, seed=config.seed)
+    if loaded.config.structure != model.structure:
+        raise ValueError(
+            f"config.init.from_pretrained={source} holds a {loaded.config.structure!r} model; a "
+            f"{model.structure!r} one starts from its own kind or from an image model."
+        )
+    return load(folder, **{n: getattr(model, n) for n in ("upsample", "norm", "time_upsample", "dtype")})
+
+
+def find_model(path: str | Path) -> Path:
+    """The folder with a saved model: `path` itself, or `model/` in it if it is a training run's."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a folder that save_pretrained or train.py wrote."
+        )
+    return path / MODEL_FOLDER if (path / MODEL_FOLDER).is_dir() else path
+
+
+def _restore(checkpoints, step, optimizer, model, mesh) -> TrainState:
+    abstract = jax.eval_shape(lambda: create_state(ODVAE(model, rngs=0), optimizer))
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), abstract
+    )
+    return TrainState(**checkpoints.restore(step, args=ocp.args.StandardRestore(abstract._asdict())))
+
+
+def _check_same_run(config, workdir: Path) -> None:
+    """A run continues with the model it was begun with."""
+    path = workdir / CONFIG_FILE
+    if not path.exists() or not (workdir / "checkpoints").exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        return
+    before, now = json.loads(path.read_text())["model"], config.model.to_dict()
+    differing = [
+        f"model.{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{workdir} holds a run with another config ({'; '.join(differing)}).")
+
+
+def _means(metrics: list[dict]) -> dict[str, float]:
+    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+
+
+class _Reporter:
+    """Writes metrics and pictures, to TensorBoard and to a file of JSON lines."""
+
+    def __init__(self, workdir: Path, config, first: int):
+        self.config = config
+        self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+        self.path = workdir / METRICS_FILE
+        # What was written after the checkpoint that the run continues from is written again.
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self.last_step, self.last_time = first, time.monotonic()
+
+    def scalars(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        now = time.monotonic()
+        rate = (step - self.last_step) / (now - self.last_time)
+        speed = {
+            "clips_per_second": rate * self.config.batch_size,
+            "frames_per_second": rate * self.config.batch_size * self.config.data.frames,
+        }
+        self.last_step, self.last_time = step, now
+        self._write(step, values | speed)
+        return speed
+
+    def samples(self, step: int, vae: ODVAE, clips: np.ndarray) -> None:
+        """Original above reconstruction, for the first, middle and last frame of each fixed clip."""
+        reconstructions = np.concatenate(
+            [decode_uint8(vae, encode_uint8(vae, clip[None]).mode()) for clip in clips]
+        )
+        quality = psnr(jnp.asarray(clips) / 255.0, jnp.asarray(reconstructions) / 255.0)
+        self._write(step, {"psnr": float(quality.mean())})
+        shown = sorted({0, clips.shape[1] // 2, clips.shape[1] - 1})
+        for i, (clip, reconstruction) in enumerate(zip(clips, reconstructions, strict=True)):
+            columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
+            self.writer.add_image(f"clip_{i}", np.concatenate(columns, axis=1), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+class _StopSignal:
+    """Notes SIGINT and SIGTERM, so that the run can save and end after the step under way."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for which in (signal.SIGINT, signal.SIGTERM):
+                self._before[which] = signal.signal(which, self._note)
+
+    def _note(self, which, frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_):
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
