@@ -3,7 +3,9 @@
 Every field of the config can be changed on the command line. Run the same command again to continue.
 """
 
-from absl import app, flags
+import logging as std_logging
+
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to train", lock_config=True)
@@ -12,6 +14,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where checkpoints, metrics and 
 
 def main(_):
     from odvae_jax.training.loop import train
+
+    logging.set_verbosity(logging.WARNING)  # orbax reports every file that it writes
+    std_logging.getLogger("odvae_jax").setLevel(std_logging.INFO)
 
     try:
         train(_CONFIG.value, _WORKDIR.value)

@@ -26,7 +26,7 @@ _WIDTH = flags.DEFINE_integer("width", 128, "base width")
 _UPSAMPLE = flags.DEFINE_enum("upsample", "linear", ["linear", "nearest"], "of the decoder, in space")
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
-_MATRIX = flags.DEFINE_integer("matrix", 8192, "side of the matrices of the reference product")
+_MATRIX = flags.DEFINE_integer("matrix", 16384, "side of the matrices of the reference product")
 
 
 def time_calls(function, *args, repeats):

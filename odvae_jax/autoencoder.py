@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -20,22 +21,23 @@ from odvae_jax.config import (
     ODVAEConfig,
 )
 from odvae_jax.layers.attention import Attention
-from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.sharding import under_explicit_axes
+from odvae_jax.types import AnyArray
 
 
 class Level(nnx.Module):
     """Residual blocks at one resolution, then (encoder: `downsample`, decoder: `upsample`) a change of it."""
 
     def __init__(
-        self, widths: list[int], kind: Kind, *, config: ODVAEConfig, rngs: nnx.Rngs, **resample: nnx.Module
+        self, widths: list[int], kind: Kind, *, config: ODVAEConfig, rng: Generator, **resample: nnx.Module
     ):
         self.block = nnx.List(
-            ResidualBlock(a, b, kind, config=config, rngs=rngs)
+            ResidualBlock(a, b, kind, config=config, rng=rng)
             for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.downsample = resample.get("downsample")
@@ -52,11 +54,11 @@ class Level(nnx.Module):
 class Middle(nnx.Module):
     """Residual block, attention, residual block, at the lowest resolution."""
 
-    def __init__(self, width: int, *, config: ODVAEConfig, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, config: ODVAEConfig, rng: Generator):
         kind = config.parts.middle
-        self.block_1 = ResidualBlock(width, width, kind, config=config, rngs=rngs)
-        self.attn_1 = Attention(width, kind, config=config, rngs=rngs)
-        self.block_2 = ResidualBlock(width, width, kind, config=config, rngs=rngs)
+        self.block_1 = ResidualBlock(width, width, kind, config=config, rng=rng)
+        self.attn_1 = Attention(width, kind, config=config, rng=rng)
+        self.block_2 = ResidualBlock(width, width, kind, config=config, rng=rng)
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -65,28 +67,28 @@ class Middle(nnx.Module):
 class Encoder(nnx.Module):
     """Video to moments (before the quant convolution); widths and levels as in Fig. 2."""
 
-    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ODVAEConfig, *, rng: Generator):
         parts = config.parts
         widths = [config.width * m for m in WIDTH_MULTIPLIERS]
         top = len(widths) - 1
         self.conv_in = CausalConv(
-            IMAGE_CHANNELS, widths[0], (_length(parts.encoder_in), 3), config=config, rngs=rngs
+            IMAGE_CHANNELS, widths[0], (_length(parts.encoder_in), 3), config=config, rng=rng
         )
         self.down = nnx.List()
         for i, width in enumerate(widths):
             resample = {}
             if i < top:
                 resample["downsample"] = Downsample(
-                    width, parts.downsample[i], parts.time_strides[i], config=config, rngs=rngs
+                    width, parts.downsample[i], parts.time_strides[i], config=config, rng=rng
                 )
             blocks = [widths[max(i - 1, 0)]] + [width] * ENCODER_BLOCKS
-            self.down.append(Level(blocks, parts.encoder_levels[i], config=config, rngs=rngs, **resample))
-        self.mid = Middle(widths[-1], config=config, rngs=rngs)
+            self.down.append(Level(blocks, parts.encoder_levels[i], config=config, rng=rng, **resample))
+        self.mid = Middle(widths[-1], config=config, rng=rng)
         self.norm_out = GroupNorm(
             widths[-1], over_time=parts.ends != "2d", activation=True, config=config
         )
         self.conv_out = CausalConv(
-            widths[-1], 2 * config.latent_channels, (_length(parts.ends), 3), config=config, rngs=rngs
+            widths[-1], 2 * config.latent_channels, (_length(parts.ends), 3), config=config, rng=rng
         )
 
     def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
@@ -99,15 +101,15 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents (after the post-quant convolution) to video; `up[i]` is level i, run from 3 to 0."""
 
-    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ODVAEConfig, *, rng: Generator):
         parts = config.parts
         widths = [config.width * m for m in WIDTH_MULTIPLIERS]
         top = len(widths) - 1
         ends = _length(parts.ends)
         self.conv_in = CausalConv(
-            config.latent_channels, widths[-1], (ends, 3), config=config, rngs=rngs
+            config.latent_channels, widths[-1], (ends, 3), config=config, rng=rng
         )
-        self.mid = Middle(widths[-1], config=config, rngs=rngs)
+        self.mid = Middle(widths[-1], config=config, rng=rng)
         self.up = nnx.List()
         for i, width in enumerate(widths):
             resample = {}
@@ -118,12 +120,12 @@ class Decoder(nnx.Module):
                     space=config.upsample if i > 1 and parts.time_strides[i - 1] > 1 else "nearest",
                     time=config.time_upsample if parts.time_strides[i - 1] > 1 else None,
                     config=config,
-                    rngs=rngs,
+                    rng=rng,
                 )
             blocks = [widths[min(i + 1, top)]] + [width] * DECODER_BLOCKS
-            self.up.append(Level(blocks, parts.decoder_levels[i], config=config, rngs=rngs, **resample))
+            self.up.append(Level(blocks, parts.decoder_levels[i], config=config, rng=rng, **resample))
         self.norm_out = GroupNorm(widths[0], over_time=parts.ends != "2d", activation=True, config=config)
-        self.conv_out = CausalConv(widths[0], IMAGE_CHANNELS, (ends, 3), config=config, rngs=rngs)
+        self.conv_out = CausalConv(widths[0], IMAGE_CHANNELS, (ends, 3), config=config, rng=rng)
 
     def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
         x = self.mid(self.conv_in(z))
@@ -144,23 +146,26 @@ class ODVAE(nnx.Module):
 
     Args:
       config: what model; see `ODVAEConfig.variant` and `ODVAEConfig.image`.
-      rngs: for the initial parameters; an int is a seed.
+      rng: for the initial parameters; an int is a seed.
     """
 
-    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs | int = 0):
+    def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs | int | None = 0):
         if not isinstance(config, ODVAEConfig):
             raise ValueError(
                 f"config is a {type(config).__name__}, not an ODVAEConfig: use ODVAEConfig.variant(4)."
             )
-        rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
+        if isinstance(rngs, nnx.Rngs):
+            rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())))
+        else:
+            rng = None if rngs is None else np.random.default_rng(rngs)
         self.config = config
         z = config.latent_channels
-        self.encoder = Encoder(config, rngs=rngs)
-        self.quant_conv = CausalConv(2 * z, 2 * z, (1, 1), config=config, rngs=rngs)
-        self.post_quant_conv = CausalConv(z, z, (1, 1), config=config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.encoder = Encoder(config, rng=rng)
+        self.quant_conv = CausalConv(2 * z, 2 * z, (1, 1), config=config, rng=rng)
+        self.post_quant_conv = CausalConv(z, z, (1, 1), config=config, rng=rng)
+        self.decoder = Decoder(config, rng=rng)
 
-    def moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
+    def moments(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
         """Mean and log-variance before the clamp, side by side in the channels, float32.
 
         Args:
@@ -173,7 +178,7 @@ class ODVAE(nnx.Module):
         check_video(video, self.config)
         return _moments(self, video)
 
-    def encode(self, video: Float[Array, "b t h w 3"]) -> DiagonalGaussian:
+    def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
         """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1).
 
         Arguments and errors are those of `moments`. Latents come unscaled: diffusion models take them
@@ -181,7 +186,7 @@ class ODVAE(nnx.Module):
         """
         return DiagonalGaussian.from_moments(self.moments(video))
 
-    def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
+    def decode(self, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"]:
         """The video of unscaled latents (Eq. 2): float32 [B, 4(t - 1) + 1, 8h, 8w, 3], about [-1, 1].
 
         Raises:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 # Shared by all variants, and taken over from SD-VAE.
@@ -109,7 +110,7 @@ class ODVAEConfig:
       time_upsample: "linear" (released) or "nearest", which with norm "frame" makes the decoder
         strictly causal.
       scaling_factor: what latents are multiplied by before diffusion (they are returned unscaled).
-      dtype: of the computation, "float32" or "bfloat16". Norm statistics, the posterior and the
+      dtype: of the computation, "float32" or "bfloat16" (kept as the name). Norm statistics, the posterior and the
         decoded video are float32 either way.
       param_dtype: of the parameters.
       precision: of float32 convolutions and products: "default" is what the platform does fastest
@@ -127,8 +128,8 @@ class ODVAEConfig:
     norm: Literal["clip", "frame"] = "clip"
     time_upsample: Literal["linear", "nearest"] = "linear"
     scaling_factor: float = 0.18215
-    dtype: str = "float32"
-    param_dtype: str = "float32"
+    dtype: jax.typing.DTypeLike = "float32"
+    param_dtype: jax.typing.DTypeLike = "float32"
     precision: Literal["default", "high", "highest"] = "default"
 
     def __post_init__(self):

@@ -8,19 +8,20 @@ from jaxtyping import Array, Float, UInt8
 
 from odvae_jax.autoencoder import ODVAE, check_latents, check_video_shape
 from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.types import AnyArray
 
 
-def encode(vae: ODVAE, video: Float[Array, "b t h w 3"]) -> DiagonalGaussian:
+def encode(vae: ODVAE, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
     """The posterior of a video in [-1, 1]; the same as `vae.encode(video)`."""
     return vae.encode(video)
 
 
-def decode(vae: ODVAE, latents: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
+def decode(vae: ODVAE, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"]:
     """The float32 video of unscaled latents; the same as `vae.decode(latents)`."""
     return vae.decode(latents)
 
 
-def encode_uint8(vae: ODVAE, video: UInt8[Array, "b t h w 3"]) -> DiagonalGaussian:
+def encode_uint8(vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
     """The posterior of a uint8 video, 0 to 255, scaled to [-1, 1] on the device.
 
     Raises:
@@ -37,7 +38,7 @@ def encode_uint8(vae: ODVAE, video: UInt8[Array, "b t h w 3"]) -> DiagonalGaussi
     return _encode_uint8(vae, video)
 
 
-def decode_uint8(vae: ODVAE, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b u v x 3"]:
+def decode_uint8(vae: ODVAE, latents: Float[AnyArray, "b t h w c"]) -> UInt8[Array, "b u v x 3"]:
     """The video of unscaled latents as uint8, rounded to the nearest and clipped on the device.
 
     Raises:

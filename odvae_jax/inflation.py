@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import abstract_model, differences, named_parameters, with_parameters
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.types import AnyArray
 
 Method = Literal["tail", "average", "random"]
 
 
 def inflate_kernel(
-    kernel: Float[Array, "1 k k c d"], length: int, method: Method, key: jax.Array | None = None
+    kernel: Float[AnyArray, "1 k k c d"], length: int, method: Literal["tail", "average"]
 ) -> Float[Array, "kt k k c d"]:
     """A kernel of `length` in time from a 2D one.
 
     "tail" gives the last time slice the 2D kernel and the others zero (Eq. 3); "average" gives every
-    slice the 2D kernel divided by `length` (Eq. 5); "random" draws from a Gaussian of variance
-    1/fan_in and needs `key`. A kernel that stays 2D is copied, except at random.
+    slice the 2D kernel divided by `length` (Eq. 5). A kernel that stays 2D is copied.
     """
-    if method == "random":
-        shape = (length, *kernel.shape[1:])
-        return jax.random.normal(key, shape, kernel.dtype) / np.sqrt(np.prod(shape[:-1]))
     if length == 1:
-        return kernel
+        return jnp.asarray(kernel)
     if method == "average":
         return jnp.broadcast_to(kernel / length, (length, *kernel.shape[1:]))
     return jnp.concatenate([jnp.zeros((length - 1, *kernel.shape[1:]), kernel.dtype), kernel])

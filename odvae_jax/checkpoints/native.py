@@ -33,7 +33,7 @@ def named_parameters(vae: ODVAE) -> dict[str, Any]:
 
 def abstract_model(config: ODVAEConfig) -> ODVAE:
     """The model with shapes in place of parameters; costs no memory."""
-    return nnx.eval_shape(lambda: ODVAE(config, rngs=0))
+    return nnx.eval_shape(lambda: ODVAE(config, rngs=None))
 
 
 def with_parameters(vae: ODVAE, parameters: dict[str, Any]) -> ODVAE:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
-from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
 
 
@@ -21,16 +21,16 @@ class Attention(nnx.Module):
       features: channels, which are also the width of the head.
       kind: "2d" takes the norm's statistics per frame.
       config: the model's.
-      rngs: for the initial kernels.
+      rng: for the initial kernels.
     """
 
-    def __init__(self, features: int, kind: Kind, *, config: ODVAEConfig, rngs: nnx.Rngs):
+    def __init__(self, features: int, kind: Kind, *, config: ODVAEConfig, rng: Generator):
         self.precision = config.precision
         self.norm = GroupNorm(features, over_time=kind != "2d", activation=False, config=config)
-        self.q = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
-        self.k = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
-        self.v = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
-        self.proj_out = CausalConv(features, features, (1, 1), config=config, rngs=rngs)
+        self.q = CausalConv(features, features, (1, 1), config=config, rng=rng)
+        self.k = CausalConv(features, features, (1, 1), config=config, rng=rng)
+        self.v = CausalConv(features, features, (1, 1), config=config, rng=rng)
+        self.proj_out = CausalConv(features, features, (1, 1), config=config, rng=rng)
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape

@@ -19,6 +19,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -26,7 +27,19 @@ from odvae_jax.config import ODVAEConfig
 
 _NARROW_OUTPUT = 16  # output channels up to which the taps are summed after the convolution
 
-_kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2, 3), out_axis=4)
+Generator = np.random.Generator | None
+"""Where initial kernels come from; None makes them zero, for models whose shapes alone matter."""
+
+
+def gaussian_kernel(rng: Generator, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Gaussian values with variance 1/fan_in.
+
+    NumPy draws them: JAX would compile a program for every shape, half a minute for a whole model.
+    """
+    if rng is None:
+        return jnp.zeros(shape, dtype)
+    values = rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
+    return jnp.asarray(values.astype(dtype))
 
 
 class CausalConv(nnx.Module):
@@ -40,7 +53,7 @@ class CausalConv(nnx.Module):
         one column to the right, none above or left; with stride 2 in time, output j sees the inputs
         2j - 2, 2j - 1 and 2j.
       config: gives dtype, param_dtype and precision.
-      rngs: for the initial kernel, Gaussian with variance 1/fan_in; the bias starts at zero.
+      rng: for the initial kernel, Gaussian with variance 1/fan_in; the bias starts at zero.
     """
 
     def __init__(
@@ -51,15 +64,14 @@ class CausalConv(nnx.Module):
         strides: tuple[int, int] = (1, 1),
         *,
         config: ODVAEConfig,
-        rngs: nnx.Rngs,
+        rng: Generator,
     ):
         kt, k = kernel_size
         self.strides = strides
         self.dtype = config.dtype
         self.precision = config.precision
-        self.kernel = nnx.Param(
-            _kernel_init(rngs.params(), (kt, k, k, in_features, out_features), config.param_dtype)
-        )
+        shape = (kt, k, k, in_features, out_features)
+        self.kernel = nnx.Param(gaussian_kernel(rng, shape, config.param_dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), config.param_dtype))
 
     def __call__(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
-from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.causal_conv import CausalConv, Generator
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -22,14 +22,14 @@ class Downsample(nnx.Module):
       kind: "2d" or "3d", the convolution's.
       time_stride: 1 or 2; with 2, T = 2m + 1 frames become m + 1.
       config: the model's.
-      rngs: for the initial kernel.
+      rng: for the initial kernel.
     """
 
     def __init__(
-        self, features: int, kind: Kind, time_stride: int, *, config: ODVAEConfig, rngs: nnx.Rngs
+        self, features: int, kind: Kind, time_stride: int, *, config: ODVAEConfig, rng: Generator
     ):
         kt = 3 if kind == "3d" else 1
-        self.conv = CausalConv(features, features, (kt, 3), (time_stride, 2), config=config, rngs=rngs)
+        self.conv = CausalConv(features, features, (kt, 3), (time_stride, 2), config=config, rng=rng)
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x c"]:
         return self.conv(x)
@@ -44,7 +44,7 @@ class Upsample(nnx.Module):
       space: how rows and columns are doubled.
       time: how frames are doubled; None keeps their number.
       config: the model's.
-      rngs: for the initial kernel.
+      rng: for the initial kernel.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Upsample(nnx.Module):
         space: Interpolation,
         time: Interpolation | None,
         config: ODVAEConfig,
-        rngs: nnx.Rngs,
+        rng: Generator,
     ):
         self.space = space
         self.time = time
         kt = 3 if kind == "3d" else 1
-        self.conv = CausalConv(features, features, (kt, 3), config=config, rngs=rngs)
+        self.conv = CausalConv(features, features, (kt, 3), config=config, rng=rng)
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u 2*h 2*w c"]:
         y = double_space(x, self.space)

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
-from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
 
 
@@ -19,23 +19,23 @@ class ResidualBlock(nnx.Module):
       kind: "2d": both convolutions and the norms' statistics per frame; "3d": both causal 3D;
         "mixed": the first 3D, the second per frame (variant 2), norms over the clip.
       config: the model's.
-      rngs: for the initial kernels.
+      rng: for the initial kernels.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, kind: Kind, *, config: ODVAEConfig, rngs: nnx.Rngs
+        self, in_features: int, out_features: int, kind: Kind, *, config: ODVAEConfig, rng: Generator
     ):
         first = 1 if kind == "2d" else 3
         second = 3 if kind == "3d" else 1
         over_time = kind != "2d"
         self.norm1 = GroupNorm(in_features, over_time=over_time, activation=True, config=config)
-        self.conv1 = CausalConv(in_features, out_features, (first, 3), config=config, rngs=rngs)
+        self.conv1 = CausalConv(in_features, out_features, (first, 3), config=config, rng=rng)
         self.norm2 = GroupNorm(out_features, over_time=over_time, activation=True, config=config)
-        self.conv2 = CausalConv(out_features, out_features, (second, 3), config=config, rngs=rngs)
+        self.conv2 = CausalConv(out_features, out_features, (second, 3), config=config, rng=rng)
         self.nin_shortcut = (
             None
             if in_features == out_features
-            else CausalConv(in_features, out_features, (1, 1), config=config, rngs=rngs)
+            else CausalConv(in_features, out_features, (1, 1), config=config, rng=rng)
         )
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -28,6 +28,8 @@ from odvae_jax.training import config as config_lib
 from odvae_jax.training.curves import plot_curves
 from odvae_jax.training.state import TrainState, create_state, make_optimizer
 from odvae_jax.training.step import make_train_step
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -71,11 +73,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         if latest is None:
             state = jax.device_put(create_state(_initial_model(config), optimizer), replicated(mesh))
         else:
-            logging.info("continuing from step %d of %s", latest, workdir)
+            logger.info("continuing from step %d of %s", latest, workdir)
             state = _restore(checkpoints, latest, optimizer, model, mesh)
         first = int(state.step)
         if first >= config.steps:
-            logging.info("%s has done its %d steps already", workdir, config.steps)
+            logger.info("%s has done its %d steps already", workdir, config.steps)
         (workdir / CONFIG_FILE).write_text(config.to_json(indent=2) + "\n")
 
         step_fn = jax.jit(make_train_step(config, vae, optimizer), donate_argnums=0)
@@ -104,15 +106,16 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
                 if step % config.checkpoint_every == 0 or last:
                     checkpoints.save(step, args=ocp.args.StandardSave(state._asdict()), force=last)
                 if stop.requested:
-                    logging.warning("stopped after step %d; run the same command to continue", step)
+                    logger.warning("stopped after step %d; run the same command to continue", step)
                     break
         reporter.close()
     trained = with_parameters(vae, jax.device_get(state.ema))
     trained.save_pretrained(workdir / MODEL_FOLDER, overwrite=True)
     plot_curves([workdir], workdir / "curves.png")
+    logger.info("the model is in %s, the curves in %s", workdir / MODEL_FOLDER, workdir / "curves.png")
     if clips.skipped:
         names = ", ".join(sorted(clips.skipped))
-        logging.warning("%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names)
+        logger.warning("%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names)
     return state
 
 
@@ -144,7 +147,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def _restore(checkpoints, step, optimizer, model, mesh) -> TrainState:
-    abstract = jax.eval_shape(lambda: create_state(ODVAE(model, rngs=0), optimizer))
+    abstract = jax.eval_shape(lambda: create_state(ODVAE(model, rngs=None), optimizer))
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), abstract
     )

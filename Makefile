@@ -1,0 +1,46 @@
+# make demo: train a small model on real video, look at what it does.   make test: run the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+# On a machine with an NVIDIA GPU JAX comes with CUDA, elsewhere for the CPU.
+EXTRAS := samples$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)
+# PyTorch is for the parity tests alone, and on the CPU.
+TORCH ?= torch==2.13.0+cpu
+RUNS ?= runs/quick
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: install demo test test-full lint clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -e '.[$(EXTRAS)]'
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet '$(TORCH)' || { test -z "$$CI" && echo \
+	"No CPU build of PyTorch was found, so its parity tests will be skipped. To run them, let pip see" \
+	"PyTorch's CPU index (PIP_EXTRA_INDEX_URL), or name another build: make test TORCH=torch"; }
+	$(BIN)/pip install --quiet -e '.[$(EXTRAS),test]'
+	touch $@
+
+demo: install
+	$(BIN)/python train.py --config=configs/quick.py:image --workdir=$(RUNS)/image
+	$(BIN)/python train.py --config=configs/quick.py:video --workdir=$(RUNS)/video \
+	    --config.init.from_pretrained=$(RUNS)/image
+	$(BIN)/python eval.py --ckpt=$(RUNS)/video --data=sample-clips --frames=17 --size=128 --start=-17 \
+	    --output=$(RUNS)/eval
+	$(BIN)/python -m odvae_jax.training.curves $(RUNS)/image $(RUNS)/video $(RUNS)/curves.png
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+test-full: .venv/installed-test
+	$(BIN)/python -m pytest --full
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv .cache runs

@@ -1,0 +1,81 @@
+"""Shared by all tests: eight virtual CPU devices, a compilation cache, checked types, small models."""
+
+import functools
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+_CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.typechecker  # noqa: E402, F401
+
+install_import_hook("odvae_jax", "tests.typechecker.check")
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from odvae_jax import ODVAE, ODVAEConfig  # noqa: E402
+
+SMALL = {"width": 8, "groups": 4, "precision": "highest"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the full grids too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: part of a full grid, run with --full only")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        skip = pytest.mark.skip(reason="only with --full")
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(skip)
+
+
+@functools.lru_cache(maxsize=None)
+def small_model(structure="v4", seed=0, **overrides):
+    """A random model of width 8 whose biases and norms are not trivial, made once."""
+    vae = ODVAE(ODVAEConfig.from_dict({**SMALL, "structure": structure, **overrides}), rngs=seed)
+    return jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape) if p.ndim == 1 else p, vae
+    )
+
+
+def random_video(t, h, w, b=1, seed=0):
+    """float32 in [-1, 1]."""
+    return np.random.default_rng(seed).uniform(-1, 1, (b, t, h, w, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Lets wrong input reach the library's own checks, as it does for users."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def write_clip(path, frames=24, height=48, width=64, seed=0, fps=12):
+    """A real H.264 file of a moving pattern."""
+    from odvae_jax.data.video import write_video
+
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = rng.uniform(0.05, 0.3, (3, 3))
+    video = np.stack(
+        [
+            np.stack([np.sin(a * x + b * y + c * 4 * t) for a, b, c in waves], -1)
+            for t in range(frames)
+        ]
+    )
+    write_video(path, ((video + 1) * 127.5).astype(np.uint8), fps)
+    return path

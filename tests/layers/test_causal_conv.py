@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from odvae_jax.layers import causal_conv as module
+
+STRIDES = [(1, 1), (1, 2), (2, 2)]
+
+
+def reference(x, kernel, strides):
+    """The definition, by scipy in float64: repeated first frame, zeros around, correlation, strides."""
+    kt, k = kernel.shape[:2]
+    x = np.concatenate([x[:, :1]] * (kt - 1) + [x], axis=1).astype(np.float64)
+    after = 1 if strides[1] == 2 else k // 2
+    before = k // 2 if strides[1] == 1 else 0
+    x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after), (0, 0)))
+    out = np.zeros((*(s - n + 1 for s, n in zip(x.shape[1:4], (kt, k, k))), kernel.shape[-1]))
+    result = []
+    for clip in x:
+        out = 0
+        for c in range(kernel.shape[3]):
+            full = [
+                scipy.ndimage.correlate(clip[..., c], kernel[..., c, d].astype(np.float64), mode="constant")
+                for d in range(kernel.shape[4])
+            ]
+            cut = tuple(slice(n // 2, s - (n - 1 - n // 2)) for s, n in zip(clip.shape[:3], (kt, k, k)))
+            out = out + np.stack([f[cut] for f in full], axis=-1)
+        result.append(out[:: strides[0], :: strides[1], :: strides[1]])
+    return np.stack(result)
+
+
+def inputs(t, out_features, kt=3, k=3):
+    rng = np.random.default_rng(t)
+    x = rng.standard_normal((2, t, 8, 6, 5)).astype(np.float32)
+    return x, rng.standard_normal((kt, k, k, 5, out_features)).astype(np.float32)
+
+
+@pytest.mark.parametrize("strides", STRIDES, ids=str)
+@pytest.mark.parametrize("t", [1, 5])
+@pytest.mark.parametrize("kt, k, out_features", [(3, 3, 24), (3, 3, 3), (1, 3, 7), (1, 1, 7)])
+def test_convolution_is_its_definition(kt, k, out_features, t, strides):
+    if k == 1 and strides != (1, 1):
+        pytest.skip("the network has no strided 1×1×1 convolution")
+    x, kernel = inputs(t, out_features, kt, k)
+    y = module.causal_conv(jnp.asarray(x), jnp.asarray(kernel), strides, "highest")
+    np.testing.assert_allclose(y, reference(x, kernel, strides), atol=2e-4)
+
+
+@pytest.mark.parametrize("strides", STRIDES, ids=str)
+def test_every_lowering_and_its_gradient_is_the_plain_ones(strides):
+    x, kernel = map(jnp.asarray, inputs(5, 24))
+
+    def run(lowering):
+        y, pull = jax.vjp(lambda x, k: lowering(x, k, strides, "highest"), x, kernel)
+        return (y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)))
+
+    expected = run(module._plain_3d)
+    for lowering in (module._frames_joined, module._taps_summed, module.causal_conv):
+        for a, b in zip(run(lowering), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4, err_msg=lowering.__name__)
+
+
+def test_only_the_input_and_the_kernel_are_kept_for_the_gradient():
+    x, kernel = map(jnp.asarray, inputs(5, 24))
+    _, pull = jax.vjp(lambda x, k: module.causal_conv(x, k), x, kernel)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull))
+    assert kept == x.size + kernel.size

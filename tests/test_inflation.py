@@ -1,0 +1,72 @@
+"""Tail initialisation (Eq. 3) makes the video model an image model for a single frame (Eq. 4)."""
+
+import numpy as np
+import pytest
+
+from odvae_jax import ODVAEConfig
+from odvae_jax.checkpoints.native import named_parameters
+from odvae_jax.inflation import inflate
+from tests.conftest import SMALL, random_video, small_model
+
+VARIANTS = (1, 2, 3, 4)
+
+
+def inflated(n, method="tail", **overrides):
+    return inflate(small_model("image"), ODVAEConfig.variant(n, **SMALL, **overrides), method)
+
+
+@pytest.mark.parametrize("n", VARIANTS)
+def test_tail_initialised_model_passes_an_image_and_a_still_clip_as_the_image_model_does(n):
+    image = small_model("image")
+    vae = inflated(n)
+    frame = random_video(1, 16, 24)
+    latent = image.encode(frame).mean
+    np.testing.assert_allclose(vae.encode(frame).mean, latent, atol=1e-4)
+    np.testing.assert_allclose(vae.decode(latent), image.decode(latent), atol=1e-4)
+    still = frame.repeat(5, axis=1)
+    latents = vae.encode(still).mean
+    np.testing.assert_allclose(latents, np.asarray(latent).repeat(2, 1), atol=1e-4)
+    np.testing.assert_allclose(
+        vae.decode(latents), np.asarray(image.decode(latent)).repeat(5, 1), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("n", VARIANTS)
+def test_with_per_frame_norm_each_latent_is_the_image_models_of_one_frame(n):
+    image = small_model("image")
+    vae = inflated(n, norm="frame", time_upsample="nearest")
+    video = random_video(9, 16, 24)
+    latents = vae.encode(video).mean
+    np.testing.assert_allclose(latents, image.encode(video[:, ::4]).mean, atol=1e-4)
+    shown = np.asarray(latents)[:, [0] + [1] * 4 + [2] * 4]  # latent ceil(t / 4) in frame t
+    np.testing.assert_allclose(vae.decode(latents), image.decode(shown), atol=1e-4)
+
+
+def test_average_is_tail_on_a_still_clip_and_not_on_a_moving_one():
+    tail, average = (inflated(4, method, norm="frame") for method in ("tail", "average"))
+    still = random_video(1, 16, 24).repeat(5, axis=1)
+    np.testing.assert_allclose(average.encode(still).mean, tail.encode(still).mean, atol=1e-4)
+    moving = random_video(5, 16, 24)
+    assert np.abs(average.encode(moving).mean - tail.encode(moving).mean).max() > 0.01
+
+
+def test_random_takes_nothing_but_has_gaussian_kernels_of_variance_one_over_fan_in():
+    random, again, other = (
+        named_parameters(inflate(small_model("image"), ODVAEConfig.variant(1, **SMALL), "random", seed=s))
+        for s in (0, 0, 1)
+    )
+    name = "decoder.mid.block_1.conv1.kernel"
+    kernel = np.asarray(random[name])
+    assert kernel.std() == pytest.approx(1 / np.sqrt(np.prod(kernel.shape[:-1])), rel=0.05)
+    assert (kernel == again[name]).all() and (kernel != other[name]).all()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_does_not_fit_is_refused():
+    config = ODVAEConfig.variant(4, **SMALL)
+    with pytest.raises(ValueError, match="'tial' is not known.*tail.*average.*random"):
+        inflate(small_model("image"), config, "tial")
+    with pytest.raises(ValueError, match="'v4'; expected an image model"):
+        inflate(small_model("v4"), config)
+    with pytest.raises(ValueError, match="another width.*conv_in.kernel is .*8.*expected .*16"):
+        inflate(small_model("image"), ODVAEConfig.variant(4, **SMALL | {"width": 16}))

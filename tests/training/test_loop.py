@@ -1,0 +1,148 @@
+"""Whole runs of a tiny model on real video files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from odvae_jax import ODVAE, ODVAEConfig
+from odvae_jax.training.config import default_config
+from odvae_jax.training.loop import train
+from tests.conftest import small_model, write_clip
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos")
+    for i in range(2):
+        write_clip(path / f"clip{i}.mp4", seed=i)
+    (path / "fake.mp4").write_text("not a video")
+    return path
+
+
+def tiny(videos, **fields):
+    config = default_config()
+    config.model = ODVAEConfig.variant(4, width=8, groups=4).to_dict()
+    config.update_from_flattened_dict(
+        {
+            "data.path": str(videos),
+            "data.frames": 5,
+            "data.size": 16,
+            "data.short_side": 24,
+            "data.holdout": 5,
+            "optimizer.learning_rate": 1e-3,
+            "ema_decay": 0.5,
+            "batch_size": 8,
+            "steps": 6,
+            "log_every": 1,
+            "sample_every": 3,
+            "checkpoint_every": 2,
+            **fields,
+        }
+    )
+    return config
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole_run(videos, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    return workdir, train(tiny(videos), workdir)
+
+
+def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
+    workdir, state = whole_run
+    vae = ODVAE.from_pretrained(workdir / "model")
+    np.testing.assert_array_equal(vae.quant_conv.kernel[...], state.ema["quant_conv.kernel"])
+    assert (state.ema["quant_conv.kernel"] != state.parameters["quant_conv.kernel"]).any()
+    records = lines(workdir)
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "psnr" in r] == [3, 6]
+    assert {"reconstruction", "kl", "clips_per_second", "gradient_norm"} <= records[0].keys()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert len(events.Images("clip_0")) == len(events.Images("clip_1")) == 2
+    assert Image.open(workdir / "curves.png").size[0] > 500
+
+
+def test_a_run_learns(videos, tmp_path):
+    (tmp_path / "one").mkdir()
+    write_clip(tmp_path / "one" / "clip.mp4", frames=10)
+    fields = {"steps": 60, "sample_every": 0, "checkpoint_every": 60, "optimizer.learning_rate": 4e-3}
+    train(tiny(tmp_path / "one", **fields), tmp_path / "run")
+    losses = [r["loss"] for r in lines(tmp_path / "run")]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, tmp_path):
+    workdir, expected = whole_run
+    short = tiny(videos, steps=4)
+    train(short, tmp_path / "run")
+    # As if the run had gone on to step 5 and died before its next checkpoint.
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "loss": 0.0}) + "\n")
+    state = train(tiny(videos), tmp_path / "run")
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    timeless = [
+        [{k: v for k, v in r.items() if "second" not in k} for r in lines(d) if "loss" in r]
+        for d in (tmp_path / "run", workdir)
+    ]
+    assert timeless[0] == timeless[1]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_video_model_starts_from_an_image_model_by_tail_initialisation(videos, tmp_path):
+    small_model("image").save_pretrained(tmp_path / "image")
+    config = tiny(videos, steps=1, sample_every=1, **{"init.from_pretrained": str(tmp_path / "image")})
+    config.optimizer.learning_rate = 0.0
+    state = train(config, tmp_path / "run")
+    kernel = np.asarray(state.parameters["decoder.conv_in.kernel"])
+    assert not kernel[:2].any()
+    np.testing.assert_array_equal(kernel[2:], small_model("image").decoder.conv_in.kernel[...])
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"data.path": ""}, ["config.data.path", "sample-clips"]),
+        ({"data.frames": 8}, ["config.data.frames=8", "4k + 1", "nearest is 9"]),
+        ({"data.size": 20}, ["config.data.size=20", "nearest is 16"]),
+        ({"data.short_side": 8}, ["config.data.short_side=8"]),
+        ({"batch_size": 12}, ["config.batch_size=12", "8 devices", "nearest that does is 16"]),
+        ({"steps": 0}, ["config.steps=0"]),
+        ({"loss.reconstruction": "l3"}, ["config.loss.reconstruction='l3'", "l1"]),
+        ({"optimizer.decay": "linear"}, ["config.optimizer.decay='linear'", "cosine"]),
+        ({"init.method": "tial"}, ["config.init.method='tial'", "tail"]),
+        ({"model.norm": "batch"}, ["norm='batch'", "frame"]),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_impossible_configs_are_refused_before_anything_compiles(videos, tmp_path, fields, words):
+    with pytest.raises(ValueError) as error:
+        train(tiny(videos, **fields), tmp_path / "run")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_and_models_are_named(videos, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        train(tiny(tmp_path / "nowhere"), tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="no-model does not exist"):
+        train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "no-model")}), tmp_path / "run")
+    small_model("v1").save_pretrained(tmp_path / "v1")
+    with pytest.raises(ValueError, match="holds a 'v1' model; a 'v4' one starts from"):
+        train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")}), tmp_path / "run")
+
+
+def test_a_run_of_another_model_is_not_continued(whole_run, videos):
+    with pytest.raises(ValueError, match=r"model.norm: 'clip' there, 'frame' now"):
+        train(tiny(videos, **{"model.norm": "frame"}), whole_run[0])
