@@ -26,11 +26,13 @@ def main(_):
 
     try:
         vae = ODVAE.from_pretrained(find_model(_CKPT.value))
-        clips = evaluate(vae, _DATA.value, frames=_FRAMES.value, size=_SIZE.value, start=_START.value)
+        clips = evaluate(
+            vae, _DATA.value, frames=_FRAMES.value, size=_SIZE.value, start=_START.value
+        )
         results = list(tqdm(clips, unit="clip", dynamic_ncols=True))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"eval.py: {error}") from error
-    blocks = "{}×8×8 blocks' mean".format(vae.config.time_compression)
+    blocks = f"{vae.config.time_compression}×8×8 blocks' mean"
     print(f"{'clip':30} {'PSNR [dB]':>10} {blocks:>20}")
     for r in results:
         print(f"{Path(r.path).stem:30} {r.psnr:10.2f} {r.block_mean_psnr:20.2f}")

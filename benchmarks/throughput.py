@@ -23,7 +23,9 @@ _WORK = flags.DEFINE_list(
 )
 _VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4")
 _WIDTH = flags.DEFINE_integer("width", 128, "base width")
-_UPSAMPLE = flags.DEFINE_enum("upsample", "linear", ["linear", "nearest"], "of the decoder, in space")
+_UPSAMPLE = flags.DEFINE_enum(
+    "upsample", "linear", ["linear", "nearest"], "of the decoder, in space"
+)
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
 _MATRIX = flags.DEFINE_integer("matrix", 16384, "side of the matrices of the reference product")
@@ -60,8 +62,12 @@ def main(_):
     vae = ODVAE(config, rngs=0)
     peak = matrix_rate(_MATRIX.value, _DTYPE.value, _REPEATS.value)
     device = jax.devices()[0].device_kind
-    print(f"{device}, jax {jax.__version__}, {_DTYPE.value}; matrix product {peak / 1e12:.0f} TFLOP/s")
-    print(f"{'work':26}{'ms':>9}{'spread':>16}{'TFLOP':>9}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}{'compile s':>10}")
+    print(
+        f"{device}, jax {jax.__version__}, {_DTYPE.value}; matrix product {peak / 1e12:.0f} TFLOP/s"
+    )
+    print(
+        f"{'work':26}{'ms':>9}{'spread':>16}{'TFLOP':>9}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}{'compile s':>10}"
+    )
     for work in _WORK.value:
         name, size = work.split(":")
         t, h, w = map(int, size.split("x"))

@@ -16,16 +16,19 @@ def get_config(stage="video"):
         raise ValueError(f"configs/quick.py:{stage} is not known; there are :image and :video.")
     config = default_config()
     size = {"width": 16, "groups": 8, "norm": "frame"}
+    config.batch_size = 4
     if stage == "image":
         config.model = ODVAEConfig.image(**size).to_dict()
-        config.steps = 1000
-        config.batch_size = 8
         config.data.frames = 1
+        config.steps = 600
+        config.optimizer.learning_rate = 2e-3
+        config.sample_every = 150
     else:
         config.model = ODVAEConfig.variant(4, **size).to_dict()
-        config.steps = 150
-        config.batch_size = 1
-        config.data.frames = 17
+        config.data.frames = 5
+        config.steps = 90
+        config.optimizer.learning_rate = 3e-4
+        config.sample_every = 30
     config.data.path = "sample-clips"
     config.data.size = 64
     config.data.short_side = 128
@@ -33,11 +36,9 @@ def get_config(stage="video"):
     config.data.in_memory = True
     config.data.threads = 1
     config.loss.reconstruction = "l2"
-    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
     config.optimizer.decay = "cosine"
-    config.ema_decay = 0.98
-    config.log_every = 25
-    config.sample_every = 100
-    config.checkpoint_every = 250
+    config.ema_decay = 0.95
+    config.log_every = 10
+    config.checkpoint_every = 150
     return config

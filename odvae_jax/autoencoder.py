@@ -34,7 +34,13 @@ class Level(nnx.Module):
     """Residual blocks at one resolution, then (encoder: `downsample`, decoder: `upsample`) a change of it."""
 
     def __init__(
-        self, widths: list[int], kind: Kind, *, config: ODVAEConfig, rng: Generator, **resample: nnx.Module
+        self,
+        widths: list[int],
+        kind: Kind,
+        *,
+        config: ODVAEConfig,
+        rng: Generator,
+        **resample: nnx.Module,
     ):
         self.block = nnx.List(
             ResidualBlock(a, b, kind, config=config, rng=rng)
@@ -82,7 +88,9 @@ class Encoder(nnx.Module):
                     width, parts.downsample[i], parts.time_strides[i], config=config, rng=rng
                 )
             blocks = [widths[max(i - 1, 0)]] + [width] * ENCODER_BLOCKS
-            self.down.append(Level(blocks, parts.encoder_levels[i], config=config, rng=rng, **resample))
+            self.down.append(
+                Level(blocks, parts.encoder_levels[i], config=config, rng=rng, **resample)
+            )
         self.mid = Middle(widths[-1], config=config, rng=rng)
         self.norm_out = GroupNorm(
             widths[-1], over_time=parts.ends != "2d", activation=True, config=config
@@ -123,8 +131,12 @@ class Decoder(nnx.Module):
                     rng=rng,
                 )
             blocks = [widths[min(i + 1, top)]] + [width] * DECODER_BLOCKS
-            self.up.append(Level(blocks, parts.decoder_levels[i], config=config, rng=rng, **resample))
-        self.norm_out = GroupNorm(widths[0], over_time=parts.ends != "2d", activation=True, config=config)
+            self.up.append(
+                Level(blocks, parts.decoder_levels[i], config=config, rng=rng, **resample)
+            )
+        self.norm_out = GroupNorm(
+            widths[0], over_time=parts.ends != "2d", activation=True, config=config
+        )
         self.conv_out = CausalConv(widths[0], IMAGE_CHANNELS, (ends, 3), config=config, rng=rng)
 
     def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
@@ -206,21 +218,32 @@ class ODVAE(nnx.Module):
         native.save(self, path, overwrite=overwrite)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, **overrides: Any) -> ODVAE:
-        """Loads a folder that `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        **overrides: Any,
+    ) -> ODVAE:
+        """Loads a model: one of ours, a released OD-VAE, or an SD-VAE (as a per-frame image model).
 
         Args:
-          path: the folder.
+          source: a folder that `save_pretrained` wrote; a released OD-VAE's folder or training `.ckpt`;
+            a diffusers SD-VAE's folder; a file of SD-VAE weights in either layout, or a whole Stable
+            Diffusion checkpoint; or the hub id of such a folder.
+          revision: of the hub's repository: a branch, tag or commit.
+          subfolder: folder in the repository, or in the local folder, such as "vae".
           **overrides: config fields to change that change no parameter's shape, such as
             `dtype="bfloat16"`.
 
         Raises:
-          FileNotFoundError: if the folder or one of its files is missing.
+          FileNotFoundError: if the source or one of its files is missing.
           ValueError: if the files do not hold such a model, saying which names differ and how.
         """
-        from odvae_jax.checkpoints import native
+        from odvae_jax.checkpoints.pretrained import load_pretrained
 
-        return native.load(path, **overrides)
+        return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
 
 
 def check_video(video: Any, config: ODVAEConfig) -> None:
@@ -253,7 +276,9 @@ def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
         wrong.append("B must be at least 1")
     if t != nearest[1]:
         wrong.append(f"T must be {step}k + 1" if step > 1 else "T must be at least 1")
-    wrong += [f"{n} must be a multiple of 8" for n, s, m in zip("HW", (h, w), nearest[2:4]) if s != m]
+    wrong += [
+        f"{n} must be a multiple of 8" for n, s, m in zip("HW", (h, w), nearest[2:4]) if s != m
+    ]
     if c != IMAGE_CHANNELS:
         wrong.append("the last axis must hold 3 channels")
     raise ValueError(
@@ -266,7 +291,9 @@ def check_latents(latents: Any, config: ODVAEConfig) -> None:
     shape = tuple(jnp.shape(latents))
     expected = f"[B, t, h, w, {config.latent_channels}]"
     if len(shape) != 5 or shape[-1] != config.latent_channels or 0 in shape:
-        near = (*(max(s, 1) for s in shape[:-1]), config.latent_channels) if len(shape) == 5 else None
+        near = (
+            (*(max(s, 1) for s in shape[:-1]), config.latent_channels) if len(shape) == 5 else None
+        )
         raise ValueError(
             f"latents have shape {shape}; this model decodes {expected}"
             + (f": the nearest is {near}." if near else ".")

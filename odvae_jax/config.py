@@ -184,7 +184,9 @@ class ODVAEConfig:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(f"model config field {name!r} is not known; {hint}There are {known}.")
+                raise ValueError(
+                    f"model config field {name!r} is not known; {hint}There are {known}."
+                )
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:

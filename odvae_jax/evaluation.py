@@ -60,7 +60,9 @@ def evaluate(
         info = inspect_video(file)
         first = start if start >= 0 else info.frames + start
         if first < 0 or first + frames > info.frames:
-            raise VideoError(f"{file} has {info.frames} frames; {frames} from frame {start} on were asked for.")
+            raise VideoError(
+                f"{file} has {info.frames} frames; {frames} from frame {start} on were asked for."
+            )
         infos.append((info, first))
     reconstruct = jax.jit(_reconstruct)
     for info, first in infos:
@@ -112,15 +114,22 @@ def save_pictures(results: list[ClipResult], output: str | os.PathLike) -> list[
     written = []
     for result in results:
         path = output / f"{Path(result.path).stem}.mp4"
-        write_video(path, np.concatenate([result.original, result.reconstruction], axis=2), result.fps)
+        write_video(
+            path, np.concatenate([result.original, result.reconstruction], axis=2), result.fps
+        )
         written.append(path)
     rows = []
     for result in results:
-        shown = np.linspace(0, len(result.original) - 1, num=min(4, len(result.original)), dtype=int)
+        shown = np.linspace(
+            0, len(result.original) - 1, num=min(4, len(result.original)), dtype=int
+        )
         pair = np.stack([result.original[shown], result.reconstruction[shown]])
         rows.append(rearrange(pair, "pair n h w c -> (pair h) (n w) c"))
     width = max(row.shape[1] for row in rows)
-    rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    rows = [
+        np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
     path = output / "frames.png"
     Image.fromarray(np.concatenate(rows)).save(path)
     return [*written, path]

@@ -35,7 +35,9 @@ def _count(jaxpr) -> int:
             total += max(_count(branch.jaxpr) for branch in parameters["branches"])
         else:
             inner = sum(_count(j) for value in parameters.values() for j in _jaxprs(value))
-            total += inner * parameters.get("length", 1) if equation.primitive.name == "scan" else inner
+            total += (
+                inner * parameters.get("length", 1) if equation.primitive.name == "scan" else inner
+            )
     return total
 
 

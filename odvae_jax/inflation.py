@@ -8,11 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import abstract_model, differences, named_parameters, with_parameters
+from odvae_jax.checkpoints.native import (
+    abstract_model,
+    differences,
+    named_parameters,
+    with_parameters,
+)
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.types import AnyArray
 
 Method = Literal["tail", "average", "random"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 def inflate_kernel(
@@ -30,9 +36,7 @@ def inflate_kernel(
     return jnp.concatenate([jnp.zeros((length - 1, *kernel.shape[1:]), kernel.dtype), kernel])
 
 
-def inflate(
-    image: ODVAE, config: ODVAEConfig, method: Method = "tail", *, seed: int = 0
-) -> ODVAE:
+def inflate(image: ODVAE, config: ODVAEConfig, method: Method = "tail", *, seed: int = 0) -> ODVAE:
     """The video model `config` started from a 2D one (section 3.3).
 
     After "tail" or "average" with `upsample="nearest"`, an image and each frame of a still clip go
@@ -48,8 +52,8 @@ def inflate(
     Raises:
       ValueError: if the method is unknown or the two models' sizes differ.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"initialisation {method!r} is not known; there are {list(get_args(Method))}.")
+    if method not in METHODS:
+        raise ValueError(f"initialisation {method!r} is not known; there are {list(METHODS)}.")
     if image.config.structure != "image":
         raise ValueError(
             f"the model to start from is {image.config.structure!r}; expected an image model."

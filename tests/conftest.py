@@ -42,12 +42,15 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def small_model(structure="v4", seed=0, **overrides):
     """A random model of width 8 whose biases and norms are not trivial, made once."""
     vae = ODVAE(ODVAEConfig.from_dict({**SMALL, "structure": structure, **overrides}), rngs=seed)
     return jax.tree.map(
-        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape) if p.ndim == 1 else p, vae
+        lambda p: (
+            p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape) if p.ndim == 1 else p
+        ),
+        vae,
     )
 
 

@@ -71,7 +71,10 @@ def test_a_new_clip_of_the_same_shape_compiles_nothing():
 @pytest.mark.parametrize(
     "video, words",
     [
-        (np.zeros((1, 10, 16, 16, 3), np.float32), ["(1, 10, 16, 16, 3)", "4k + 1", "(1, 9, 16, 16, 3)"]),
+        (
+            np.zeros((1, 10, 16, 16, 3), np.float32),
+            ["(1, 10, 16, 16, 3)", "4k + 1", "(1, 9, 16, 16, 3)"],
+        ),
         (np.zeros((1, 9, 130, 16, 3), np.float32), ["H must be", "(1, 9, 128, 16, 3)"]),
         (np.zeros((1, 9, 16, 3, 3), np.float32), ["W must be", "(1, 9, 16, 8, 3)"]),
         (np.zeros((1, 9, 16, 16, 4), np.float32), ["3 channels", "(1, 9, 16, 16, 3)"]),

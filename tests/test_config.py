@@ -21,7 +21,13 @@ def test_parameter_counts_are_the_papers(structure):
 
 def test_config_survives_a_round_trip_through_a_dictionary():
     config = ODVAEConfig.variant(
-        2, width=16, groups=8, upsample="linear", norm="frame", time_upsample="nearest", dtype="bfloat16"
+        2,
+        width=16,
+        groups=8,
+        upsample="linear",
+        norm="frame",
+        time_upsample="nearest",
+        dtype="bfloat16",
     )
     assert ODVAEConfig.from_dict(config.to_dict()) == config
     assert hash(config) == hash(ODVAEConfig.from_dict(config.to_dict()))

@@ -25,7 +25,9 @@ def test_full_size_model_lowers_for_each_platform_its_own_way(platform):
         exported = jax.export.export(jax.jit(function), platforms=[platform])(vae, x)
         assert exported.out_avals[0].shape == shape
         # A convolution over three spatial axes is XLA's own 3D one: for the TPU alone.
-        three_axes = re.findall(r"stablehlo\.convolution[^\n]*\[b, 0, 1, 2, f\]", exported.mlir_module())
+        three_axes = re.findall(
+            r"stablehlo\.convolution[^\n]*\[b, 0, 1, 2, f\]", exported.mlir_module()
+        )
         assert bool(three_axes) == (platform == "tpu")
 
 

@@ -52,7 +52,9 @@ def test_average_is_tail_on_a_still_clip_and_not_on_a_moving_one():
 
 def test_random_takes_nothing_but_has_gaussian_kernels_of_variance_one_over_fan_in():
     random, again, other = (
-        named_parameters(inflate(small_model("image"), ODVAEConfig.variant(1, **SMALL), "random", seed=s))
+        named_parameters(
+            inflate(small_model("image"), ODVAEConfig.variant(1, **SMALL), "random", seed=s)
+        )
         for s in (0, 0, 1)
     )
     name = "decoder.mid.block_1.conv1.kernel"

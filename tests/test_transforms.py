@@ -13,7 +13,9 @@ from odvae_jax import decode, encode
 from tests.conftest import random_video, small_model
 
 # Variant 2 has every kind of convolution and norm.
-vae_and_video = functools.lru_cache(lambda: (small_model("v2"), jnp.asarray(random_video(5, 32, 16, b=4))))
+vae_and_video = functools.lru_cache(
+    lambda: (small_model("v2"), jnp.asarray(random_video(5, 32, 16, b=4)))
+)
 
 
 def mean(vae, video):
@@ -41,7 +43,9 @@ def test_vmap_and_scan_over_clips():
     latents, *_ = expected()
     one = lambda clip: mean(vae, clip[None])[0]  # noqa: E731
     assert_close(jax.jit(jax.vmap(one))(video), latents, 1e-5)
-    scanned = jax.jit(lambda v: jax.lax.scan(lambda carry, clip: (carry, one(clip)), 0, v)[1])(video)
+    scanned = jax.jit(lambda v: jax.lax.scan(lambda carry, clip: (carry, one(clip)), 0, v)[1])(
+        video
+    )
     assert_close(scanned, latents, 1e-5)
 
 
@@ -50,8 +54,12 @@ def test_gradient_is_that_of_the_finite_difference():
     gradient = expected()[2]
     keys = iter(jax.random.split(jax.random.key(0), 1000))
     direction = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape) * 1e-3, vae)
-    along = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
-    moved = [loss(jax.tree.map(lambda p, d, s=s: p + s * d, vae, direction), video) for s in (1, -1)]
+    along = sum(
+        jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
+    )
+    moved = [
+        loss(jax.tree.map(lambda p, d, s=s: p + s * d, vae, direction), video) for s in (1, -1)
+    ]
     assert float(along) == pytest.approx(float(moved[0] - moved[1]) / 2, rel=0.02)
 
 
@@ -59,7 +67,9 @@ def test_gradient_is_that_of_the_finite_difference():
 def test_sharding_over_clips_and_height_changes_nothing(kind):
     vae, video = vae_and_video()
     latents, reconstruction, gradient = expected()
-    mesh = jax.make_mesh((2, 2), ("data", "height"), axis_types=(kind, kind), devices=jax.devices()[:4])
+    mesh = jax.make_mesh(
+        (2, 2), ("data", "height"), axis_types=(kind, kind), devices=jax.devices()[:4]
+    )
     spread = jax.device_put(video, NamedSharding(mesh, P("data", None, "height")))
     with jax.set_mesh(mesh):
         ours = mean(vae, spread)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from odvae_jax.config import ODVAEConfig
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
-_CHANGEABLE = ("upsample", "norm", "time_upsample", "scaling_factor", "dtype", "param_dtype", "precision")
+_CHANGEABLE = (
+    "upsample",
+    "norm",
+    "time_upsample",
+    "scaling_factor",
+    "dtype",
+    "param_dtype",
+    "precision",
+)
 
 
 def named_parameters(vae: ODVAE) -> dict[str, Any]:
@@ -43,7 +52,8 @@ def with_parameters(vae: ODVAE, parameters: dict[str, Any]) -> ODVAE:
       ValueError: unless names and shapes are exactly the model's.
     """
     expected = {
-        ".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(vae, nnx.Param))
+        ".".join(map(str, path)): leaf.shape
+        for path, leaf in nnx.to_flat_state(nnx.state(vae, nnx.Param))
     }
     found = {name: tuple(np.shape(value)) for name, value in parameters.items()}
     if problems := differences(expected, found):
@@ -61,7 +71,9 @@ def differences(expected: dict[str, tuple], found: dict[str, tuple], first: int 
     missing = [f"{n} {expected[n]}" for n in expected if n not in found]
     unexpected = [f"{n} {found[n]}" for n in found if n not in expected]
     shapes = [
-        f"{n} is {found[n]}, expected {s}" for n, s in expected.items() if n in found and found[n] != s
+        f"{n} is {found[n]}, expected {s}"
+        for n, s in expected.items()
+        if n in found and found[n] != s
     ]
     parts = []
     for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)):
@@ -72,18 +84,38 @@ def differences(expected: dict[str, tuple], found: dict[str, tuple], first: int 
 
 
 def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """See `ODVAE.save_pretrained`; the folder appears whole or not at all."""
+    """See `ODVAE.save_pretrained`."""
+    config = {"format": FORMAT, **vae.config.to_dict()}
+    arrays = {n: np.asarray(jax.device_get(v)) for n, v in named_parameters(vae).items()}
+    metadata = {"format": FORMAT}
+    write_folder(path, config, WEIGHTS_FILE, arrays, overwrite=overwrite, metadata=metadata)
+
+
+def write_folder(
+    path: str | os.PathLike,
+    config: dict[str, Any],
+    weights_file: str,
+    arrays: dict[str, np.ndarray],
+    *,
+    overwrite: bool,
+    metadata: dict[str, str],
+) -> None:
+    """Writes `config.json` and a safetensors file; the folder appears whole or not at all.
+
+    Raises:
+      FileExistsError: if `path` holds something already and `overwrite` is not set.
+    """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another path, or pass overwrite=True.")
+        raise FileExistsError(
+            f"{path} exists already; choose another path, or ask to overwrite it."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         building.chmod(0o755)
-        config = {"format": FORMAT, **vae.config.to_dict()}
         (building / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        arrays = {n: np.asarray(jax.device_get(v)) for n, v in named_parameters(vae).items()}
-        save_file(arrays, building / WEIGHTS_FILE, metadata={"format": FORMAT})
+        save_file(arrays, building / weights_file, metadata=metadata)
         if path.exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         building.rename(path)
@@ -92,7 +124,9 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
         raise
 
 
-def load(path: str | os.PathLike, **overrides: Any) -> ODVAE:
+def load(
+    path: str | os.PathLike, *, progress: Callable[[Iterable], Iterable] = iter, **overrides: Any
+) -> ODVAE:
     """See `ODVAE.from_pretrained`."""
     path = Path(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -105,14 +139,19 @@ def load(path: str | os.PathLike, **overrides: Any) -> ODVAE:
     try:
         with safetensors.safe_open(path / WEIGHTS_FILE, framework="numpy") as file:
             parameters = {
-                name: jnp.asarray(file.get_tensor(name), config.param_dtype) for name in file.keys()
+                name: jnp.asarray(file.get_tensor(name), config.param_dtype)
+                for name in progress(file.keys())
             }
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS_FILE} is not a whole safetensors file: {error}.") from error
+        raise ValueError(
+            f"{path / WEIGHTS_FILE} is not a whole safetensors file: {error}."
+        ) from error
     try:
         return with_parameters(abstract_model(config), parameters)
     except ValueError as error:
-        raise ValueError(f"{path / WEIGHTS_FILE} does not fit {path / CONFIG_FILE}: {error}.") from error
+        raise ValueError(
+            f"{path / WEIGHTS_FILE} does not fit {path / CONFIG_FILE}: {error}."
+        ) from error
 
 
 def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
@@ -122,7 +161,9 @@ def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-        raise ValueError(f'{path} is not the config of an odvae_jax model ("format": "{FORMAT}" is missing).')
+        raise ValueError(
+            f'{path} is not the config of an odvae_jax model ("format": "{FORMAT}" is missing).'
+        )
     if fixed := [name for name in overrides if name in fields and name not in _CHANGEABLE]:
         raise ValueError(
             f"{fixed} cannot be changed while loading {path.parent}: it decides the parameters' shapes. "

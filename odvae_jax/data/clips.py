@@ -13,7 +13,14 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from odvae_jax.data.video import VideoError, VideoInfo, centre_crop, find_videos, inspect_video, read_frames
+from odvae_jax.data.video import (
+    VideoError,
+    VideoInfo,
+    centre_crop,
+    find_videos,
+    inspect_video,
+    read_frames,
+)
 
 logger = logging.getLogger(__name__)
 SAMPLE_CLIPS = "sample-clips"
@@ -120,7 +127,8 @@ class RandomClips:
                 self._skip(path, error)
         if not clips:
             raise VideoError(
-                f"none of {len(self.files)} videos can be used:\n  " + "\n  ".join(self.skipped.values())
+                f"none of {len(self.files)} videos can be used:\n  "
+                + "\n  ".join(self.skipped.values())
             )
         return np.stack(clips)
 
@@ -141,7 +149,9 @@ class RandomClips:
             return read_frames(info, start, count, short_side=self.short_side)
         with self._lock:
             if info.path not in self._cache:
-                self._cache[info.path] = read_frames(info, 0, info.frames, short_side=self.short_side)
+                self._cache[info.path] = read_frames(
+                    info, 0, info.frames, short_side=self.short_side
+                )
         return self._cache[info.path][start : start + count]
 
     def _skip(self, path: str, error: VideoError) -> None:
@@ -151,7 +161,9 @@ class RandomClips:
                 logger.warning("skipped (%d so far): %s", len(self.skipped), error)
 
 
-def batches(clips: RandomClips, batch_size: int, *, first: int = 0, threads: int = 4) -> Iterator[np.ndarray]:
+def batches(
+    clips: RandomClips, batch_size: int, *, first: int = 0, threads: int = 4
+) -> Iterator[np.ndarray]:
     """Endless batches [batch_size, T, size, size, 3], from batch number `first` on, read ahead."""
     indices = grain.MapDataset.range(first * batch_size, sys.maxsize // 2)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)

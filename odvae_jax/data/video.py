@@ -10,7 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-EXTENSIONS = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .gif .3gp .ogv".split())
+EXTENSIONS = frozenset(
+    [".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif", ".3gp", ".ogv"]
+)
 
 
 class VideoError(ValueError):
@@ -98,7 +100,9 @@ def read_frames(
       VideoError: if the file does not yield these frames.
     """
     if start < 0 or start + count > info.frames:
-        raise VideoError(f"{info.path} has {info.frames} frames; {start} to {start + count} were asked for.")
+        raise VideoError(
+            f"{info.path} has {info.frames} frames; {start} to {start + count} were asked for."
+        )
     width, height = info.width, info.height
     if short_side is not None:
         scale = short_side / min(width, height)
@@ -115,14 +119,18 @@ def read_frames(
                 if frame.pts is None or frame.pts < first:
                     continue
                 frames.append(
-                    frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+                    frame.to_ndarray(
+                        format="rgb24", width=width, height=height, interpolation="BICUBIC"
+                    )
                 )
                 if len(frames) == count:
                     break
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{info.path} cannot be decoded: {error}.") from error
     if len(frames) < count:
-        raise VideoError(f"{info.path} yielded {len(frames)} of {count} frames from frame {start} on.")
+        raise VideoError(
+            f"{info.path} yielded {len(frames)} of {count} frames from frame {start} on."
+        )
     return np.stack(frames)
 
 

@@ -31,7 +31,9 @@ Generator = np.random.Generator | None
 """Where initial kernels come from; None makes them zero, for models whose shapes alone matter."""
 
 
-def gaussian_kernel(rng: Generator, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+def gaussian_kernel(
+    rng: Generator, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """Gaussian values with variance 1/fan_in.
 
     NumPy draws them: JAX would compile a program for every shape, half a minute for a whole model.
@@ -131,7 +133,9 @@ def _wide_backward(strides, precision, residuals, dy):
     def frames_joined(x, kernel, dy):
         (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, strides, precision), x)[1](dy)
         taps = [
-            jax.vjp(lambda k, f=frames: _per_frame(f, k, strides[1], precision), kernel[i])[1](dy)[0]
+            jax.vjp(lambda k, f=frames: _per_frame(f, k, strides[1], precision), kernel[i])[1](dy)[
+                0
+            ]
             for i, frames in enumerate(_seen_frames(x, kernel.shape[0], strides[0]))
         ]
         return dx, jnp.stack(taps)
@@ -158,7 +162,9 @@ def _plain_3d(x, kernel, strides, precision):
 def _frames_joined(x, kernel, strides, precision):
     kt, k, _, c, d = kernel.shape
     joined = jnp.concatenate(_seen_frames(x, kt, strides[0]), axis=-1)
-    return _per_frame(joined, jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d), strides[1], precision)
+    return _per_frame(
+        joined, jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d), strides[1], precision
+    )
 
 
 def _taps_summed(x, kernel, strides, precision):

@@ -31,7 +31,9 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         axes = (1, 2, 3) if self.over_time else (2, 3)
         mean, variance = _group_statistics(x, axes, self.groups)
-        multiplier = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)
+        multiplier = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(
+            variance + GROUP_NORM_EPSILON
+        )
         addend = self.bias[...].astype(jnp.float32) - mean * multiplier
         y = x.astype(jnp.float32) * multiplier + addend
         return (jax.nn.silu(y) if self.activation else y).astype(x.dtype)

@@ -29,7 +29,9 @@ class Downsample(nnx.Module):
         self, features: int, kind: Kind, time_stride: int, *, config: ODVAEConfig, rng: Generator
     ):
         kt = 3 if kind == "3d" else 1
-        self.conv = CausalConv(features, features, (kt, 3), (time_stride, 2), config=config, rng=rng)
+        self.conv = CausalConv(
+            features, features, (kt, 3), (time_stride, 2), config=config, rng=rng
+        )
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x c"]:
         return self.conv(x)

@@ -23,7 +23,13 @@ class ResidualBlock(nnx.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, kind: Kind, *, config: ODVAEConfig, rng: Generator
+        self,
+        in_features: int,
+        out_features: int,
+        kind: Kind,
+        *,
+        config: ODVAEConfig,
+        rng: Generator,
     ):
         first = 1 if kind == "2d" else 3
         second = 3 if kind == "3d" else 1

@@ -83,10 +83,14 @@ def check(config: ml_collections.ConfigDict, devices: int = 1) -> None:
     step = model.time_compression
     if data.frames < 1 or (data.frames - 1) % step:
         near = step * max(round((data.frames - 1) / step), 0) + 1
-        raise ValueError(f"config.data.frames={data.frames} is not {step}k + 1; the nearest is {near}.")
+        raise ValueError(
+            f"config.data.frames={data.frames} is not {step}k + 1; the nearest is {near}."
+        )
     if data.size < 8 or data.size % 8:
         near = 8 * max(round(data.size / 8), 1)
-        raise ValueError(f"config.data.size={data.size} is not a multiple of 8; the nearest is {near}.")
+        raise ValueError(
+            f"config.data.size={data.size} is not a multiple of 8; the nearest is {near}."
+        )
     if data.short_side < data.size:
         raise ValueError(f"config.data.short_side={data.short_side} is less than size={data.size}.")
     for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):

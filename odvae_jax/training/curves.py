@@ -16,12 +16,16 @@ def plot_curves(workdirs: list[Path], output: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for workdir in map(Path, workdirs):
-        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        ]
         for axes, name in ((left, "reconstruction"), (right, "psnr")):
             points = [(r["step"], r[name]) for r in records if name in r]
             if points:
                 marker = "o" if len(points) < 30 else None
-                axes.plot(*zip(*points, strict=True), label=workdir.name, marker=marker, markersize=3)
+                axes.plot(
+                    *zip(*points, strict=True), label=workdir.name, marker=marker, markersize=3
+                )
     left.set(xlabel="step", ylabel="reconstruction loss a frame", yscale="log")
     right.set(xlabel="step", ylabel="PSNR of fixed clips, EMA weights [dB]")
     for axes in (left, right):

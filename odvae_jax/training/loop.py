@@ -67,11 +67,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     optimizer = make_optimizer(config)
     vae = abstract_model(model)
     with ocp.CheckpointManager(
-        workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
+        workdir / "checkpoints",
+        options=ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints),
     ) as checkpoints:
         latest = checkpoints.latest_step()
         if latest is None:
-            state = jax.device_put(create_state(_initial_model(config), optimizer), replicated(mesh))
+            state = jax.device_put(
+                create_state(_initial_model(config), optimizer), replicated(mesh)
+            )
         else:
             logger.info("continuing from step %d of %s", latest, workdir)
             state = _restore(checkpoints, latest, optimizer, model, mesh)
@@ -85,9 +88,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         stop = _StopSignal()
         feed = batches(clips, config.batch_size, first=first, threads=config.data.threads)
         pending = []
-        with stop, tqdm(
-            total=config.steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05
-        ) as bar:
+        with (
+            stop,
+            tqdm(
+                total=config.steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05
+            ) as bar,
+        ):
             for step in range(first + 1, config.steps + 1):
                 batch = jax.device_put(next(feed), batch_sharding(mesh))
                 state, metrics = step_fn(state, batch)
@@ -112,10 +118,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     trained = with_parameters(vae, jax.device_get(state.ema))
     trained.save_pretrained(workdir / MODEL_FOLDER, overwrite=True)
     plot_curves([workdir], workdir / "curves.png")
-    logger.info("the model is in %s, the curves in %s", workdir / MODEL_FOLDER, workdir / "curves.png")
+    logger.info(
+        "the model is in %s, the curves in %s", workdir / MODEL_FOLDER, workdir / "curves.png"
+    )
     if clips.skipped:
         names = ", ".join(sorted(clips.skipped))
-        logger.warning("%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names)
+        logger.warning(
+            "%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names
+        )
     return state
 
 
@@ -133,7 +143,9 @@ def _initial_model(config) -> ODVAE:
             f"config.init.from_pretrained={source} holds a {loaded.config.structure!r} model; a "
             f"{model.structure!r} one starts from its own kind or from an image model."
         )
-    return load(folder, **{n: getattr(model, n) for n in ("upsample", "norm", "time_upsample", "dtype")})
+    return load(
+        folder, **{n: getattr(model, n) for n in ("upsample", "norm", "time_upsample", "dtype")}
+    )
 
 
 def find_model(path: str | Path) -> Path:
@@ -151,7 +163,9 @@ def _restore(checkpoints, step, optimizer, model, mesh) -> TrainState:
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), abstract
     )
-    return TrainState(**checkpoints.restore(step, args=ocp.args.StandardRestore(abstract._asdict())))
+    return TrainState(
+        **checkpoints.restore(step, args=ocp.args.StandardRestore(abstract._asdict()))
+    )
 
 
 def _check_same_run(config, workdir: Path) -> None:
@@ -208,7 +222,9 @@ class _Reporter:
         shown = sorted({0, clips.shape[1] // 2, clips.shape[1] - 1})
         for i, (clip, reconstruction) in enumerate(zip(clips, reconstructions, strict=True)):
             columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
-            self.writer.add_image(f"clip_{i}", np.concatenate(columns, axis=1), step, dataformats="HWC")
+            self.writer.add_image(
+                f"clip_{i}", np.concatenate(columns, axis=1), step, dataformats="HWC"
+            )
 
     def close(self) -> None:
         self.writer.close()

@@ -25,8 +25,6 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-
-
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Adam with the learning-rate schedule of `config.optimizer`."""
     o = config.optimizer

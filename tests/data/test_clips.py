@@ -63,7 +63,9 @@ def test_unusable_files_are_skipped_named_and_counted(tmp_path, caplog):
     assert caplog.text.count("fake.mp4 cannot be read") == 1, "said once"
     again = clips(tmp_path)
     for i in (11, 3):
-        np.testing.assert_array_equal(again[i], drawn[i], err_msg="the replacement is drawn by rule")
+        np.testing.assert_array_equal(
+            again[i], drawn[i], err_msg="the replacement is drawn by rule"
+        )
 
 
 def test_nothing_usable_stops_with_the_reasons(tmp_path):

@@ -25,7 +25,9 @@ def test_seeking_gives_the_frames_of_a_full_decode(real_clip):
     full = read_frames(info, 0, info.frames, short_side=64)
     assert full.shape == (250, 64, 151, 3) and full.dtype == np.uint8
     for start in (0, 1, 57, 130, 245):
-        np.testing.assert_array_equal(read_frames(info, start, 5, short_side=64), full[start : start + 5])
+        np.testing.assert_array_equal(
+            read_frames(info, start, 5, short_side=64), full[start : start + 5]
+        )
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -22,10 +22,14 @@ def reference(x, kernel, strides):
         out = 0
         for c in range(kernel.shape[3]):
             full = [
-                scipy.ndimage.correlate(clip[..., c], kernel[..., c, d].astype(np.float64), mode="constant")
+                scipy.ndimage.correlate(
+                    clip[..., c], kernel[..., c, d].astype(np.float64), mode="constant"
+                )
                 for d in range(kernel.shape[4])
             ]
-            cut = tuple(slice(n // 2, s - (n - 1 - n // 2)) for s, n in zip(clip.shape[:3], (kt, k, k)))
+            cut = tuple(
+                slice(n // 2, s - (n - 1 - n // 2)) for s, n in zip(clip.shape[:3], (kt, k, k))
+            )
             out = out + np.stack([f[cut] for f in full], axis=-1)
         result.append(out[:: strides[0], :: strides[1], :: strides[1]])
     return np.stack(result)

@@ -22,17 +22,23 @@ def group_norm_reference(x, scale, bias, groups, over_time):
     return grouped.reshape(x.shape) * scale + bias
 
 
-@pytest.mark.parametrize("dtype, mean, tolerance", [("float32", 30.0, 1e-4), ("bfloat16", 3.0, 0.03)])
+@pytest.mark.parametrize(
+    "dtype, mean, tolerance", [("float32", 30.0, 1e-4), ("bfloat16", 3.0, 0.03)]
+)
 @pytest.mark.parametrize("over_time", [True, False])
 def test_group_norm_is_its_definition_far_from_zero_mean_too(over_time, dtype, mean, tolerance):
     rng = np.random.default_rng(0)
     x = jnp.asarray(mean + rng.standard_normal((2, 3, 5, 7, 8)), dtype)
     norm = GroupNorm(8, over_time=over_time, activation=True, config=CONFIG)
     norm.scale[...], norm.bias[...] = rng.standard_normal((2, 8)).astype(np.float32)
-    y = group_norm_reference(np.asarray(x, np.float64), norm.scale[...], norm.bias[...], 4, over_time)
+    y = group_norm_reference(
+        np.asarray(x, np.float64), norm.scale[...], norm.bias[...], 4, over_time
+    )
     expected = y * scipy.special.expit(y)
     assert norm(x).dtype == dtype
-    np.testing.assert_allclose(np.asarray(norm(x), np.float64), expected, atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(norm(x), np.float64), expected, atol=tolerance, rtol=tolerance
+    )
 
 
 def test_a_constant_group_is_normalised_to_its_bias():
@@ -46,7 +52,9 @@ def test_attention_is_softmax_over_the_positions_of_each_frame():
     layer = Attention(8, "2d", config=CONFIG, rng=np.random.default_rng(0))
     x = rng.standard_normal((2, 3, 4, 5, 8)).astype(np.float32)
     normed = group_norm_reference(x, 1.0, 0.0, 4, over_time=False).reshape(2, 3, 20, 8)
-    q, k, v = (normed @ np.asarray(p.kernel[...], np.float64)[0, 0, 0] for p in (layer.q, layer.k, layer.v))
+    q, k, v = (
+        normed @ np.asarray(p.kernel[...], np.float64)[0, 0, 0] for p in (layer.q, layer.k, layer.v)
+    )
     weights = scipy.special.softmax(q @ k.swapaxes(-1, -2) / np.sqrt(8), axis=-1)
     out = (weights @ v) @ np.asarray(layer.proj_out.kernel[...], np.float64)[0, 0, 0]
     np.testing.assert_allclose(layer(jnp.asarray(x)), x + out.reshape(x.shape), atol=1e-5)
@@ -70,4 +78,6 @@ def test_linear_space_doubling_has_half_pixel_centres_and_clamped_edges():
         share = (at - low).reshape([-1 if a == axis else 1 for a in range(5)])
         expected = expected.take(low, axis) * (1 - share) + expected.take(high, axis) * share
     np.testing.assert_allclose(double_space(jnp.asarray(x), "linear"), expected, atol=1e-6)
-    np.testing.assert_array_equal(double_space(jnp.asarray(x), "nearest"), x.repeat(2, 2).repeat(2, 3))
+    np.testing.assert_array_equal(
+        double_space(jnp.asarray(x), "nearest"), x.repeat(2, 2).repeat(2, 3)
+    )

@@ -9,9 +9,14 @@ from odvae_jax.metrics.psnr import psnr
 def test_psnr_is_scikit_images_for_each_frame():
     rng = np.random.default_rng(0)
     a = rng.uniform(size=(2, 3, 16, 24, 3)).astype(np.float32)
-    b = np.clip(a + rng.normal(scale=[[[[[0.01]]]], [[[[0.2]]]]], size=a.shape), 0, 1).astype(np.float32)
+    b = np.clip(a + rng.normal(scale=[[[[[0.01]]]], [[[[0.2]]]]], size=a.shape), 0, 1).astype(
+        np.float32
+    )
     expected = [
-        [skimage.metrics.peak_signal_noise_ratio(x, y, data_range=1) for x, y in zip(p, q, strict=True)]
+        [
+            skimage.metrics.peak_signal_noise_ratio(x, y, data_range=1)
+            for x, y in zip(p, q, strict=True)
+        ]
         for p, q in zip(a, b, strict=True)
     ]
     np.testing.assert_allclose(psnr(jnp.asarray(a), jnp.asarray(b)), expected, atol=1e-4)

@@ -75,7 +75,12 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
 def test_a_run_learns(videos, tmp_path):
     (tmp_path / "one").mkdir()
     write_clip(tmp_path / "one" / "clip.mp4", frames=10)
-    fields = {"steps": 60, "sample_every": 0, "checkpoint_every": 60, "optimizer.learning_rate": 4e-3}
+    fields = {
+        "steps": 60,
+        "sample_every": 0,
+        "checkpoint_every": 60,
+        "optimizer.learning_rate": 4e-3,
+    }
     train(tiny(tmp_path / "one", **fields), tmp_path / "run")
     losses = [r["loss"] for r in lines(tmp_path / "run")]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
@@ -102,7 +107,9 @@ def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, t
 
 def test_a_video_model_starts_from_an_image_model_by_tail_initialisation(videos, tmp_path):
     small_model("image").save_pretrained(tmp_path / "image")
-    config = tiny(videos, steps=1, sample_every=1, **{"init.from_pretrained": str(tmp_path / "image")})
+    config = tiny(
+        videos, steps=1, sample_every=1, **{"init.from_pretrained": str(tmp_path / "image")}
+    )
     config.optimizer.learning_rate = 0.0
     state = train(config, tmp_path / "run")
     kernel = np.asarray(state.parameters["decoder.conv_in.kernel"])
@@ -137,7 +144,9 @@ def test_missing_data_and_models_are_named(videos, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         train(tiny(tmp_path / "nowhere"), tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="no-model does not exist"):
-        train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "no-model")}), tmp_path / "run")
+        train(
+            tiny(videos, **{"init.from_pretrained": str(tmp_path / "no-model")}), tmp_path / "run"
+        )
     small_model("v1").save_pretrained(tmp_path / "v1")
     with pytest.raises(ValueError, match="holds a 'v1' model; a 'v4' one starts from"):
         train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")}), tmp_path / "run")

@@ -1,0 +1,111 @@
+"""What foreign layouts have in common: PyTorch's kernels, and strict matching of names and shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.native import (
+    abstract_model,
+    differences,
+    named_parameters,
+    with_parameters,
+)
+from odvae_jax.config import ODVAEConfig
+
+Progress = Callable[[Iterable], Iterable]
+
+
+def to_kernel(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "kt k k c d"]:
+    """PyTorch's [O, I], [O, I, k, k] or [O, I, kt, k, k] as our [kt, k, k, I, O]."""
+    o, i, *sides = weight.shape
+    kt, kh, kw = [1] * (3 - len(sides)) + sides
+    return weight.reshape(o, i, kt, kh, kw).transpose(2, 3, 4, 1, 0)
+
+
+def from_kernel(kernel: Float[np.ndarray, "kt k k c d"], axes: int) -> Float[np.ndarray, "..."]:
+    """Our kernel as PyTorch's of 2, 4 or 5 axes."""
+    weight = kernel.transpose(4, 3, 0, 1, 2)
+    return np.ascontiguousarray(weight.reshape(*weight.shape[:2], *weight.shape[2:][5 - axes :]))
+
+
+def torch_leaf(name: str) -> tuple[str, str]:
+    """`encoder.conv_in.kernel` as ("encoder.conv_in", "weight")."""
+    layer, leaf = name.rsplit(".", 1)
+    return layer, "bias" if leaf == "bias" else "weight"
+
+
+def build(
+    config: ODVAEConfig,
+    state: Mapping[str, Any],
+    their_name: Callable[[str], tuple[str, ...]],
+    source: Path,
+    progress: Progress = iter,
+) -> ODVAE:
+    """The model `config` with the parameters in `state`, every one of them and no other.
+
+    Args:
+      config: what to build.
+      state: PyTorch's tensors by name; those to be ignored are left out already.
+      their_name: our name of a parameter to the names that it may have in `state`.
+      source: for messages.
+      progress: wraps the loop over parameters.
+
+    Raises:
+      ValueError: naming the first few missing, unexpected and wrongly shaped names.
+    """
+    vae = abstract_model(config)
+    expected = {n: tuple(p.shape) for n, p in named_parameters(vae).items()}
+    names = {ours: next((n for n in their_name(ours) if n in state), None) for ours in expected}
+    found, parameters, used = {}, {}, set()
+    for ours, theirs in progress(names.items()):
+        if theirs is None:
+            continue
+        used.add(theirs)
+        value = state[theirs]
+        value = to_kernel(value) if ours.endswith(".kernel") and value.ndim > 1 else value
+        found[ours] = value.shape
+        if value.shape == expected[ours]:
+            parameters[ours] = jnp.asarray(value, config.param_dtype)
+    wanted = {their_name(n)[0] if t is None else t: expected[n] for n, t in names.items()}
+    got = {t: found[n] for n, t in names.items() if t is not None}
+    got |= {n: np.shape(state[n]) for n in state if n not in used}
+    if problems := differences(wanted, got):
+        raise ValueError(
+            f"{source} does not hold a {config.structure!r} model of width {config.width}: "
+            f"{problems}. {_likely_cause(wanted, got)}"
+        )
+    return with_parameters(vae, parameters)
+
+
+def _likely_cause(wanted, got):
+    if not wanted.keys() & got.keys():
+        return "No name fits: this is another kind of model."
+    shapes = [(wanted[n], got[n]) for n in wanted.keys() & got.keys() if wanted[n] != got[n]]
+    if any(a[-1] != b[-1] for a, b in shapes):
+        return "Likely it is of another width or number of latent channels."
+    if shapes or wanted.keys() ^ got.keys():
+        return "Likely it is of another variant, or incomplete."
+    return ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      ValueError: if it holds none.
+    """
+    try:
+        fields = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object.")
+    return fields

@@ -1,0 +1,269 @@
+"""The released PyTorch OD-VAE: Open-Sora-Plan version 1.2's `CausalVAEModel` (July 2024).
+
+Its layers are called as ours; a 3D convolution is wrapped in a module of its own, whose parameter is
+called `.conv`, and per-frame convolutions are 2D, with kernels of four axes. The one exception is the
+decoder's upsampling at level 1, a wrapped 1×3×3 convolution.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.files import WeightFile, tensors
+from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
+from odvae_jax.checkpoints.native import named_parameters, write_folder
+from odvae_jax.config import ENCODER_BLOCKS, WIDTH_MULTIPLIERS, Kind, ODVAEConfig
+
+CLASS_NAME = "CausalVAEModel"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+HOLDABLE = ("v1", "v3", "v4")
+"""Structures that its classes can hold; variant 2's mixed blocks they cannot."""
+_FUNCTION = {"upsample": "linear", "norm": "clip", "time_upsample": "linear"}
+_GROUPS = 32
+
+
+def released_config(config: ODVAEConfig) -> dict[str, Any]:
+    """The `config.json` of a model in version 1.2's classes.
+
+    Raises:
+      ValueError: if they cannot hold it, or would compute another function, naming the field.
+    """
+    if config.structure not in HOLDABLE:
+        raise ValueError(
+            f"structure is {config.structure!r}; the released implementation can hold {list(HOLDABLE)}."
+        )
+    for name, value in {**_FUNCTION, "groups": _GROUPS}.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}; the released implementation computes with {value!r}, "
+                "so the same weights would be another function there."
+            )
+    parts = config.parts
+
+    def conv(kind: Kind) -> str:
+        return {"2d": "Conv2d", "3d": "CausalConv3d"}[kind]
+
+    def block(kind: Kind) -> str:
+        return {"2d": "ResnetBlock2D", "3d": "ResnetBlock3D"}[kind]
+
+    def down(kind: Kind, time: int) -> str:
+        space_only = {"2d": "Downsample", "3d": "Spatial2x3DDownsample"}[kind]
+        return "Spatial2xTime2x3DDownsample" if time == 2 else space_only
+
+    levels = len(WIDTH_MULTIPLIERS)
+    strides = parts.time_strides
+    return {
+        "_class_name": CLASS_NAME,
+        "hidden_size": config.width,
+        "z_channels": config.latent_channels,
+        "embed_dim": config.latent_channels,
+        "hidden_size_mult": list(WIDTH_MULTIPLIERS),
+        "num_res_blocks": ENCODER_BLOCKS,
+        "double_z": True,
+        "dropout": 0.0,
+        "resolution": 256,
+        "attn_resolutions": [],
+        "use_quant_layer": True,
+        "q_conv": "CausalConv3d",
+        "encoder_conv_in": conv(parts.encoder_in),
+        "encoder_conv_out": conv(parts.ends),
+        "encoder_attention": "AttnBlock3DFix",
+        "encoder_mid_resnet": block(parts.middle),
+        "encoder_resnet_blocks": [block(kind) for kind in parts.encoder_levels],
+        "encoder_spatial_downsample": [
+            *(down(kind, t) for kind, t in zip(parts.downsample, strides, strict=True)),
+            "",
+        ],
+        "encoder_temporal_downsample": [""] * levels,
+        "decoder_conv_in": conv(parts.ends),
+        "decoder_conv_out": conv(parts.ends),
+        "decoder_attention": "AttnBlock3DFix",
+        "decoder_mid_resnet": block(parts.middle),
+        "decoder_resnet_blocks": [block(kind) for kind in parts.decoder_levels],
+        "decoder_spatial_upsample": [
+            "",
+            *("Spatial2xTime2x3DUpsample" if t == 2 else "SpatialUpsample2x" for t in strides),
+        ],
+        "decoder_temporal_upsample": [""] * levels,
+    }
+
+
+# Fields whose value changes neither parameters nor function.
+_FREE = (
+    "_class_name",
+    "_diffusers_version",
+    "_name_or_path",
+    "dropout",
+    "resolution",
+    "attn_resolutions",
+)
+
+
+def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
+    """Our config of a released `config.json`.
+
+    Raises:
+      ValueError: for a structure that no variant has, a field that is missing (its class's default is
+        not version 1.2's) or unknown, or AttnBlock3D, which mixes frames and channels by mistake.
+    """
+    for name in ("encoder_attention", "decoder_attention"):
+        if fields.get(name) == "AttnBlock3D":
+            raise ValueError(
+                f"{source}: {name} is AttnBlock3D, which mixes frames and channels by a known mistake; "
+                "only AttnBlock3DFix is supported."
+            )
+    # `embed_dim` and widths are free; what the variants differ by decides.
+    sizes = {
+        "width": fields.get("hidden_size"),
+        "latent_channels": fields.get("z_channels"),
+    }
+    for ours, theirs in (("width", "hidden_size"), ("latent_channels", "z_channels")):
+        if not isinstance(sizes[ours], int):
+            raise ValueError(f"{source}: {theirs} is {sizes[ours]!r}; expected a whole number.")
+    closest = None
+    for structure in HOLDABLE:
+        config = ODVAEConfig(structure=structure, groups=_GROUPS, **sizes, **_FUNCTION)
+        expected = {n: v for n, v in released_config(config).items() if n not in _FREE}
+        missing = [n for n in expected if n not in fields]
+        if missing:
+            raise ValueError(
+                f"{source}: {missing} are missing; they would take their class's defaults, which are not "
+                "version 1.2's. Take them from version 1.2's config.json if that is what the weights are."
+            )
+        unknown = [n for n in fields if n not in expected and n not in _FREE]
+        if unknown:
+            raise ValueError(
+                f"{source}: {unknown} are not fields of version 1.2's {CLASS_NAME}; a later version's?"
+            )
+        differing = [n for n, v in expected.items() if _as_list(fields[n]) != v]
+        if not differing:
+            return config
+        if closest is None or len(differing) < len(closest[1]):
+            closest = (structure, differing, expected)
+    structure, differing, expected = closest
+    raise ValueError(
+        f"{source} is none of the variants {list(HOLDABLE)}; the closest, {structure}, differs in "
+        + ", ".join(f"{n} ({fields[n]!r} there, {expected[n]!r} in {structure})" for n in differing)
+    )
+
+
+def released_name(ours: str, config: ODVAEConfig) -> str:
+    """A parameter's name in the released layout."""
+    layer, leaf = torch_leaf(ours)
+    is_norm = re.search(r"norm\w*$", layer)
+    return f"{layer}.{leaf}" if is_norm or _is_2d(layer, config) else f"{layer}.conv.{leaf}"
+
+
+def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
+    """The config of a bare file of weights, from its names and shapes.
+
+    Raises:
+      ValueError: if it is none of the variants that can be held.
+    """
+    name = next(
+        (n for n in ("encoder.conv_in.weight", "encoder.conv_in.conv.weight") if n in state), None
+    )
+    latents = np.shape(state.get("post_quant_conv.conv.weight", ()))
+    if name is None or not latents:
+        raise ValueError(
+            f"{source} has no encoder.conv_in or post_quant_conv: not a released OD-VAE."
+        )
+    sizes = {"width": np.shape(state[name])[0], "latent_channels": latents[0]}
+    for structure in HOLDABLE:
+        config = ODVAEConfig(structure=structure, groups=_GROUPS, **sizes, **_FUNCTION)
+        parts = config.parts
+        probes = {
+            "encoder.conv_in.kernel": parts.encoder_in,
+            "decoder.up.0.block.0.conv1.kernel": parts.decoder_levels[0],
+        }
+        if all(released_name(n, config) in state for n in probes):
+            return config
+    return ODVAEConfig.variant(4, groups=_GROUPS, **sizes, **_FUNCTION)
+
+
+def is_released(file: WeightFile) -> bool:
+    """Whether the file holds, by its names, a released OD-VAE."""
+    return any(name.endswith(".conv.weight") for name in _state(file)[0] if ".mid.attn_1." in name)
+
+
+def load(
+    file: WeightFile, config: ODVAEConfig | None = None, progress: Progress = iter, **overrides: Any
+) -> tuple[ODVAE, list[str]]:
+    """The model in a file of weights or a training checkpoint, and the names deliberately ignored.
+
+    EMA weights are preferred; the training losses' parameters are ignored.
+
+    Args:
+      file: safetensors or pickle.
+      config: from the `config.json` beside it; without, read off names and shapes.
+      progress: wraps the loop over parameters.
+      **overrides: config fields.
+
+    Raises:
+      ValueError: if the parameters are not exactly the model's.
+    """
+    state, ignored = _state(file)
+    config = config or infer_config(state, file.path)
+    model = ODVAEConfig.from_dict(config.to_dict() | overrides)
+    vae = build(model, state, lambda n: (released_name(n, config),), file.path, progress)
+    return vae, ignored
+
+
+def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes the folder that the released implementation loads, strictly.
+
+    Raises:
+      ValueError: if it cannot hold the model, or would compute another function, naming the field.
+      FileExistsError: if `path` holds something already and `overwrite` is not set.
+    """
+    config = released_config(vae.config)
+    state = {}
+    for ours, value in named_parameters(vae).items():
+        value = np.asarray(value)
+        if ours.endswith(".kernel"):
+            value = from_kernel(value, 4 if _is_2d(torch_leaf(ours)[0], vae.config) else 5)
+        state[released_name(ours, vae.config)] = value
+    write_folder(path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata={"format": "pt"})
+
+
+def _is_2d(layer: str, config: ODVAEConfig) -> bool:
+    """Whether the released model has a plain 2D convolution here."""
+    parts = config.parts
+    if layer == "encoder.conv_in":
+        return parts.encoder_in == "2d"
+    if match := re.match(r"(encoder\.down|decoder\.up)\.(\d)\.(block|downsample)", layer):
+        where, level, what = match.groups()
+        if what == "downsample":
+            return parts.downsample[int(level)] == "2d"
+        levels = parts.encoder_levels if where == "encoder.down" else parts.decoder_levels
+        return levels[int(level)] == "2d"
+    return False
+
+
+def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
+    content = file.content
+    for keys in (("ema_state_dict",), ("state_dict", "gen_model"), ("gen_model",), ("state_dict",)):
+        inner: Any = content
+        for key in keys:
+            inner = inner.get(key) if isinstance(inner, Mapping) else None
+        if isinstance(inner, Mapping) and len(inner):
+            content = inner
+            break
+    state = tensors(content)
+    if any(n.startswith("module.") for n in state):
+        state = {n.removeprefix("module."): state[n] for n in state}
+    ignored = [n for n in state if n.startswith("loss.")]
+    return (
+        {n: state[n] for n in state if not n.startswith("loss.")} if ignored else state
+    ), ignored
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, tuple) else value

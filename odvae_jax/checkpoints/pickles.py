@@ -1,0 +1,286 @@
+"""Reading PyTorch and NumPy pickles without executing what they say, and without PyTorch.
+
+A pickle is a program that may call any importable function. Here only what tensors are made of is
+looked up; any other global becomes an inert object, which takes whatever the pickle does to it, is
+never executed, and is reported. Tensors of PyTorch's zip format are mapped from the file, not copied.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import mmap
+import os
+import pickle
+import struct
+import zipfile
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_TORCH_DTYPES = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int64": np.int64,
+    "int32": np.int32,
+    "int16": np.int16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "bool": np.bool_,
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class PickleError(ValueError):
+    """A file that is no pickle of tensors, or is damaged; the message says why."""
+
+
+@dataclasses.dataclass
+class Pickle:
+    """What a file held, and the globals that were made inert instead of being looked up."""
+
+    content: Any
+    inert: list[str]
+
+
+class Inert:
+    """Stands for an object of a class that is not looked up; keeps nothing and does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        return Inert()
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+    def extend(self, items):
+        pass
+
+    def add(self, item):
+        pass
+
+    def __hash__(self):
+        return id(self)
+
+    def __eq__(self, other):
+        return self is other
+
+
+def read_pickle(path: str | os.PathLike) -> Pickle:
+    """Reads a file written by `torch.save` (either format) or a plain pickle of NumPy arrays.
+
+    Tensors become NumPy arrays; those of bfloat16 have ml_dtypes' dtype.
+
+    Raises:
+      PickleError: if it is none of these, or damaged.
+    """
+    with open(path, "rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                return _read_zip(file)
+            file.seek(0)
+            return _read_stream(file)
+        except PickleError:
+            raise
+        except Exception as error:  # a damaged pickle can raise anything
+            raise PickleError(f"{type(error).__name__}: {error}") from error
+
+
+class _Sealed:
+    """What a pickle may name but not change."""
+
+    def __setstate__(self, state):
+        raise PickleError(f"the pickle tries to change a {type(self).__name__.strip('_')}")
+
+
+class _StorageType(_Sealed):
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+
+
+class _Dtype(_StorageType):
+    pass
+
+
+class _Storage(_Sealed):
+    """One-dimensional memory that tensors are views of; in the legacy format it is filled after them."""
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+
+
+def _rebuild_tensor(storage, offset, size, stride, *_):
+    if not isinstance(storage, _Storage):
+        raise PickleError("a tensor without storage")
+    size, stride = tuple(map(int, size)), tuple(map(int, stride))
+    if min((offset, *size, *stride), default=0) < 0:
+        raise PickleError("a tensor with a negative size or stride")
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    values = storage.values
+    if 0 in size:
+        return np.empty(size, values.dtype)
+    if last >= values.size:
+        raise PickleError("a tensor reaches past the end of its storage")
+    steps = tuple(s * values.dtype.itemsize for s in stride)
+    return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
+
+
+def _rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, *_):
+    return _rebuild_tensor(_Storage(storage.values.view(dtype.dtype)), offset, size, stride)
+
+
+def _rebuild_parameter(data, *_):
+    return data
+
+
+def _encode(text, encoding="latin1", *_):
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"bytes encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _numpy_array(kind, shape, typecode):
+    return np.ndarray.__new__(np.ndarray, shape, typecode)
+
+
+def _numpy_frombuffer(data, dtype, shape, order, *_):
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _numpy_scalar(dtype, value):
+    return np.frombuffer(value, dtype)[0]
+
+
+_NUMPY = ("numpy.core", "numpy._core")
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): lambda *args: {},
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "complex"): complex,
+    ("builtins", "slice"): slice,
+    ("builtins", "list"): list,
+    ("builtins", "dict"): dict,
+    ("builtins", "int"): int,
+    ("builtins", "float"): float,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.storage", "UntypedStorage"): _StorageType(np.uint8),
+    **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_DTYPES.items()},
+    **{("torch", name): _Dtype(dtype) for name, dtype in _TORCH_DTYPES.items()},
+    **{(f"{numpy}.multiarray", "_reconstruct"): _numpy_array for numpy in _NUMPY},
+    **{(f"{numpy}.multiarray", "scalar"): _numpy_scalar for numpy in _NUMPY},
+    **{(f"{numpy}.numeric", "_frombuffer"): _numpy_frombuffer for numpy in _NUMPY},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Looks up the allowed globals only; `load_storage` gives the memory behind a persistent id."""
+
+    def __init__(self, file: BinaryIO, load_storage=None):
+        super().__init__(file, encoding="latin1")
+        self.load_storage = load_storage
+        self.inert: set[str] = set()
+
+    def find_class(self, module, name):
+        module = module.replace("__builtin__", "builtins")
+        found = _ALLOWED.get((module, name))
+        if found is not None:
+            return found
+        self.inert.add(f"{module}.{name}")
+        return type(name, (Inert,), {})
+
+    def persistent_load(self, identity):
+        if self.load_storage is None:
+            raise PickleError("a reference to something outside the pickle")
+        return self.load_storage(identity)
+
+
+def _read_zip(file: BinaryIO) -> Pickle:
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        programs = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
+        if len(programs) != 1:
+            raise PickleError("a zip file without the data.pkl that torch.save writes")
+        root = programs[0].removesuffix("data.pkl")
+        order = f"{root}byteorder"
+        if order in entries and archive.read(order).strip() != b"little":
+            raise PickleError("tensors with big-endian bytes, which are not supported")
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        storages: dict[str, _Storage] = {}
+
+        def load_storage(identity):
+            _, kind, key, _, _ = identity
+            if key not in storages:
+                entry = entries[f"{root}data/{key}"]
+                dtype = kind.dtype
+                if entry.compress_type == zipfile.ZIP_STORED:
+                    header = memory[entry.header_offset : entry.header_offset + 30]
+                    name_length, extra_length = struct.unpack("<HH", header[26:30])
+                    start = entry.header_offset + 30 + name_length + extra_length
+                    values = np.frombuffer(memory, dtype, entry.file_size // dtype.itemsize, start)
+                else:
+                    values = np.frombuffer(archive.read(entry), dtype)
+                storages[key] = _Storage(values)
+            return storages[key]
+
+        unpickler = _Unpickler(io.BytesIO(archive.read(programs[0])), load_storage)
+        return Pickle(unpickler.load(), sorted(unpickler.inert))
+
+
+def _read_stream(file: BinaryIO) -> Pickle:
+    """A plain pickle, or the format that torch.save wrote before 1.6: five pickles, then the storages."""
+    first = _Unpickler(file)
+    content = first.load()
+    if content != _LEGACY_MAGIC:
+        return Pickle(content, sorted(first.inert))
+    for _ in range(2):  # protocol version, system
+        _Unpickler(file).load()
+    storages: dict[str, _Storage] = {}
+
+    def load_storage(identity):
+        if identity[0] != "storage" or identity[5] is not None:
+            raise PickleError("a legacy file with shared or module storage, which is not supported")
+        _, kind, key, _, size, _ = identity
+        return storages.setdefault(key, _Storage(np.zeros(size, kind.dtype)))
+
+    unpickler = _Unpickler(file, load_storage)
+    content = unpickler.load()
+    for key in _Unpickler(file).load():
+        (size,) = struct.unpack("<q", file.read(8))
+        values = storages[key].values
+        data = file.read(values.nbytes)
+        if size != values.size or len(data) != values.nbytes:
+            raise PickleError("the file ends before its tensors do")
+        values[:] = np.frombuffer(data, values.dtype)
+    return Pickle(content, sorted(unpickler.inert))

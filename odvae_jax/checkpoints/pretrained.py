@@ -1,0 +1,164 @@
+"""Finding out what a path or a hub id holds, and loading it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
+from odvae_jax.checkpoints.files import WeightFile, read_weight_file
+from odvae_jax.checkpoints.layout import Progress, read_json
+
+logger = logging.getLogger(__name__)
+_FOREIGN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model and where it came from.
+
+    Attributes:
+      vae: the model.
+      layout: "native", "open-sora-plan" or "sd-vae".
+      source: the file that the weights were read from.
+      ignored: names in it that were deliberately left out.
+      inert: globals of a pickle that were not looked up.
+    """
+
+    vae: ODVAE
+    layout: str
+    source: Path
+    ignored: tuple[str, ...] = ()
+    inert: tuple[str, ...] = ()
+
+
+def load_pretrained(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    progress: Progress = iter,
+    **overrides: Any,
+) -> Loaded:
+    """Loads a model from a folder, a file of weights, or a hub id; see `ODVAE.from_pretrained`."""
+    path = Path(source)
+    if not path.exists() and _is_hub_id(str(source)):
+        path = _download(str(source), revision, subfolder)
+    elif subfolder:
+        path = path / subfolder
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{source} does not exist; expected a folder, a file of weights, or a hub id such as owner/name."
+        )
+    if path.is_file():
+        return _load_file(path, progress, overrides)
+    config_path = path / native.CONFIG_FILE
+    if not config_path.is_file():
+        held = sorted(p.name for p in path.iterdir())
+        hint = ' The autoencoder is in "vae": pass subfolder="vae".' if "vae" in held else ""
+        raise FileNotFoundError(f"{config_path} does not exist (found: {held[:8]}).{hint}")
+    fields = read_json(config_path)
+    kind = fields.get("_class_name")
+    if fields.get("format") == native.FORMAT:
+        vae = native.load(path, progress=progress, **overrides)
+        return Loaded(vae, "native", path / native.WEIGHTS_FILE)
+    if kind == open_sora_plan.CLASS_NAME:
+        config = open_sora_plan.config_from_released(fields, config_path)
+        file = _weights_in(path, prefer_checkpoint=True)
+        vae, ignored = open_sora_plan.load(file, config, progress, **overrides)
+        return _report(Loaded(vae, "open-sora-plan", file.path, tuple(ignored), file.inert))
+    if kind == sd_vae.CLASS_NAME:
+        config = sd_vae.config_from_diffusers(fields, config_path)
+        file = _weights_in(path, prefer_checkpoint=False)
+        vae, ignored = sd_vae.load(file, config, progress, **overrides)
+        return _report(Loaded(vae, "sd-vae", file.path, tuple(ignored), file.inert))
+    raise ValueError(
+        f"{config_path} is the config of {kind!r}; known are odvae_jax's own, "
+        f"{open_sora_plan.CLASS_NAME} (released OD-VAE) and {sd_vae.CLASS_NAME} (diffusers' SD-VAE)."
+    )
+
+
+def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loaded:
+    """A single file: a released training checkpoint, or an SD-VAE in either layout."""
+    file = read_weight_file(path)
+    released = open_sora_plan.is_released(file)
+    layout, module = ("open-sora-plan", open_sora_plan) if released else ("sd-vae", sd_vae)
+    vae, ignored = module.load(file, None, progress, **overrides)
+    return _report(Loaded(vae, layout, path, tuple(ignored), file.inert))
+
+
+def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
+    """The folder's weights; a `.ckpt` beside a released model's config goes before them, as there."""
+    checkpoints = sorted(folder.glob("*.ckpt")) if prefer_checkpoint else []
+    files = [folder / name for name in _FOREIGN_WEIGHTS if (folder / name).is_file()]
+    if not checkpoints and not files:
+        held = sorted(p.name for p in folder.iterdir())[:8]
+        raise FileNotFoundError(
+            f"no weights in {folder}: looked for {_FOREIGN_WEIGHTS}, found {held}."
+        )
+    if len(checkpoints) > 1:
+        names = [c.name for c in checkpoints]
+        raise ValueError(f"{folder} holds several checkpoints, {names}: name the one wanted.")
+    return read_weight_file((checkpoints + files)[0])
+
+
+def _report(loaded: Loaded) -> Loaded:
+    if loaded.inert:
+        logger.warning(
+            "%s names %s, which were not looked up and stand as inert objects",
+            loaded.source,
+            ", ".join(loaded.inert),
+        )
+    return loaded
+
+
+def _is_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
+
+
+def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
+    """The folder in the hub's cache with a model's config and weights, downloaded if need be."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> Path:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repository, name, revision=revision, subfolder=subfolder
+            )
+        )
+
+    prefix = f"{subfolder}/" if subfolder else ""
+    where = f"{repository}{f'@{revision}' if revision else ''}/{prefix}".rstrip("/")
+    try:
+        config = fetch(native.CONFIG_FILE)
+        fields = read_json(config)
+        if fields.get("format") == native.FORMAT:
+            fetch(native.WEIGHTS_FILE)
+            return config.parent
+        if fields.get("_class_name") == open_sora_plan.CLASS_NAME:
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=[f"{prefix}*.ckpt"]
+            )
+            if any(config.parent.glob("*.ckpt")):
+                return config.parent
+        for name in _FOREIGN_WEIGHTS:
+            try:
+                fetch(name)
+                break
+            except (EntryNotFoundError, LocalEntryNotFoundError):
+                if name == _FOREIGN_WEIGHTS[-1]:
+                    raise
+        return config.parent
+    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+        hint = (
+            "" if subfolder else ' Its autoencoder may be in a folder of its own: subfolder="vae".'
+        )
+        raise FileNotFoundError(
+            f"{where} is no local path, and could not be had from the hub: {error}{hint}"
+        ) from error

@@ -1,0 +1,187 @@
+"""SD-VAE, the 2D ancestor, in its two layouts: diffusers' AutoencoderKL and the original one.
+
+Decoder levels count the other way round in the two: diffusers' `up_blocks.0` is the original's `up.3`.
+Attention has newer and older names in diffusers (`to_q`, `query`), and weights of two or four axes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.files import WeightFile, tensors
+from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
+from odvae_jax.checkpoints.native import named_parameters, write_folder
+from odvae_jax.config import ENCODER_BLOCKS, WIDTH_MULTIPLIERS, ODVAEConfig
+
+CLASS_NAME = "AutoencoderKL"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_PREFIX = "first_stage_model."
+_TOP = len(WIDTH_MULTIPLIERS) - 1
+_ATTENTION = {
+    "norm": ("group_norm",),
+    "q": ("to_q", "query"),
+    "k": ("to_k", "key"),
+    "v": ("to_v", "value"),
+    "proj_out": ("to_out.0", "proj_attn"),
+}
+# What an AutoencoderKL must have to be SD-VAE's architecture; widths and sizes are read.
+_REQUIRED = {
+    "down_block_types": ["DownEncoderBlock2D"] * len(WIDTH_MULTIPLIERS),
+    "up_block_types": ["UpDecoderBlock2D"] * len(WIDTH_MULTIPLIERS),
+    "layers_per_block": ENCODER_BLOCKS,
+    "act_fn": "silu",
+    "in_channels": 3,
+    "out_channels": 3,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+
+
+def diffusers_names(ours: str) -> tuple[str, ...]:
+    """A parameter's possible names in diffusers' layout, the newest first."""
+    layer, leaf = torch_leaf(ours)
+    layer = re.sub(r"^encoder\.down\.(\d)", r"encoder.down_blocks.\1", layer)
+    layer = re.sub(r"^decoder\.up\.(\d)", lambda m: f"decoder.up_blocks.{_TOP - int(m[1])}", layer)
+    layer = re.sub(r"(_blocks\.\d)\.block\.", r"\1.resnets.", layer)
+    layer = layer.replace(".downsample.", ".downsamplers.0.").replace(
+        ".upsample.", ".upsamplers.0."
+    )
+    layer = layer.replace(".nin_shortcut", ".conv_shortcut").replace(".norm_out", ".conv_norm_out")
+    layer = re.sub(r"\.mid\.block_(\d)", lambda m: f".mid_block.resnets.{int(m[1]) - 1}", layer)
+    if match := re.fullmatch(r"(\w+)\.mid\.attn_1\.(\w+)", layer):
+        part, which = match.groups()
+        return tuple(f"{part}.mid_block.attentions.0.{name}.{leaf}" for name in _ATTENTION[which])
+    return (f"{layer}.{leaf}",)
+
+
+def original_names(ours: str) -> tuple[str, ...]:
+    """A parameter's name in the original layout, whose layers are called as ours."""
+    return (".".join(torch_leaf(ours)),)
+
+
+def config_from_diffusers(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
+    """Our config of a diffusers `config.json`.
+
+    Raises:
+      ValueError: if it is not SD-VAE's architecture, naming the field.
+    """
+    for name, value in _REQUIRED.items():
+        if name in fields and fields[name] != value:
+            raise ValueError(f"{source}: {name} is {fields[name]!r}; an SD-VAE has {value!r}.")
+    widths = fields.get("block_out_channels", [])
+    if list(widths) != [widths[0] * m for m in WIDTH_MULTIPLIERS] if widths else True:
+        raise ValueError(
+            f"{source}: block_out_channels is {widths}; an SD-VAE's are in the ratio {WIDTH_MULTIPLIERS}."
+        )
+    return ODVAEConfig.image(
+        width=widths[0],
+        latent_channels=fields.get("latent_channels", 4),
+        groups=fields.get("norm_num_groups", 32),
+        scaling_factor=fields.get("scaling_factor", 0.18215),
+    )
+
+
+def is_sd_vae(file: WeightFile) -> bool:
+    """Whether the file holds, by its names, an SD-VAE in either layout, or a whole Stable Diffusion."""
+    state, _ = _state(file)
+    return any(n.startswith(("encoder.down_blocks.", "encoder.down.")) for n in state) and not any(
+        n.endswith(".conv.conv.weight") for n in state
+    )
+
+
+def load(
+    file: WeightFile, config: ODVAEConfig | None = None, progress: Progress = iter, **overrides: Any
+) -> tuple[ODVAE, list[str]]:
+    """The image model in a weight file, and the names that were deliberately ignored.
+
+    Args:
+      file: of either layout; in a whole Stable Diffusion checkpoint everything but
+        `first_stage_model.` is ignored, in an autoencoder's training file its `loss.`.
+      config: from the `config.json` beside it; without, width and latent channels are read off.
+      progress: wraps the loop over parameters.
+      **overrides: config fields.
+
+    Raises:
+      ValueError: if the parameters are not exactly an SD-VAE's.
+    """
+    state, ignored = _state(file)
+    if not any(n.startswith("encoder.") for n in state):
+        others = sorted({n.split(".")[0] for n in tensors(file.content)})[:6]
+        cause = (
+            "A Stable Diffusion file without its VAE?"
+            if any(n.startswith(("model.", "cond_stage_model.")) for n in ignored)
+            else "Another kind of model?"
+        )
+        raise ValueError(
+            f"{file.path} holds no autoencoder: its names begin with {others}. {cause}"
+        )
+    newer = any(n.startswith("encoder.down_blocks.") for n in state)
+    if config is None:
+        shapes = [
+            np.shape(state.get(n, ())) for n in ("encoder.conv_in.weight", "post_quant_conv.weight")
+        ]
+        if not all(shapes):
+            raise ValueError(
+                f"{file.path} is missing encoder.conv_in.weight or post_quant_conv.weight: not a whole SD-VAE."
+            )
+        width = shapes[0][0]
+        config = ODVAEConfig.image(
+            width=width, latent_channels=shapes[1][0], groups=32 if width % 32 == 0 else width
+        )
+    config = ODVAEConfig.from_dict(config.to_dict() | overrides)
+    names = diffusers_names if newer else original_names
+    return build(config, state, names, file.path, progress), ignored
+
+
+def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes an image model as a folder that diffusers' `AutoencoderKL.from_pretrained` loads.
+
+    Raises:
+      ValueError: if it is a video model.
+      FileExistsError: if `path` holds something already and `overwrite` is not set.
+    """
+    c = vae.config
+    if c.structure != "image":
+        raise ValueError(
+            f"structure is {c.structure!r}: only an image model is a diffusers AutoencoderKL."
+        )
+    config = {
+        "_class_name": CLASS_NAME,
+        **_REQUIRED,
+        "block_out_channels": [c.width * m for m in WIDTH_MULTIPLIERS],
+        "latent_channels": c.latent_channels,
+        "norm_num_groups": c.groups,
+        "sample_size": 256,
+        "scaling_factor": c.scaling_factor,
+    }
+    state = {}
+    for ours, value in named_parameters(vae).items():
+        value = np.asarray(value)
+        if ours.endswith(".kernel"):
+            value = from_kernel(value, 2 if re.search(r"attn_1\.(q|k|v|proj_out)\.", ours) else 4)
+        state[diffusers_names(ours)[0]] = value
+    write_folder(path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata={"format": "pt"})
+
+
+def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
+    """The autoencoder's tensors, prefix taken off, and the names left out."""
+    content = file.content
+    inner = content.get("state_dict")
+    state = tensors(inner if isinstance(inner, Mapping) else content)
+    if any(n.startswith(_PREFIX) for n in state):
+        kept = {n.removeprefix(_PREFIX): state[n] for n in state if n.startswith(_PREFIX)}
+        return kept, [n for n in state if not n.startswith(_PREFIX)]
+    ours = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    foreign = ("loss.", "model.", "model_ema.", "cond_stage_model.")
+    ignored = [n for n in state if n.startswith(foreign)]
+    if not ignored and all(n.startswith(ours) for n in state):
+        return state, []
+    return {n: state[n] for n in state if not n.startswith(foreign)}, ignored
