@@ -1,6 +1,9 @@
-"""Trains a model: `python train.py --config=configs/v4.py --workdir=runs/v4 --config.data.path=VIDEOS`.
+"""Trains a model:
 
-Every field of the config can be changed on the command line. Run the same command again to continue.
+`python train.py --config=configs/v4.py --workdir=runs/v4 --config.data.path=VIDEOS`.
+
+Every field of the config can be changed on the command line. Run the same command again to
+continue.
 """
 
 import logging as std_logging

@@ -2,8 +2,9 @@
 
 python benchmarks/throughput.py --work encode:81x256x256,decode:81x256x256,decode:33x512x512
 
-Each line: median time and spread (10th to 90th percentile), operations, the achieved rate, its share of
-the rate of a large matrix product in the same dtype, and the compilation's temporary memory.
+Each line: median time and spread (10th to 90th percentile), operations, the achieved rate, its
+share of the rate of a large matrix product in the same dtype, and the compilation's temporary
+memory.
 """
 
 import statistics
@@ -66,7 +67,8 @@ def main(_):
         f"{device}, jax {jax.__version__}, {_DTYPE.value}; matrix product {peak / 1e12:.0f} TFLOP/s"
     )
     print(
-        f"{'work':26}{'ms':>9}{'spread':>16}{'TFLOP':>9}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}{'compile s':>10}"
+        f"{'work':26}{'ms':>9}{'spread':>16}{'TFLOP':>9}{'TFLOP/s':>9}"
+        f"{'share':>7}{'GiB':>7}{'compile s':>10}"
     )
     for work in _WORK.value:
         name, size = work.split(":")
@@ -89,7 +91,8 @@ def main(_):
         print(
             f"v{_VARIANT.value} {work:23}{median * 1e3:9.1f}"
             f"{f'{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}':>16}{flops / 1e12:9.2f}"
-            f"{flops / median / 1e12:9.0f}{flops / median / peak:7.2f}{memory:7.2f}{compile_seconds:10.0f}",
+            f"{flops / median / 1e12:9.0f}{flops / median / peak:7.2f}"
+            f"{memory:7.2f}{compile_seconds:10.0f}",
             flush=True,
         )
 

@@ -10,9 +10,13 @@ from odvae_jax.config import STRUCTURES, ODVAEConfig
 
 
 def print_variants(width: int) -> None:
-    """Prints a table of all structures: which levels are 3D, and parameters of encoder and decoder."""
+    """Prints a table of all structures.
+
+    Which levels are 3D, and parameters of encoder and decoder.
+    """
     print(
-        f"{'model':8}{'encoder levels':24}{'decoder levels':24}{'encoder':>13}{'decoder':>13}{'all':>13}"
+        f"{'model':8}{'encoder levels':24}{'decoder levels':24}"
+        f"{'encoder':>13}{'decoder':>13}{'all':>13}"
     )
     for name, parts in STRUCTURES.items():
         config = ODVAEConfig(structure=name, width=width, groups=math.gcd(width, 32))

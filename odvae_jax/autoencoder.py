@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -31,7 +32,10 @@ from odvae_jax.types import AnyArray
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, then (encoder: `downsample`, decoder: `upsample`) a change of it."""
+    """Residual blocks at one resolution, then a change of it.
+
+    The change is the encoder's `downsample` or the decoder's `upsample`.
+    """
 
     def __init__(
         self,
@@ -43,8 +47,7 @@ class Level(nnx.Module):
         **resample: nnx.Module,
     ):
         self.block = nnx.List(
-            ResidualBlock(a, b, kind, config=config, rng=rng)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            ResidualBlock(a, b, kind, config=config, rng=rng) for a, b in itertools.pairwise(widths)
         )
         self.downsample = resample.get("downsample")
         self.upsample = resample.get("upsample")
@@ -164,7 +167,8 @@ class ODVAE(nnx.Module):
     def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs | int | None = 0):
         if not isinstance(config, ODVAEConfig):
             raise ValueError(
-                f"config is a {type(config).__name__}, not an ODVAEConfig: use ODVAEConfig.variant(4)."
+                f"config is a {type(config).__name__}, not an ODVAEConfig: "
+                "use ODVAEConfig.variant(4)."
             )
         if isinstance(rngs, nnx.Rngs):
             rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())))
@@ -193,13 +197,15 @@ class ODVAE(nnx.Module):
     def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
         """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1).
 
-        Arguments and errors are those of `moments`. Latents come unscaled: diffusion models take them
-        times `config.scaling_factor`.
+        Arguments and errors are those of `moments`. Latents come unscaled: diffusion models take
+        them times `config.scaling_factor`.
         """
         return DiagonalGaussian.from_moments(self.moments(video))
 
     def decode(self, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"]:
-        """The video of unscaled latents (Eq. 2): float32 [B, 4(t - 1) + 1, 8h, 8w, 3], about [-1, 1].
+        """The video of unscaled latents (Eq. 2).
+
+        It is float32 [B, 4(t - 1) + 1, 8h, 8w, 3], about [-1, 1].
 
         Raises:
           ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C.
@@ -229,9 +235,9 @@ class ODVAE(nnx.Module):
         """Loads a model: one of ours, a released OD-VAE, or an SD-VAE (as a per-frame image model).
 
         Args:
-          source: a folder that `save_pretrained` wrote; a released OD-VAE's folder or training `.ckpt`;
-            a diffusers SD-VAE's folder; a file of SD-VAE weights in either layout, or a whole Stable
-            Diffusion checkpoint; or the hub id of such a folder.
+          source: a folder that `save_pretrained` wrote; a released OD-VAE's folder or training
+            `.ckpt`; a diffusers SD-VAE's folder; a file of SD-VAE weights in either layout, or a
+            whole Stable Diffusion checkpoint; or the hub id of such a folder.
           revision: of the hub's repository: a branch, tag or commit.
           subfolder: folder in the repository, or in the local folder, such as "vae".
           **overrides: config fields to change that change no parameter's shape, such as
@@ -260,7 +266,10 @@ def check_video(video: Any, config: ODVAEConfig) -> None:
 
 
 def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
-    """Raises ValueError unless [B, T, H, W, C] can be encoded, naming the nearest shape that can."""
+    """Raises ValueError unless [B, T, H, W, C] can be encoded.
+
+    The error names the nearest shape that can.
+    """
     b, t, h, w, c = shape
     step = config.time_compression
     nearest = (
@@ -277,7 +286,9 @@ def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
     if t != nearest[1]:
         wrong.append(f"T must be {step}k + 1" if step > 1 else "T must be at least 1")
     wrong += [
-        f"{n} must be a multiple of 8" for n, s, m in zip("HW", (h, w), nearest[2:4]) if s != m
+        f"{n} must be a multiple of 8"
+        for n, s, m in zip("HW", (h, w), nearest[2:4], strict=True)
+        if s != m
     ]
     if c != IMAGE_CHANNELS:
         wrong.append("the last axis must hold 3 channels")

@@ -1,4 +1,7 @@
-"""What a model is: one frozen dataclass, and the variants as rows of a table (section 3.2, Fig. 2)."""
+"""What a model is.
+
+One frozen dataclass, and the variants as rows of a table (section 3.2, Fig. 2).
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,18 @@ SPACE_COMPRESSION = 8
 GROUP_NORM_EPSILON = 1e-6
 
 Kind = Literal["2d", "3d", "mixed"]
-"""Convolutions of a part: per frame, causal 3D, or (a residual block only) the first 3D, the second per frame."""
+"""Convolutions of a part.
+
+Per frame, causal 3D, or (a residual block only) the first 3D, the second per frame.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
     """One row of the variants' table: which parts are 2D and which are causal 3D.
 
-    Tuples run from level 0 (full resolution) to level 3; `downsample[i]` follows encoder level i and
-    `upsample[i]` precedes decoder level i.
+    Tuples run from level 0 (full resolution) to level 3; `downsample[i]` follows encoder level i
+    and `upsample[i]` precedes decoder level i.
     """
 
     encoder_in: Kind
@@ -98,20 +104,21 @@ class ODVAEConfig:
     """The hyper-parameters of a model; made with `ODVAEConfig.variant(n)` or `ODVAEConfig.image()`.
 
     Attributes:
-      structure: "v1" to "v4" (the paper's variants) or "image" (the 2D ancestor, applied per frame).
+      structure: "v1" to "v4" (the paper's variants) or "image" (the 2D ancestor, applied per
+        frame).
       width: channels of level 0; the other levels have 2, 4 and 4 times as many.
       latent_channels: channels of a latent.
       groups: groups of every group norm; must divide `width`.
-      upsample: "nearest" or "linear" (half-pixel centres) doubling in space at decoder levels 3 and 2;
-        level 1 always takes the nearest. Released checkpoints are "linear"; training from SD-VAE
+      upsample: "nearest" or "linear" (half-pixel centres) doubling in space at decoder levels 3 and
+        2; level 1 always takes the nearest. Released checkpoints are "linear"; training from SD-VAE
         starts with "nearest", which keeps an image's reconstruction exactly SD-VAE's (Eq. 4).
       norm: "clip" takes the statistics of 3D parts over all frames, as the released model does;
         "frame" takes them per frame everywhere, which makes the encoder strictly causal.
       time_upsample: "linear" (released) or "nearest", which with norm "frame" makes the decoder
         strictly causal.
       scaling_factor: what latents are multiplied by before diffusion (they are returned unscaled).
-      dtype: of the computation, "float32" or "bfloat16" (kept as the name). Norm statistics, the posterior and the
-        decoded video are float32 either way.
+      dtype: of the computation, "float32" or "bfloat16" (kept as the name). Norm statistics, the
+        posterior and the decoded video are float32 either way.
       param_dtype: of the parameters.
       precision: of float32 convolutions and products: "default" is what the platform does fastest
         (TF32 on a GPU, bfloat16 on a TPU), "highest" is full float32.
@@ -136,7 +143,8 @@ class ODVAEConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not known; it may be one of {list(choices)}."
+                    f"{name}={getattr(self, name)!r} is not known; "
+                    f"it may be one of {list(choices)}."
                 )
         for name in ("dtype", "param_dtype"):
             try:
@@ -169,7 +177,10 @@ class ODVAEConfig:
 
     @classmethod
     def image(cls, **overrides: Any) -> ODVAEConfig:
-        """SD-VAE, the 2D ancestor: each frame by itself, compressed 8 × 8 in space and not in time."""
+        """SD-VAE, the 2D ancestor.
+
+        Each frame by itself, compressed 8 × 8 in space and not in time.
+        """
         return cls.from_dict({**overrides, "structure": "image"})
 
     @classmethod

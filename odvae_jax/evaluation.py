@@ -51,8 +51,8 @@ def evaluate(
       start: first frame; negative counts from the video's end.
 
     Raises:
-      ValueError: for a file that is not a video or has too few frames, named, before any is evaluated;
-        or a clip size that the model does not take.
+      ValueError: for a file that is not a video or has too few frames, named, before any is
+        evaluated; or a clip size that the model does not take.
       FileNotFoundError: if the data is missing.
     """
     infos = []
@@ -88,7 +88,10 @@ def _reconstruct(vae, clips):
 def block_mean(
     clip: Float[np.ndarray, "t h w c"], time: int, space: int = SPACE_COMPRESSION
 ) -> Float[np.ndarray, "t h w c"]:
-    """The clip with each block of `time` × `space` × `space` pixels (the first frame: 1 × ...) averaged."""
+    """The clip with each block of `time` × `space` × `space` pixels averaged.
+
+    The first frame's blocks are 1 × `space` × `space`.
+    """
     parts = [clip[:1]] if time > 1 else []
     grid = dict(y=space, x=space)
     means = [

@@ -10,7 +10,9 @@ import jax
 
 
 def count_flops(function: Callable, *args: Any) -> int:
-    """Operations (a multiply-add counts as two) of the convolutions and matrix products in `function`.
+    """Operations of the convolutions and matrix products in `function`.
+
+    A multiply-add counts as two.
 
     Counted from the traced program, so nothing is compiled or run and `args` may be
     `jax.ShapeDtypeStruct`s. Of a branch the costliest is counted, a scan's body once an iteration;

@@ -30,7 +30,8 @@ def encode_uint8(vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"]) -> DiagonalGau
     shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
     if dtype != jnp.uint8:
         raise ValueError(
-            f"video has dtype {dtype}; encode_uint8 takes uint8. For floats in [-1, 1] there is encode."
+            f"video has dtype {dtype}; encode_uint8 takes uint8. "
+            "For floats in [-1, 1] there is encode."
         )
     if len(shape) != 5:
         raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")

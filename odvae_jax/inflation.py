@@ -26,8 +26,8 @@ def inflate_kernel(
 ) -> Float[Array, "kt k k c d"]:
     """A kernel of `length` in time from a 2D one.
 
-    "tail" gives the last time slice the 2D kernel and the others zero (Eq. 3); "average" gives every
-    slice the 2D kernel divided by `length` (Eq. 5). A kernel that stays 2D is copied.
+    "tail" gives the last time slice the 2D kernel and the others zero (Eq. 3); "average" gives
+    every slice the 2D kernel divided by `length` (Eq. 5). A kernel that stays 2D is copied.
     """
     if length == 1:
         return jnp.asarray(kernel)

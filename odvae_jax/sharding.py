@@ -26,7 +26,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def under_explicit_axes(run: Callable[[Any, jax.Array], jax.Array], out_shape: tuple[int, ...]):
-    """Makes `run(parameters, x)` work where mesh axes are Explicit, as those of `jax.make_mesh` are.
+    """Makes `run(parameters, x)` work where mesh axes are Explicit.
+
+    Those of `jax.make_mesh` are.
 
     Inside, these axes are Auto, so that XLA propagates shardings and exchanges halos; the result,
     of shape `out_shape`, is spread as `x` is over batch, height and width where that divides.

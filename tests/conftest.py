@@ -1,4 +1,7 @@
-"""Shared by all tests: eight virtual CPU devices, a compilation cache, checked types, small models."""
+"""Shared by all tests.
+
+Eight virtual CPU devices, a compilation cache, checked types, small models.
+"""
 
 import functools
 import os

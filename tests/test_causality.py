@@ -37,7 +37,10 @@ def test_with_the_norm_over_the_clip_the_first_latent_sees_the_rest():
 
 
 def seen_latents(vae, t=4):
-    """For each decoded frame, the last latent that changes it; and that none before is left out of step."""
+    """For each decoded frame, the last latent that changes it.
+
+    And that none before is left out of step.
+    """
     latents = np.random.default_rng(0).standard_normal((1, t, 2, 3, 4)).astype(np.float32)
     video = np.asarray(vae.decode(latents))
     last = np.full(video.shape[1], -1)

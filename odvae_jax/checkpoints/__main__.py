@@ -1,4 +1,7 @@
-"""Converts weights: `python -m odvae_jax.checkpoints SOURCE DEST [--variant 4 --init tail] [--to LAYOUT]`."""
+"""Converts weights:
+
+`python -m odvae_jax.checkpoints SOURCE DEST [--variant 4 --init tail] [--to LAYOUT]`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ WRITERS = {"native": native.save, "open-sora-plan": open_sora_plan.save, "diffus
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Loads, inflates if a variant is asked for, writes, and says what was done with the parameters."""
+    """Loads, inflates if a variant is asked for, and writes.
+
+    Then says what was done with the parameters.
+    """
     switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
     switches = {name: value for name, value in switches.items() if value is not None}
     progress = functools.partial(tqdm, desc="reading", unit="parameter", dynamic_ncols=True)
@@ -43,13 +49,18 @@ def convert(arguments: argparse.Namespace) -> None:
     parameters = native.named_parameters(vae)
 
     def count(names):
-        return f"{len(names):4} tensors, {sum(math.prod(parameters[n].shape) for n in names):12,} values"
+        return (
+            f"{len(names):4} tensors, "
+            f"{sum(math.prod(parameters[n].shape) for n in names):12,} values"
+        )
 
     print(
-        f"{loaded.source} ({loaded.layout}, {loaded.vae.config.structure}) -> {arguments.destination}"
+        f"{loaded.source} ({loaded.layout}, {loaded.vae.config.structure})"
+        f" -> {arguments.destination}"
     )
     print(
-        f"{arguments.to}, {vae.config.structure}, width {vae.config.width}, {vae.config.param_dtype}"
+        f"{arguments.to}, {vae.config.structure}, "
+        f"width {vae.config.width}, {vae.config.param_dtype}"
     )
     print(f"  taken    {count(taken)}")
     print(f"  inflated {count(inflated)}")

@@ -64,7 +64,8 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
         start = file.read(64)
     if start.startswith(_LFS_POINTER):
         raise ValueError(
-            f"{path} is a Git LFS pointer, not the weights themselves: run `git lfs pull` where it was cloned."
+            f"{path} is a Git LFS pointer, not the weights themselves: "
+            "run `git lfs pull` where it was cloned."
         )
     if path.suffix == ".safetensors":
         try:

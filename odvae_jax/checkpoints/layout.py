@@ -1,4 +1,7 @@
-"""What foreign layouts have in common: PyTorch's kernels, and strict matching of names and shapes."""
+"""What foreign layouts have in common.
+
+PyTorch's kernels, and strict matching of names and shapes.
+"""
 
 from __future__ import annotations
 

@@ -133,7 +133,8 @@ def load(
         if not (path / name).is_file():
             held = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no folder"
             raise FileNotFoundError(
-                f"{path / name} does not exist (found: {held}); expected a folder that save_pretrained wrote."
+                f"{path / name} does not exist (found: {held}); "
+                "expected a folder that save_pretrained wrote."
             )
     config = read_config(path / CONFIG_FILE, **overrides)
     try:
@@ -166,8 +167,8 @@ def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
         )
     if fixed := [name for name in overrides if name in fields and name not in _CHANGEABLE]:
         raise ValueError(
-            f"{fixed} cannot be changed while loading {path.parent}: it decides the parameters' shapes. "
-            f"What can is {list(_CHANGEABLE)}."
+            f"{fixed} cannot be changed while loading {path.parent}: "
+            f"it decides the parameters' shapes. What can is {list(_CHANGEABLE)}."
         )
     try:
         return ODVAEConfig.from_dict({**fields, **overrides})

@@ -1,8 +1,8 @@
 """The released PyTorch OD-VAE: Open-Sora-Plan version 1.2's `CausalVAEModel` (July 2024).
 
-Its layers are called as ours; a 3D convolution is wrapped in a module of its own, whose parameter is
-called `.conv`, and per-frame convolutions are 2D, with kernels of four axes. The one exception is the
-decoder's upsampling at level 1, a wrapped 1×3×3 convolution.
+Its layers are called as ours; a 3D convolution is wrapped in a module of its own, whose parameter
+is called `.conv`, and per-frame convolutions are 2D, with kernels of four axes. The one exception
+is the decoder's upsampling at level 1, a wrapped 1×3×3 convolution.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ def released_config(config: ODVAEConfig) -> dict[str, Any]:
     """
     if config.structure not in HOLDABLE:
         raise ValueError(
-            f"structure is {config.structure!r}; the released implementation can hold {list(HOLDABLE)}."
+            f"structure is {config.structure!r}; "
+            f"the released implementation can hold {list(HOLDABLE)}."
         )
     for name, value in {**_FUNCTION, "groups": _GROUPS}.items():
         if getattr(config, name) != value:
             raise ValueError(
-                f"{name} is {getattr(config, name)!r}; the released implementation computes with {value!r}, "
-                "so the same weights would be another function there."
+                f"{name} is {getattr(config, name)!r}; the released implementation computes with "
+                f"{value!r}, so the same weights would be another function there."
             )
     parts = config.parts
 
@@ -110,14 +111,15 @@ def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig
     """Our config of a released `config.json`.
 
     Raises:
-      ValueError: for a structure that no variant has, a field that is missing (its class's default is
-        not version 1.2's) or unknown, or AttnBlock3D, which mixes frames and channels by mistake.
+      ValueError: for a structure that no variant has, a field that is missing (its class's default
+        is not version 1.2's) or unknown, or AttnBlock3D, which mixes frames and channels by
+        mistake.
     """
     for name in ("encoder_attention", "decoder_attention"):
         if fields.get(name) == "AttnBlock3D":
             raise ValueError(
-                f"{source}: {name} is AttnBlock3D, which mixes frames and channels by a known mistake; "
-                "only AttnBlock3DFix is supported."
+                f"{source}: {name} is AttnBlock3D, which mixes frames and channels by a known "
+                "mistake; only AttnBlock3DFix is supported."
             )
     # `embed_dim` and widths are free; what the variants differ by decides.
     sizes = {
@@ -134,13 +136,15 @@ def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig
         missing = [n for n in expected if n not in fields]
         if missing:
             raise ValueError(
-                f"{source}: {missing} are missing; they would take their class's defaults, which are not "
-                "version 1.2's. Take them from version 1.2's config.json if that is what the weights are."
+                f"{source}: {missing} are missing; they would take their class's defaults, which "
+                "are not version 1.2's. Take them from version 1.2's config.json if that is what "
+                "the weights are."
             )
         unknown = [n for n in fields if n not in expected and n not in _FREE]
         if unknown:
             raise ValueError(
-                f"{source}: {unknown} are not fields of version 1.2's {CLASS_NAME}; a later version's?"
+                f"{source}: {unknown} are not fields of version 1.2's {CLASS_NAME}; "
+                "a later version's?"
             )
         differing = [n for n, v in expected.items() if _as_list(fields[n]) != v]
         if not differing:

@@ -2,7 +2,8 @@
 
 A pickle is a program that may call any importable function. Here only what tensors are made of is
 looked up; any other global becomes an inert object, which takes whatever the pickle does to it, is
-never executed, and is reported. Tensors of PyTorch's zip format are mapped from the file, not copied.
+never executed, and is reported. Tensors of PyTorch's zip format are mapped from the file, not
+copied.
 """
 
 from __future__ import annotations
@@ -127,7 +128,10 @@ class _Dtype(_StorageType):
 
 
 class _Storage(_Sealed):
-    """One-dimensional memory that tensors are views of; in the legacy format it is filled after them."""
+    """One-dimensional memory that tensors are views of.
+
+    In the legacy format it is filled after them.
+    """
 
     def __init__(self, values: np.ndarray):
         self.values = values
@@ -259,7 +263,10 @@ def _read_zip(file: BinaryIO) -> Pickle:
 
 
 def _read_stream(file: BinaryIO) -> Pickle:
-    """A plain pickle, or the format that torch.save wrote before 1.6: five pickles, then the storages."""
+    """A plain pickle, or the format that torch.save wrote before 1.6.
+
+    The latter is five pickles, then the storages.
+    """
     first = _Unpickler(file)
     content = first.load()
     if content != _LEGACY_MAGIC:

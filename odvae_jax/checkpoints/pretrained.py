@@ -53,7 +53,8 @@ def load_pretrained(
         path = path / subfolder
     if not path.exists():
         raise FileNotFoundError(
-            f"{source} does not exist; expected a folder, a file of weights, or a hub id such as owner/name."
+            f"{source} does not exist; "
+            "expected a folder, a file of weights, or a hub id such as owner/name."
         )
     if path.is_file():
         return _load_file(path, progress, overrides)
@@ -79,7 +80,8 @@ def load_pretrained(
         return _report(Loaded(vae, "sd-vae", file.path, tuple(ignored), file.inert))
     raise ValueError(
         f"{config_path} is the config of {kind!r}; known are odvae_jax's own, "
-        f"{open_sora_plan.CLASS_NAME} (released OD-VAE) and {sd_vae.CLASS_NAME} (diffusers' SD-VAE)."
+        f"{open_sora_plan.CLASS_NAME} (released OD-VAE) and "
+        f"{sd_vae.CLASS_NAME} (diffusers' SD-VAE)."
     )
 
 
@@ -93,7 +95,10 @@ def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loa
 
 
 def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
-    """The folder's weights; a `.ckpt` beside a released model's config goes before them, as there."""
+    """The folder's weights.
+
+    A `.ckpt` beside a released model's config goes before them, as there.
+    """
     checkpoints = sorted(folder.glob("*.ckpt")) if prefer_checkpoint else []
     files = [folder / name for name in _FOREIGN_WEIGHTS if (folder / name).is_file()]
     if not checkpoints and not files:

@@ -1,7 +1,8 @@
 """SD-VAE, the 2D ancestor, in its two layouts: diffusers' AutoencoderKL and the original one.
 
-Decoder levels count the other way round in the two: diffusers' `up_blocks.0` is the original's `up.3`.
-Attention has newer and older names in diffusers (`to_q`, `query`), and weights of two or four axes.
+Decoder levels count the other way round in the two: diffusers' `up_blocks.0` is the original's
+`up.3`. Attention has newer and older names in diffusers (`to_q`, `query`), and weights of two or
+four axes.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def config_from_diffusers(fields: Mapping[str, Any], source: Path) -> ODVAEConfi
     widths = fields.get("block_out_channels", [])
     if list(widths) != [widths[0] * m for m in WIDTH_MULTIPLIERS] if widths else True:
         raise ValueError(
-            f"{source}: block_out_channels is {widths}; an SD-VAE's are in the ratio {WIDTH_MULTIPLIERS}."
+            f"{source}: block_out_channels is {widths}; "
+            f"an SD-VAE's are in the ratio {WIDTH_MULTIPLIERS}."
         )
     return ODVAEConfig.image(
         width=widths[0],
@@ -90,7 +92,10 @@ def config_from_diffusers(fields: Mapping[str, Any], source: Path) -> ODVAEConfi
 
 
 def is_sd_vae(file: WeightFile) -> bool:
-    """Whether the file holds, by its names, an SD-VAE in either layout, or a whole Stable Diffusion."""
+    """Whether the file holds an SD-VAE in either layout, or a whole Stable Diffusion.
+
+    Judged by its names.
+    """
     state, _ = _state(file)
     return any(n.startswith(("encoder.down_blocks.", "encoder.down.")) for n in state) and not any(
         n.endswith(".conv.conv.weight") for n in state
@@ -130,7 +135,8 @@ def load(
         ]
         if not all(shapes):
             raise ValueError(
-                f"{file.path} is missing encoder.conv_in.weight or post_quant_conv.weight: not a whole SD-VAE."
+                f"{file.path} is missing encoder.conv_in.weight or post_quant_conv.weight: "
+                "not a whole SD-VAE."
             )
         width = shapes[0][0]
         config = ODVAEConfig.image(

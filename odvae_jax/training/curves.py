@@ -1,4 +1,7 @@
-"""Loss and PSNR of one or more runs as a picture: `python -m odvae_jax.training.curves RUN... OUT.png`."""
+"""Loss and PSNR of one or more runs as a picture.
+
+`python -m odvae_jax.training.curves RUN... OUT.png`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from matplotlib.figure import Figure
 
 
 def plot_curves(workdirs: list[Path], output: Path) -> None:
-    """Draws each run's reconstruction loss and held-out PSNR against its steps, side by side, into a PNG."""
+    """Draws each run's reconstruction loss and held-out PSNR against its steps.
+
+    They stand side by side, in a PNG.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -1,4 +1,7 @@
-"""The training run: data in, checkpoints, metrics and pictures out, from the first step or the last saved."""
+"""The training run: data in, checkpoints, metrics and pictures out.
+
+It goes from the first step or the last saved.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,13 @@ MODEL_FOLDER = "model"
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
-    """Trains until `config.steps`, continuing from the last checkpoint in `workdir` if there is one.
+    """Trains until `config.steps`.
 
-    Writes into `workdir`: `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`, `curves.png`
-    and, at the end or when told to stop by SIGINT or SIGTERM, `model/`: the EMA weights as
-    `ODVAE.from_pretrained` reads them.
+    Continues from the last checkpoint in `workdir` if there is one.
+
+    Writes into `workdir`: `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`,
+    `curves.png` and, at the end or when told to stop by SIGINT or SIGTERM, `model/`: the EMA
+    weights as `ODVAE.from_pretrained` reads them.
 
     Raises:
       ValueError: for a config that cannot work or is not that of the run in `workdir`, data that
@@ -213,7 +218,10 @@ class _Reporter:
         return speed
 
     def samples(self, step: int, vae: ODVAE, clips: np.ndarray) -> None:
-        """Original above reconstruction, for the first, middle and last frame of each fixed clip."""
+        """Original above reconstruction.
+
+        For the first, middle and last frame of each fixed clip.
+        """
         reconstructions = np.concatenate(
             [decode_uint8(vae, encode_uint8(vae, clip[None]).mode()) for clip in clips]
         )

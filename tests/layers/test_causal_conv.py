@@ -10,13 +10,18 @@ STRIDES = [(1, 1), (1, 2), (2, 2)]
 
 
 def reference(x, kernel, strides):
-    """The definition, by scipy in float64: repeated first frame, zeros around, correlation, strides."""
+    """The definition, by scipy in float64.
+
+    Repeated first frame, zeros around, correlation, strides.
+    """
     kt, k = kernel.shape[:2]
     x = np.concatenate([x[:, :1]] * (kt - 1) + [x], axis=1).astype(np.float64)
     after = 1 if strides[1] == 2 else k // 2
     before = k // 2 if strides[1] == 1 else 0
     x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after), (0, 0)))
-    out = np.zeros((*(s - n + 1 for s, n in zip(x.shape[1:4], (kt, k, k))), kernel.shape[-1]))
+    out = np.zeros(
+        (*(s - n + 1 for s, n in zip(x.shape[1:4], (kt, k, k), strict=True)), kernel.shape[-1])
+    )
     result = []
     for clip in x:
         out = 0
@@ -28,7 +33,8 @@ def reference(x, kernel, strides):
                 for d in range(kernel.shape[4])
             ]
             cut = tuple(
-                slice(n // 2, s - (n - 1 - n // 2)) for s, n in zip(clip.shape[:3], (kt, k, k))
+                slice(n // 2, s - (n - 1 - n // 2))
+                for s, n in zip(clip.shape[:3], (kt, k, k), strict=True)
             )
             out = out + np.stack([f[cut] for f in full], axis=-1)
         result.append(out[:: strides[0], :: strides[1], :: strides[1]])
