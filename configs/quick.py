@@ -20,15 +20,15 @@ def get_config(stage="video"):
     if stage == "image":
         config.model = ODVAEConfig.image(**size).to_dict()
         config.data.frames = 1
-        config.steps = 600
+        config.steps = 800
         config.optimizer.learning_rate = 2e-3
-        config.sample_every = 150
+        config.sample_every = 200
     else:
         config.model = ODVAEConfig.variant(4, **size).to_dict()
         config.data.frames = 5
-        config.steps = 90
+        config.steps = 120
         config.optimizer.learning_rate = 3e-4
-        config.sample_every = 30
+        config.sample_every = 40
     config.data.path = "sample-clips"
     config.data.size = 64
     config.data.short_side = 128
@@ -36,9 +36,10 @@ def get_config(stage="video"):
     config.data.in_memory = True
     config.data.threads = 1
     config.loss.reconstruction = "l2"
+    config.optimizer.b2 = 0.99
     config.optimizer.warmup_steps = 20
     config.optimizer.decay = "cosine"
-    config.ema_decay = 0.95
+    config.ema_decay = 0.98
     config.log_every = 10
-    config.checkpoint_every = 150
+    config.checkpoint_every = 200
     return config

@@ -1,13 +1,12 @@
-"""The released implementation's golden numbers, and our model with the same weights."""
+"""The released implementation's golden numbers, names, and weights by recipe."""
 
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
-from odvae_jax import ODVAEConfig
-from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
+from odvae_jax.checkpoints import open_sora_plan
+from odvae_jax.checkpoints.files import WeightFile
 from tests.fixtures import weights_recipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -20,19 +19,61 @@ def golden(case):
         return [np.moveaxis(file[f"{case}/{name}"], 1, -1) for name in names]
 
 
-def released_model():
-    """Variant 4 at width 32 with the recipe's weights, by the released names."""
+def released_shapes():
+    """Every released parameter's shape, at width 32."""
     shapes = json.loads((FIXTURES / "official_v4.json").read_text())["parameters"]
-    vae = abstract_model(ODVAEConfig.variant(4, width=32, upsample="linear", precision="highest"))
-    parameters, used = {}, set()
-    for name in named_parameters(vae):
-        layer, leaf = name.rsplit(".", 1)
-        leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]
-        (theirs,) = {f"{layer}.{leaf}", f"{layer}.conv.{leaf}"} & shapes.keys()
-        used.add(theirs)
-        value = weights_recipe.weight(theirs, tuple(shapes[theirs]))
-        if value.ndim > 1:
-            value = value.reshape(*value.shape[:2], -1, *value.shape[-2:]).transpose(2, 3, 4, 1, 0)
-        parameters[name] = jnp.asarray(value)
-    assert used == shapes.keys()
-    return with_parameters(vae, parameters)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def released_state():
+    """The recipe's weights by released name."""
+    return {name: weights_recipe.weight(name, shape) for name, shape in released_shapes().items()}
+
+
+def released_model():
+    """Variant 4 at width 32 with these weights."""
+    file = WeightFile(FIXTURES / "official_v4.json", released_state())
+    return open_sora_plan.load(file, precision="highest")[0]
+
+
+def released_config():
+    """Version 1.2's config.json as the specification lists it, at width 32."""
+    three, two = "ResnetBlock3D", "ResnetBlock2D"
+    return {
+        "_class_name": "CausalVAEModel",
+        "hidden_size": 32,
+        "z_channels": 4,
+        "embed_dim": 4,
+        "hidden_size_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "double_z": True,
+        "dropout": 0.0,
+        "resolution": 256,
+        "attn_resolutions": [],
+        "use_quant_layer": True,
+        "q_conv": "CausalConv3d",
+        "encoder_conv_in": "Conv2d",
+        "encoder_conv_out": "CausalConv3d",
+        "encoder_attention": "AttnBlock3DFix",
+        "encoder_mid_resnet": three,
+        "encoder_resnet_blocks": [two, two, three, three],
+        "encoder_spatial_downsample": [
+            "Downsample",
+            "Spatial2xTime2x3DDownsample",
+            "Spatial2xTime2x3DDownsample",
+            "",
+        ],
+        "encoder_temporal_downsample": ["", "", "", ""],
+        "decoder_conv_in": "CausalConv3d",
+        "decoder_conv_out": "CausalConv3d",
+        "decoder_attention": "AttnBlock3DFix",
+        "decoder_mid_resnet": three,
+        "decoder_resnet_blocks": [three] * 4,
+        "decoder_spatial_upsample": [
+            "",
+            "SpatialUpsample2x",
+            "Spatial2xTime2x3DUpsample",
+            "Spatial2xTime2x3DUpsample",
+        ],
+        "decoder_temporal_upsample": ["", "", "", ""],
+    }

@@ -67,25 +67,37 @@ def build(
     vae = abstract_model(config)
     expected = {n: tuple(p.shape) for n, p in named_parameters(vae).items()}
     names = {ours: next((n for n in their_name(ours) if n in state), None) for ours in expected}
-    found, parameters, used = {}, {}, set()
+    found, parameters = {}, {}
     for ours, theirs in progress(names.items()):
         if theirs is None:
             continue
-        used.add(theirs)
         value = state[theirs]
         value = to_kernel(value) if ours.endswith(".kernel") and value.ndim > 1 else value
-        found[ours] = value.shape
+        found[theirs] = np.shape(state[theirs])
         if value.shape == expected[ours]:
             parameters[ours] = jnp.asarray(value, config.param_dtype)
-    wanted = {their_name(n)[0] if t is None else t: expected[n] for n, t in names.items()}
-    got = {t: found[n] for n, t in names.items() if t is not None}
-    got |= {n: np.shape(state[n]) for n in state if n not in used}
-    if problems := differences(wanted, got):
+    wanted = {}
+    for ours, theirs in names.items():
+        if ours in parameters:
+            wanted[theirs] = found[theirs]
+        else:
+            axes = len(found.get(theirs, ())) or (4 if expected[ours][0] == 1 else 5)
+            wanted[theirs or their_name(ours)[0]] = _torch_shape(expected[ours], axes)
+    found |= {n: np.shape(state[n]) for n in state if n not in found}
+    if problems := differences(wanted, found):
         raise ValueError(
             f"{source} does not hold a {config.structure!r} model of width {config.width}: "
-            f"{problems}. {_likely_cause(wanted, got)}"
+            f"{problems}. {_likely_cause(wanted, found)}"
         )
     return with_parameters(vae, parameters)
+
+
+def _torch_shape(shape, axes):
+    """The shape that PyTorch's tensor of `axes` axes has for our parameter."""
+    if len(shape) != 5:
+        return shape
+    kt, kh, kw, i, o = shape
+    return (o, i, kt, kh, kw) if axes == 5 or kt > 1 else (o, i, kh, kw)[:axes]
 
 
 def _likely_cause(wanted, got):

@@ -16,7 +16,7 @@ import os
 import pickle
 import struct
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -211,7 +211,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     """Looks up the allowed globals only; `load_storage` gives the memory behind a persistent id."""
 
-    def __init__(self, file: BinaryIO, load_storage=None):
+    def __init__(self, file: io.BufferedIOBase, load_storage=None):
         super().__init__(file, encoding="latin1")
         self.load_storage = load_storage
         self.inert: set[str] = set()
@@ -230,7 +230,7 @@ class _Unpickler(pickle.Unpickler):
         return self.load_storage(identity)
 
 
-def _read_zip(file: BinaryIO) -> Pickle:
+def _read_zip(file: io.BufferedIOBase) -> Pickle:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         programs = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
@@ -262,7 +262,7 @@ def _read_zip(file: BinaryIO) -> Pickle:
         return Pickle(unpickler.load(), sorted(unpickler.inert))
 
 
-def _read_stream(file: BinaryIO) -> Pickle:
+def _read_stream(file: io.BufferedIOBase) -> Pickle:
     """A plain pickle, or the format that torch.save wrote before 1.6.
 
     The latter is five pickles, then the storages.

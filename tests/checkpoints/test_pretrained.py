@@ -1,0 +1,176 @@
+"""Finding models by path and hub id, and the command that converts them."""
+
+import subprocess
+import sys
+
+import huggingface_hub
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from odvae_jax import ODVAE
+from odvae_jax.checkpoints import open_sora_plan, sd_vae
+from odvae_jax.checkpoints.native import named_parameters
+from odvae_jax.checkpoints.pretrained import load_pretrained
+from tests.conftest import small_model
+
+
+def assert_same_parameters(a, b):
+    a, b = named_parameters(a), named_parameters(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def cached_repository(cache, name, files):
+    """A repository as the hub's cache keeps it, with a branch and a tag at one commit."""
+    root = cache / f"models--{name.replace('/', '--')}"
+    commit = "0" * 39 + "1"
+    files(root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    for ref in ("main", "v2"):
+        (root / "refs" / ref).write_text(commit)
+
+
+@pytest.fixture
+def offline_hub(tmp_path, monkeypatch):
+    """The hub as an offline machine has it: what is in the cache, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.usefixtures("offline_hub")
+@pytest.mark.parametrize(
+    "layout, fields",
+    [
+        ("native", {}),
+        ("open-sora-plan", {"width": 32, "groups": 32, "upsample": "linear"}),
+        ("sd-vae", {"structure": "image"}),
+    ],
+)
+def test_a_hub_id_is_loaded_from_the_offline_cache(layout, fields, offline_hub):
+    vae = small_model(**fields)
+    save = {
+        "native": ODVAE.save_pretrained,
+        "open-sora-plan": open_sora_plan.save,
+        "sd-vae": sd_vae.save,
+    }
+    cached_repository(offline_hub, "someone/model", lambda path: save[layout](vae, path / "vae"))
+    loaded = load_pretrained("someone/model", subfolder="vae", revision="v2")
+    assert loaded.layout == layout
+    assert_same_parameters(loaded.vae, vae)
+    with pytest.raises(FileNotFoundError, match=r'someone/model is no local path.*subfolder="vae"'):
+        load_pretrained("someone/model")
+    with pytest.raises(FileNotFoundError, match=r"someone/model@v9/vae is no local path"):
+        load_pretrained("someone/model", subfolder="vae", revision="v9")
+
+
+def test_a_released_checkpoint_on_the_hub_is_preferred(offline_hub):
+    torch = pytest.importorskip("torch")
+    vae = small_model(width=32, groups=32, upsample="linear")
+
+    def files(path):
+        open_sora_plan.save(vae, path / "vae")
+        state = {
+            open_sora_plan.released_name(n, vae.config): torch.tensor(np.asarray(v) * 2)
+            for n, v in named_parameters(vae).items()
+            if not n.endswith("kernel")
+        }
+        torch.save({"ema_state_dict": state}, path / "vae" / "checkpoint.ckpt")
+
+    cached_repository(offline_hub, "someone/model", files)
+    with pytest.raises(ValueError, match=r"checkpoint\.ckpt does not hold .* missing"):
+        load_pretrained("someone/model", subfolder="vae")
+
+
+def test_a_local_folder_with_its_autoencoder_in_vae(tmp_path):
+    small_model().save_pretrained(tmp_path / "pipeline" / "vae")
+    with pytest.raises(FileNotFoundError, match='pass subfolder="vae"'):
+        ODVAE.from_pretrained(tmp_path / "pipeline")
+    assert_same_parameters(
+        ODVAE.from_pretrained(tmp_path / "pipeline", subfolder="vae"), small_model()
+    )
+
+
+def test_dtypes_are_chosen_on_the_same_call(tmp_path):
+    sd_vae.save(small_model("image"), tmp_path / "vae")
+    vae = ODVAE.from_pretrained(tmp_path / "vae", dtype="bfloat16", param_dtype="bfloat16")
+    assert vae.config.dtype == vae.config.param_dtype == "bfloat16"
+    assert vae.quant_conv.kernel[...].dtype == "bfloat16"
+
+
+def lfs_pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def truncated(path):
+    save_file({"w": np.zeros(1000, np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_weights(path):
+    path.write_bytes(b"\x80\x02X\x05\x00\x00\x00hello.")
+
+
+@pytest.mark.parametrize(
+    "name, spoil, words",
+    [
+        ("a.safetensors", lfs_pointer, "Git LFS pointer.*git lfs pull"),
+        ("a.ckpt", lfs_pointer, "Git LFS pointer"),
+        ("a.safetensors", truncated, "truncated or not a safetensors file"),
+        ("a.ckpt", lambda path: path.write_text("<html>"), "truncated or not a pickle"),
+        ("a.ckpt", no_weights, "a pickle, but of a str, not of weights"),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path, name, spoil, words):
+    spoil(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}.*{words}"):
+        ODVAE.from_pretrained(tmp_path / name)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "odvae_jax.checkpoints", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_inflates_converts_and_counts(tmp_path):
+    image = small_model("image", width=32, groups=32)
+    sd_vae.save(image, tmp_path / "sd")
+    options = ("--variant", 4, "--init", "tail", "--upsample", "linear", "--to", "open-sora-plan")
+    done = run(tmp_path / "sd", tmp_path / "released", *options)
+    assert done.returncode == 0, done.stderr
+    vae = ODVAE.from_pretrained(tmp_path / "released")
+    assert (vae.config.structure, vae.config.upsample) == ("v4", "linear")
+    kernel = vae.decoder.conv_in.kernel[...]
+    assert not kernel[:2].any()
+    np.testing.assert_array_equal(kernel[2:], image.decoder.conv_in.kernel[...])
+    counted = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()[2:5]}
+    lengths = [p.shape[0] for n, p in named_parameters(vae).items() if n.endswith(".kernel")]
+    assert counted == {
+        "taken": len(named_parameters(vae)) - lengths.count(3),
+        "inflated": lengths.count(3),
+        "random": 0,
+    }
+    assert "parameter" in done.stderr, "a progress bar"
+    back = run(tmp_path / "released", tmp_path / "released", "--to", "native")
+    assert back.returncode != 0 and "exists already" in back.stderr
+    back = run(tmp_path / "released", tmp_path / "native", "--to", "native")
+    assert back.returncode == 0, back.stderr
+    assert_same_parameters(ODVAE.from_pretrained(tmp_path / "native"), vae)
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    small_model("v4").save_pretrained(tmp_path / "v4")
+    for arguments, words in (
+        ((tmp_path / "nowhere", tmp_path / "out"), "nowhere does not exist"),
+        ((tmp_path / "v4", tmp_path / "out", "--to", "open-sora-plan"), "upsample is 'nearest'"),
+        ((tmp_path / "v4", tmp_path / "out", "--variant", 4), "'v4'; expected an image model"),
+    ):
+        done = run(*arguments)
+        assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
