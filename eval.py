@@ -6,7 +6,7 @@ reconstruction (mp4) and a picture of frames (PNG) there.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _CKPT = flags.DEFINE_string("ckpt", None, "a folder that save_pretrained or train.py wrote")
 _DATA = flags.DEFINE_string("data", None, 'a folder of videos, a video, or "sample-clips"')
@@ -17,6 +17,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "folder for the pictures")
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     import numpy as np
     from tqdm import tqdm
 
