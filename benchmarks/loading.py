@@ -1,10 +1,11 @@
-"""Time and memory of loading a checkpoint of full size, in each layout, each in a process of its own.
+"""Time and memory of loading a checkpoint of full size, each layout in a process of its own.
 
 python benchmarks/loading.py
 
-Makes variant 4 with random weights (239M parameters, 957 MB), writes it in our layout, the released one
-and as a released training checkpoint (a pickle, if PyTorch is installed to write it), and loads each:
-seconds, and the peak of the process's memory above what it had before, as a multiple of the file's size.
+Makes variant 4 with random weights (239M parameters, 957 MB), writes it in our layout, the released
+one and as a released training checkpoint (a pickle, if PyTorch is installed to write it), and loads
+each: seconds, and the peak of the process's memory above what it had before, as a multiple of the
+file's size.
 """
 
 import argparse

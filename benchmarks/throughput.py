@@ -11,7 +11,6 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig, decode, encode
