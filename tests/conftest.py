@@ -45,6 +45,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+def full(*values):
+    """Parameters that only `make test-full` runs."""
+    return [pytest.param(value, marks=pytest.mark.full) for value in values]
+
+
 @functools.cache
 def small_model(structure="v4", seed=0, **overrides):
     """A random model of width 8 whose biases and norms are not trivial, made once."""

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from tests.conftest import random_video, small_model
+from tests.conftest import full, random_video, small_model
 
 VARIANTS = ["v1", "v2", "v3", "v4"]
 
 
+@pytest.mark.parametrize("frames", [9, *full(5, 17)])
 @pytest.mark.parametrize("structure", VARIANTS)
-def test_latents_that_end_before_a_changed_frame_do_not_change(structure):
+def test_latents_that_end_before_a_changed_frame_do_not_change(structure, frames):
     vae = small_model(structure, norm="frame")
-    video = random_video(9, 16, 24)
+    video = random_video(frames, 16, 24)
     latents = np.asarray(vae.encode(video).mean)
-    for t in (1, 4, 5, 8):
+    for t in (1, 4, 5, 8) if frames == 9 else range(1, frames):
         changed = video.copy()
         changed[:, t] = random_video(1, 16, 24, seed=t)[:, 0]
         after = np.asarray(vae.encode(changed).mean)
@@ -36,7 +37,7 @@ def test_with_the_norm_over_the_clip_the_first_latent_sees_the_rest():
     assert np.abs(small_model().encode(video).mean[:, :1] - alone).max() > 1e-3
 
 
-def seen_latents(vae, t=4):
+def seen_latents(vae, t):
     """For each decoded frame, the last latent that changes it.
 
     And that none before is left out of step.
@@ -52,13 +53,15 @@ def seen_latents(vae, t=4):
     return list(last)
 
 
+@pytest.mark.parametrize("n", [4, *full(2, 3, 7)])
 @pytest.mark.parametrize("structure", VARIANTS)
-def test_nearest_time_upsampling_decodes_causally(structure):
+def test_nearest_time_upsampling_decodes_causally(structure, n):
     vae = small_model(structure, norm="frame", time_upsample="nearest")
-    assert seen_latents(vae) == [0] + [1] * 4 + [2] * 4 + [3] * 4
+    assert seen_latents(vae, n) == [(t + 3) // 4 for t in range(4 * n - 3)]
 
 
+@pytest.mark.parametrize("n", [4, *full(2, 3, 7)])
 @pytest.mark.parametrize("structure", VARIANTS)
-def test_linear_time_upsampling_looks_ahead_exactly_as_specified(structure):
+def test_linear_time_upsampling_looks_ahead_exactly_as_specified(structure, n):
     vae = small_model(structure, norm="frame", time_upsample="linear")
-    assert seen_latents(vae) == [0] + [min(3, (t + 6) // 4) for t in range(1, 13)]
+    assert seen_latents(vae, n) == [0, *(min(n - 1, (t + 6) // 4) for t in range(1, 4 * n - 3))]

@@ -9,16 +9,17 @@ import pytest
 
 from odvae_jax import ODVAEConfig, decode, encode
 from odvae_jax.checkpoints.native import abstract_model
-from tests.conftest import random_video, small_model
+from tests.conftest import full, random_video, small_model
 
 
 def latents(vae, video):
     return encode(vae, video).mean
 
 
+@pytest.mark.parametrize("structure", ["v4", *full("v1", "v2", "v3")])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_full_size_model_lowers_for_each_platform_its_own_way(platform):
-    vae = abstract_model(ODVAEConfig.variant(4, dtype="bfloat16"))
+def test_full_size_model_lowers_for_each_platform_its_own_way(platform, structure):
+    vae = abstract_model(ODVAEConfig(structure=structure, dtype="bfloat16"))
     video = jax.ShapeDtypeStruct((1, 33, 512, 512, 3), jnp.bfloat16)
     z = jax.ShapeDtypeStruct((1, 9, 64, 64, 4), jnp.float32)
     for function, x, shape in ((latents, video, (1, 9, 64, 64, 4)), (decode, z, video.shape)):

@@ -38,12 +38,11 @@ class VideoError(ValueError):
 class VideoInfo:
     """What a file holds.
 
-    Its path, the frames' sorted time stamps (in `time_base`), size and rate.
+    Its path, the frames' sorted time stamps, size and rate.
     """
 
     path: str
     timestamps: tuple[int, ...]
-    time_base: Fraction
     width: int
     height: int
     fps: float
@@ -93,9 +92,7 @@ def inspect_video(path: str | os.PathLike) -> VideoInfo:
             if not stamps:
                 raise VideoError(f"{path} holds no frames with time stamps.")
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-            return VideoInfo(
-                str(path), tuple(stamps), stream.time_base, stream.width, stream.height, float(rate)
-            )
+            return VideoInfo(str(path), tuple(stamps), stream.width, stream.height, float(rate))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be read as a video: {error}.") from error
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import pytest
 from safetensors.numpy import save_file

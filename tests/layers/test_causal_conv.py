@@ -5,6 +5,7 @@ import pytest
 import scipy.ndimage
 
 from odvae_jax.layers import causal_conv as module
+from tests.conftest import full
 
 STRIDES = [(1, 1), (1, 2), (2, 2)]
 
@@ -48,7 +49,7 @@ def inputs(t, out_features, kt=3, k=3):
 
 
 @pytest.mark.parametrize("strides", STRIDES, ids=str)
-@pytest.mark.parametrize("t", [1, 5])
+@pytest.mark.parametrize("t", [1, 5, *full(2, 3, 4, 9)])
 @pytest.mark.parametrize("kt, k, out_features", [(3, 3, 24), (3, 3, 3), (1, 3, 7), (1, 1, 7)])
 def test_convolution_is_its_definition(kt, k, out_features, t, strides):
     if k == 1 and strides != (1, 1):
@@ -58,9 +59,10 @@ def test_convolution_is_its_definition(kt, k, out_features, t, strides):
     np.testing.assert_allclose(y, reference(x, kernel, strides), atol=2e-4)
 
 
+@pytest.mark.parametrize("t", [5, *full(1, 2, 9)])
 @pytest.mark.parametrize("strides", STRIDES, ids=str)
-def test_every_lowering_and_its_gradient_is_the_plain_ones(strides):
-    x, kernel = map(jnp.asarray, inputs(5, 24))
+def test_every_lowering_and_its_gradient_is_the_plain_ones(strides, t):
+    x, kernel = map(jnp.asarray, inputs(t, 24))
 
     def run(lowering):
         y, pull = jax.vjp(lambda x, k: lowering(x, k, strides, "highest"), x, kernel)

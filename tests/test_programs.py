@@ -1,0 +1,130 @@
+"""train.py and eval.py as a user runs them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from odvae_jax import ODVAE
+from tests.conftest import small_model, write_clip
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(program, *arguments):
+    return [sys.executable, str(ROOT / program), *map(str, arguments)]
+
+
+def run(program, *arguments):
+    return subprocess.run(
+        command(program, *arguments), capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos")
+    for i in range(2):
+        write_clip(path / f"clip{i}.mp4", seed=i)
+    return path
+
+
+def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_path):
+    workdir = tmp_path / "run"
+    fields = {
+        "model.width": 8,
+        "model.groups": 4,
+        "model.dtype": "float32",
+        "data.path": videos,
+        "data.frames": 5,
+        "data.size": 16,
+        "data.short_side": 24,
+        "data.holdout": 5,
+        "log_every": 1,
+        "sample_every": 0,
+        "checkpoint_every": 1000,
+    }
+    arguments = ["--config=configs/v4.py", f"--workdir={workdir}"]
+    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    with subprocess.Popen(
+        command("train.py", *arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        metrics = workdir / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    assert "run the same command to continue" in errors and "clips/s" in errors
+    (stopped,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert ODVAE.from_pretrained(workdir / "model").config.width == 8
+    done = run("train.py", *arguments, f"--config.steps={stopped + 1}")
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, stopped + 2))
+
+
+def test_eval_prints_the_psnr_of_every_clip_and_their_mean(videos, tmp_path):
+    small_model().save_pretrained(tmp_path / "model")
+    output = tmp_path / "out"
+    arguments = ("--ckpt", tmp_path / "model", "--data", videos, "--frames=5", "--size=16")
+    done = run("eval.py", *arguments, "--output", output)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()[1:4]}
+    assert rows.keys() == {"clip0", "clip1", "mean"}
+    assert rows["mean"] == pytest.approx((rows["clip0"] + rows["clip1"]) / 2, abs=0.011)
+    assert {p.name for p in output.iterdir()} == {"clip0.mp4", "clip1.mp4", "frames.png"}
+
+
+@pytest.mark.parametrize(
+    "program, arguments, words",
+    [
+        ("train.py", ["--config=configs/v4.py"], "config.data.path is empty"),
+        (
+            "train.py",
+            ["--config=configs/v4.py", "--config.data.path=nowhere"],
+            "nowhere does not exist",
+        ),
+        ("train.py", ["--config=configs/v9.py"], "configs/v9.py"),
+        ("train.py", ["--config=configs/v4.py", "--config.data.pth=x"], 'Did you mean "path"'),
+        ("train.py", ["--config=configs/quick.py:film"], "there are :image and :video"),
+        ("eval.py", ["--ckpt=nowhere", "--data=sample-clips"], "nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_said_at_once(program, arguments, words, tmp_path):
+    if program == "train.py":
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    done = run(program, *arguments)
+    assert done.returncode != 0
+    assert words in done.stderr + done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_refuses_a_file_that_is_no_video(tmp_path):
+    small_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "fake.mp4").write_text("not a video")
+    done = run("eval.py", f"--ckpt={tmp_path / 'model'}", f"--data={tmp_path / 'videos'}")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "fake.mp4 cannot be read as a video" in done.stderr
+
+
+def test_the_table_of_variants_is_printed():
+    done = subprocess.run(
+        [sys.executable, "-m", "odvae_jax", "variants"], capture_output=True, text=True, check=True
+    )
+    totals = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines()[1:]}
+    assert totals == {
+        "image": "83,653,863",
+        "v1": "244,800,231",
+        "v2": "171,367,143",
+        "v3": "228,868,071",
+        "v4": "239,189,991",
+    }
