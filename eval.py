@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-_CKPT = flags.DEFINE_string("ckpt", None, "a folder that save_pretrained or train.py wrote")
+_CKPT = flags.DEFINE_string("ckpt", None, "whatever ODVAE.from_pretrained takes (docs/weights.md)")
 _DATA = flags.DEFINE_string("data", None, 'a folder of videos, a video, or "sample-clips"')
 _FRAMES = flags.DEFINE_integer("frames", 25, "length of a clip, 4k + 1")
 _SIZE = flags.DEFINE_integer("size", 256, "side of the square clips, a multiple of 8")
@@ -23,10 +23,9 @@ def main(_):
 
     from odvae_jax import ODVAE
     from odvae_jax.evaluation import evaluate, save_pictures
-    from odvae_jax.training.loop import find_model
 
     try:
-        vae = ODVAE.from_pretrained(find_model(_CKPT.value))
+        vae = ODVAE.from_pretrained(_CKPT.value)
         clips = evaluate(
             vae, _DATA.value, frames=_FRAMES.value, size=_SIZE.value, start=_START.value
         )

@@ -235,9 +235,9 @@ class ODVAE(nnx.Module):
         """Loads a model: one of ours, a released OD-VAE, or an SD-VAE (as a per-frame image model).
 
         Args:
-          source: a folder that `save_pretrained` wrote; a released OD-VAE's folder or training
-            `.ckpt`; a diffusers SD-VAE's folder; a file of SD-VAE weights in either layout, or a
-            whole Stable Diffusion checkpoint; or the hub id of such a folder.
+          source: a folder that `save_pretrained` or `train.py` wrote; a released OD-VAE's folder or
+            training `.ckpt`; a diffusers SD-VAE's folder; a file of SD-VAE weights in either
+            layout, or a whole Stable Diffusion checkpoint; or the hub id of such a folder.
           revision: of the hub's repository: a branch, tag or commit.
           subfolder: folder in the repository, or in the local folder, such as "vae".
           **overrides: config fields to change that change no parameter's shape, such as

@@ -58,6 +58,11 @@ def inflate(image: ODVAE, config: ODVAEConfig, method: Method = "tail", *, seed:
         raise ValueError(
             f"the model to start from is {image.config.structure!r}; expected an image model."
         )
+    if image.config.groups != config.groups:
+        raise ValueError(
+            f"the 2D model's norms have {image.config.groups} groups, the video model's "
+            f"{config.groups}: the same weights would be another function."
+        )
     target = {n: v.shape for n, v in named_parameters(abstract_model(config)).items()}
     source = named_parameters(image)
     flattened = {n: (1, *s[1:]) if n.endswith(".kernel") else s for n, s in target.items()}

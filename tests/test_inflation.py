@@ -70,5 +70,7 @@ def test_what_does_not_fit_is_refused():
         inflate(small_model("image"), config, "tial")
     with pytest.raises(ValueError, match="'v4'; expected an image model"):
         inflate(small_model("v4"), config)
+    with pytest.raises(ValueError, match="have 4 groups, the video model's 8"):
+        inflate(small_model("image"), ODVAEConfig.variant(4, **SMALL | {"groups": 8}))
     with pytest.raises(ValueError, match="another width.*conv_in.kernel is .*8.*expected .*16"):
         inflate(small_model("image"), ODVAEConfig.variant(4, **SMALL | {"width": 16}))

@@ -91,6 +91,15 @@ def test_eval_prints_the_psnr_of_every_clip_and_their_mean(videos, tmp_path):
             ["--config=configs/v4.py", "--config.data.path=nowhere"],
             "nowhere does not exist",
         ),
+        (
+            "train.py",
+            [
+                "--config=configs/v4.py",
+                "--config.data.path=sample-clips",
+                "--config.init.from_pretrained=nowhere",
+            ],
+            "nowhere does not exist",
+        ),
         ("train.py", ["--config=configs/v9.py"], "configs/v9.py"),
         ("train.py", ["--config=configs/v4.py", "--config.data.pth=x"], 'Did you mean "path"'),
         ("train.py", ["--config=configs/quick.py:film"], "there are :image and :video"),

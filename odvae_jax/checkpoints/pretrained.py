@@ -15,6 +15,8 @@ from odvae_jax.checkpoints.files import WeightFile, read_weight_file
 from odvae_jax.checkpoints.layout import Progress, read_json
 
 logger = logging.getLogger(__name__)
+RUN_MODEL_FOLDER = "model"
+"""Where a training run leaves its model, in the run's own folder."""
 _FOREIGN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -56,6 +58,8 @@ def load_pretrained(
             f"{source} does not exist; "
             "expected a folder, a file of weights, or a hub id such as owner/name."
         )
+    if (path / RUN_MODEL_FOLDER / native.CONFIG_FILE).is_file():
+        path = path / RUN_MODEL_FOLDER
     if path.is_file():
         return _load_file(path, progress, overrides)
     config_path = path / native.CONFIG_FILE

@@ -20,9 +20,10 @@ def default_config() -> ml_collections.ConfigDict:
         {
             # "v1" to "v4" or "image", and any other field of ODVAEConfig.
             "model": ODVAEConfig.variant(4, dtype="bfloat16").to_dict(),
-            # Start from a saved model: an image model is inflated by `method` ("tail", "average" or
-            # "random"), one of the same structure is taken as it is. Empty: random parameters.
-            "init": {"from_pretrained": "", "method": "tail"},
+            # Start from a saved model: whatever ODVAE.from_pretrained takes (docs/weights.md). An
+            # image model is inflated by `method` ("tail", "average" or "random"), one of the same
+            # structure is taken as it is. Empty: random parameters.
+            "init": {"from_pretrained": "", "revision": "", "subfolder": "", "method": "tail"},
             "data": {
                 "path": "",  # a folder of videos, a video, or "sample-clips"
                 "frames": 25,  # T = 4k + 1

@@ -21,7 +21,8 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import abstract_model, load, with_parameters
+from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
+from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.inference import decode_uint8, encode_uint8
 from odvae_jax.inflation import inflate
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
-MODEL_FOLDER = "model"
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
@@ -71,16 +71,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     mesh = data_mesh()
     optimizer = make_optimizer(config)
     vae = abstract_model(model)
+    begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    initial = None if begun else _initial_model(config)
+    workdir.mkdir(parents=True, exist_ok=True)
     with ocp.CheckpointManager(
         workdir / "checkpoints",
         options=ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints),
     ) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is None:
-            state = jax.device_put(
-                create_state(_initial_model(config), optimizer), replicated(mesh)
-            )
+        if initial is not None:
+            state = jax.device_put(create_state(initial, optimizer), replicated(mesh))
         else:
+            latest = checkpoints.latest_step()
             logger.info("continuing from step %d of %s", latest, workdir)
             state = _restore(checkpoints, latest, optimizer, model, mesh)
         first = int(state.step)
@@ -121,10 +122,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
                     break
         reporter.close()
     trained = with_parameters(vae, jax.device_get(state.ema))
-    trained.save_pretrained(workdir / MODEL_FOLDER, overwrite=True)
+    trained.save_pretrained(workdir / RUN_MODEL_FOLDER, overwrite=True)
     plot_curves([workdir], workdir / "curves.png")
     logger.info(
-        "the model is in %s, the curves in %s", workdir / MODEL_FOLDER, workdir / "curves.png"
+        "the model is in %s, the curves in %s", workdir / RUN_MODEL_FOLDER, workdir / "curves.png"
     )
     if clips.skipped:
         names = ", ".join(sorted(clips.skipped))
@@ -136,31 +137,29 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
 
 def _initial_model(config) -> ODVAE:
     model = config_lib.model_config(config)
-    source = config.init.from_pretrained
-    if not source:
+    init = config.init
+    if not init.from_pretrained:
         return ODVAE(model, rngs=config.seed)
-    folder = find_model(source)
-    loaded = load(folder, dtype=model.dtype, param_dtype=model.param_dtype)
+    loaded = load_pretrained(
+        init.from_pretrained,
+        revision=init.revision or None,
+        subfolder=init.subfolder or None,
+        param_dtype=model.param_dtype,
+    ).vae
     if loaded.config.structure == "image" and model.structure != "image":
-        return inflate(loaded, model, config.init.method, seed=config.seed)
-    if loaded.config.structure != model.structure:
+        return inflate(loaded, model, init.method, seed=config.seed)
+    differing = [
+        f"{name} is {getattr(loaded.config, name)!r} there, {getattr(model, name)!r} here"
+        for name in ("structure", "width", "latent_channels", "groups")
+        if getattr(loaded.config, name) != getattr(model, name)
+    ]
+    if differing:
         raise ValueError(
-            f"config.init.from_pretrained={source} holds a {loaded.config.structure!r} model; a "
-            f"{model.structure!r} one starts from its own kind or from an image model."
+            f"config.init.from_pretrained={init.from_pretrained} holds another model "
+            f"({'; '.join(differing)}); a {model.structure!r} model starts from its own kind or "
+            "from an image model."
         )
-    return load(
-        folder, **{n: getattr(model, n) for n in ("upsample", "norm", "time_upsample", "dtype")}
-    )
-
-
-def find_model(path: str | Path) -> Path:
-    """The folder with a saved model: `path` itself, or `model/` in it if it is a training run's."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist; expected a folder that save_pretrained or train.py wrote."
-        )
-    return path / MODEL_FOLDER if (path / MODEL_FOLDER).is_dir() else path
+    return with_parameters(abstract_model(model), named_parameters(loaded))
 
 
 def _restore(checkpoints, step, optimizer, model, mesh) -> TrainState:
@@ -177,7 +176,6 @@ def _check_same_run(config, workdir: Path) -> None:
     """A run continues with the model it was begun with."""
     path = workdir / CONFIG_FILE
     if not path.exists() or not (workdir / "checkpoints").exists():
-        workdir.mkdir(parents=True, exist_ok=True)
         return
     before, now = json.loads(path.read_text())["model"], config.model.to_dict()
     differing = [

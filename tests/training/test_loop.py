@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odvae_jax import ODVAE, ODVAEConfig
+from odvae_jax.checkpoints import sd_vae
 from odvae_jax.training.config import default_config
 from odvae_jax.training.loop import train
 from tests.conftest import small_model, write_clip
@@ -58,7 +59,7 @@ def whole_run(videos, tmp_path_factory):
 
 def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     workdir, state = whole_run
-    vae = ODVAE.from_pretrained(workdir / "model")
+    vae = ODVAE.from_pretrained(workdir)
     np.testing.assert_array_equal(vae.quant_conv.kernel[...], state.ema["quant_conv.kernel"])
     assert (state.ema["quant_conv.kernel"] != state.parameters["quant_conv.kernel"]).any()
     records = lines(workdir)
@@ -105,11 +106,10 @@ def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, t
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_video_model_starts_from_an_image_model_by_tail_initialisation(videos, tmp_path):
-    small_model("image").save_pretrained(tmp_path / "image")
-    config = tiny(
-        videos, steps=1, sample_every=1, **{"init.from_pretrained": str(tmp_path / "image")}
-    )
+def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_path):
+    sd_vae.save(small_model("image"), tmp_path / "sd" / "vae")
+    config = tiny(videos, steps=1, sample_every=1)
+    config.init.update(from_pretrained=str(tmp_path / "sd"), subfolder="vae")
     config.optimizer.learning_rate = 0.0
     state = train(config, tmp_path / "run")
     kernel = np.asarray(state.parameters["decoder.conv_in.kernel"])
@@ -148,7 +148,7 @@ def test_missing_data_and_models_are_named(videos, tmp_path):
             tiny(videos, **{"init.from_pretrained": str(tmp_path / "no-model")}), tmp_path / "run"
         )
     small_model("v1").save_pretrained(tmp_path / "v1")
-    with pytest.raises(ValueError, match="holds a 'v1' model; a 'v4' one starts from"):
+    with pytest.raises(ValueError, match="structure is 'v1' there, 'v4' here"):
         train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")}), tmp_path / "run")
 
 
