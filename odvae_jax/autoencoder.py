@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from typing import Any
@@ -106,7 +107,7 @@ class Encoder(nnx.Module):
         x = self.conv_in(video)
         for level in self.down:
             x = level(x)
-        return self.conv_out(self.norm_out(self.mid(x)))
+        return self.conv_out(self.norm_out(self.mid(x)), out_dtype="float32")
 
 
 class Decoder(nnx.Module):
@@ -171,13 +172,25 @@ class ODVAE(nnx.Module):
                 "use ODVAEConfig.variant(4)."
             )
         if isinstance(rngs, nnx.Rngs):
-            rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())))
+            try:
+                rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())))
+            except jax.errors.TracerArrayConversionError as error:
+                raise ValueError(
+                    "rngs are traced: make the model outside jit and eval_shape, or give rngs=None "
+                    "where only its shapes matter."
+                ) from error
         else:
+            if not (rngs is None or isinstance(rngs, int)):
+                raise ValueError(
+                    f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None."
+                )
             rng = None if rngs is None else np.random.default_rng(rngs)
         self.config = config
         z = config.latent_channels
         self.encoder = Encoder(config, rng=rng)
-        self.quant_conv = CausalConv(2 * z, 2 * z, (1, 1), config=config, rng=rng)
+        # In float32, so that the posterior is more than its last bfloat16 rounding.
+        precise = dataclasses.replace(config, dtype="float32")
+        self.quant_conv = CausalConv(2 * z, 2 * z, (1, 1), config=precise, rng=rng)
         self.post_quant_conv = CausalConv(z, z, (1, 1), config=config, rng=rng)
         self.decoder = Decoder(config, rng=rng)
 
@@ -252,8 +265,16 @@ class ODVAE(nnx.Module):
         return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
 
 
+def check_array(name: str, value: Any) -> None:
+    """Raises ValueError for what is no JAX or NumPy array."""
+    if not isinstance(value, AnyArray):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.")
+
+
 def check_video(video: Any, config: ODVAEConfig) -> None:
     """Raises ValueError unless `video` is one that `ODVAE.encode` takes."""
+    check_array("video", video)
     shape = tuple(jnp.shape(video))
     if len(shape) != 5:
         raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
@@ -299,6 +320,7 @@ def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
 
 def check_latents(latents: Any, config: ODVAEConfig) -> None:
     """Raises ValueError unless `latents` are some that `ODVAE.decode` takes."""
+    check_array("latents", latents)
     shape = tuple(jnp.shape(latents))
     expected = f"[B, t, h, w, {config.latent_channels}]"
     if len(shape) != 5 or shape[-1] != config.latent_channels or 0 in shape:
@@ -316,7 +338,7 @@ def check_latents(latents: Any, config: ODVAEConfig) -> None:
 @jax.jit
 def _moments(vae: ODVAE, video):
     def run(vae, video):
-        return vae.quant_conv(vae.encoder(video)).astype(jnp.float32)
+        return vae.quant_conv(vae.encoder(video))
 
     return under_explicit_axes(run, vae.config.latent_shape(video.shape))(vae, video)
 

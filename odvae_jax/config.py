@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Shared by all variants, and taken over from SD-VAE.
 WIDTH_MULTIPLIERS = (1, 2, 4, 4)
@@ -90,6 +91,7 @@ STRUCTURES: dict[str, Structure] = {
     "v4": _VARIANT_4,
 }
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "structure": tuple(STRUCTURES),
     "upsample": ("nearest", "linear"),
@@ -151,13 +153,18 @@ class ODVAEConfig:
                 dtype = jnp.dtype(getattr(self, name))
             except TypeError as error:
                 raise ValueError(f"{name}={getattr(self, name)!r} names no dtype.") from error
-            if not jnp.issubdtype(dtype, jnp.floating):
-                raise ValueError(f"{name}={dtype.name!r} is not a floating-point dtype.")
+            if dtype.name not in _DTYPES:
+                raise ValueError(
+                    f"{name}={dtype.name!r} is not supported; there are {list(_DTYPES)}."
+                )
             object.__setattr__(self, name, dtype.name)
         for name in ("width", "latent_channels", "groups"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer.")
+            object.__setattr__(self, name, int(value))
+        if not isinstance(self.scaling_factor, (int, float)) or not self.scaling_factor > 0:
+            raise ValueError(f"scaling_factor={self.scaling_factor!r} must be a positive number.")
         if self.width % self.groups:
             raise ValueError(
                 f"width={self.width} is not a multiple of groups={self.groups}: "
@@ -173,6 +180,10 @@ class ODVAEConfig:
         """
         if n not in (1, 2, 3, 4):
             raise ValueError(f"variant {n!r} is not known; the paper has variants 1, 2, 3 and 4.")
+        if "structure" in overrides:
+            raise ValueError(
+                f"structure is decided by variant({n}); use ODVAEConfig(structure=...)."
+            )
         return cls.from_dict({**overrides, "structure": f"v{n}"})
 
     @classmethod

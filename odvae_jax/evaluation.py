@@ -14,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from PIL import Image
 
-from odvae_jax.autoencoder import ODVAE
+from odvae_jax.autoencoder import ODVAE, check_video_shape
 from odvae_jax.config import SPACE_COMPRESSION
 from odvae_jax.data.clips import resolve
 from odvae_jax.data.video import VideoError, centre_crop, inspect_video, read_frames, write_video
@@ -55,6 +55,7 @@ def evaluate(
         evaluated; or a clip size that the model does not take.
       FileNotFoundError: if the data is missing.
     """
+    check_video_shape((1, frames, size, size, 3), vae.config)
     infos = []
     for file in resolve(path):
         info = inspect_video(file)
@@ -115,8 +116,9 @@ def save_pictures(results: list[ClipResult], output: str | os.PathLike) -> list[
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     written = []
-    for result in results:
-        path = output / f"{Path(result.path).stem}.mp4"
+    stems = [Path(result.path).stem for result in results]
+    for i, (result, stem) in enumerate(zip(results, stems, strict=True)):
+        path = output / (f"{stem}.mp4" if stems.count(stem) == 1 else f"{stem}_{i}.mp4")
         write_video(
             path, np.concatenate([result.original, result.reconstruction], axis=2), result.fps
         )

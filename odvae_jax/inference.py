@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from odvae_jax.autoencoder import ODVAE, check_latents, check_video_shape
+from odvae_jax.autoencoder import ODVAE, check_array, check_latents, check_video_shape
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.types import AnyArray
 
@@ -27,6 +27,7 @@ def encode_uint8(vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"]) -> DiagonalGau
     Raises:
       ValueError: if `video` is not uint8, or has a shape that `ODVAE.encode` refuses.
     """
+    check_array("video", video)
     shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
     if dtype != jnp.uint8:
         raise ValueError(

@@ -3,6 +3,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import odvae_jax
 from odvae_jax import ODVAE, ODVAEConfig
@@ -28,6 +29,8 @@ def test_shapes_and_dtypes(structure, t):
     assert posterior.mean.shape == (2, (t - 1) // vae.config.time_compression + 1, 2, 3, 4)
     assert posterior.mean.shape == vae.config.latent_shape((2, t, 16, 24, 3))
     assert posterior.mean.dtype == posterior.logvar.dtype == jnp.float32
+    rounded = posterior.mean.astype(jnp.bfloat16).astype(jnp.float32)
+    assert (rounded != posterior.mean).any(), "the posterior is computed in float32"
     video = vae.decode(posterior.mode())
     assert video.shape == (2, t, 16, 24, 3)
     assert video.dtype == jnp.float32
@@ -79,6 +82,7 @@ def test_a_new_clip_of_the_same_shape_compiles_nothing():
         (np.zeros((1, 0, 16, 16, 3), np.float32), ["4k + 1", "(1, 1, 16, 16, 3)"]),
         (np.zeros((0, 1, 16, 16, 3), np.float32), ["B must be", "(1, 1, 16, 16, 3)"]),
         (np.zeros((9, 16, 16, 3), np.float32), ["(9, 16, 16, 3)", "five axes"]),
+        ([[0.5]], ["builtins.list", "array"]),
         (np.zeros((1, 9, 16, 16, 3), np.uint8), ["uint8", "encode_uint8"]),
     ],
 )
@@ -115,6 +119,15 @@ def test_impossible_latents_are_refused(decode, latents, words):
     with pytest.raises(ValueError) as error:
         decode(small_model(), latents)
     assert "latents" in str(error.value) and all(word in str(error.value) for word in words)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_traced_or_unknown_rngs_are_refused_with_what_to_do():
+    config = ODVAEConfig.variant(4, **SMALL)
+    with pytest.raises(ValueError, match="rngs are traced.*rngs=None"):
+        nnx.eval_shape(lambda: ODVAE(config, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"expected nnx\.Rngs, a seed or None"):
+        ODVAE(config, rngs="0")
 
 
 def test_a_model_is_made_from_a_config_and_a_seed():

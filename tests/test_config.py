@@ -40,8 +40,10 @@ def test_config_survives_a_round_trip_through_a_dictionary():
         ({"widht": 16}, ["'widht'", "did you mean 'width'"]),
         ({"upsample": "cubic"}, ["upsample='cubic'", "nearest", "linear"]),
         ({"structure": "v5"}, ["structure='v5'", "v4"]),
-        ({"dtype": "int8"}, ["dtype='int8'", "floating"]),
+        ({"dtype": "int8"}, ["dtype='int8'", "bfloat16"]),
         ({"dtype": "floaty"}, ["dtype='floaty'"]),
+        ({"param_dtype": "float64"}, ["param_dtype='float64'", "float32"]),
+        ({"scaling_factor": "abc"}, ["scaling_factor='abc'", "positive"]),
         ({"width": 20, "groups": 32}, ["width=20", "groups=32"]),
         ({"width": 0}, ["width=0", "positive"]),
         ({"precision": "exact"}, ["precision='exact'", "highest"]),
@@ -57,3 +59,5 @@ def test_impossible_fields_are_refused_by_name(fields, words):
 def test_unknown_variants_are_refused():
     with pytest.raises(ValueError, match="variant 5 is not known; .* 1, 2, 3 and 4"):
         ODVAEConfig.variant(5)
+    with pytest.raises(ValueError, match="structure is decided by variant"):
+        ODVAEConfig.variant(4, structure="v1")

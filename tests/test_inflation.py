@@ -6,7 +6,7 @@ import pytest
 from odvae_jax import ODVAEConfig
 from odvae_jax.checkpoints.native import named_parameters
 from odvae_jax.inflation import inflate
-from tests.conftest import SMALL, random_video, small_model
+from tests.conftest import SMALL, full, random_video, small_model
 
 VARIANTS = (1, 2, 3, 4)
 
@@ -42,12 +42,21 @@ def test_with_per_frame_norm_each_latent_is_the_image_models_of_one_frame(n):
     np.testing.assert_allclose(vae.decode(latents), image.decode(shown), atol=1e-4)
 
 
-def test_average_is_tail_on_a_still_clip_and_not_on_a_moving_one():
-    tail, average = (inflated(4, method, norm="frame") for method in ("tail", "average"))
-    still = random_video(1, 16, 24).repeat(5, axis=1)
-    np.testing.assert_allclose(average.encode(still).mean, tail.encode(still).mean, atol=1e-4)
+@pytest.mark.parametrize("n", [4, *full(1, 2, 3)])
+def test_average_too_is_the_image_model_on_a_still_clip_and_not_on_a_moving_one(n):
+    image, vae = small_model("image"), inflated(n, "average", norm="frame")
+    frame = random_video(1, 16, 24)
+    latent = image.encode(frame).mean
+    for times in (1, 5):
+        latents = vae.encode(frame.repeat(times, axis=1)).mean
+        np.testing.assert_allclose(latents, np.asarray(latent).repeat(times // 4 + 1, 1), atol=1e-4)
+        np.testing.assert_allclose(
+            vae.decode(latents), np.asarray(image.decode(latent)).repeat(times, 1), atol=1e-4
+        )
     moving = random_video(5, 16, 24)
-    assert np.abs(average.encode(moving).mean - tail.encode(moving).mean).max() > 0.01
+    each = image.encode(moving[:, ::4]).mean
+    np.testing.assert_allclose(inflated(n, norm="frame").encode(moving).mean, each, atol=1e-4)
+    assert np.abs(vae.encode(moving).mean - each).max() > 0.01
 
 
 def test_random_takes_nothing_but_has_gaussian_kernels_of_variance_one_over_fan_in():

@@ -18,6 +18,11 @@ from odvae_jax.checkpoints.pretrained import load_pretrained
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.inflation import METHODS, inflate
 
+FILES = {
+    "native": (native.CONFIG_FILE, native.WEIGHTS_FILE),
+    "open-sora-plan": (native.CONFIG_FILE, open_sora_plan.WEIGHTS_FILE),
+    "diffusers": (native.CONFIG_FILE, sd_vae.WEIGHTS_FILE),
+}
 WRITERS = {"native": native.save, "open-sora-plan": open_sora_plan.save, "diffusers": sd_vae.save}
 
 
@@ -26,6 +31,9 @@ def convert(arguments: argparse.Namespace) -> None:
 
     Then says what was done with the parameters.
     """
+    native.check_destination(
+        arguments.destination, FILES[arguments.to], overwrite=arguments.overwrite
+    )
     switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
     switches = {name: value for name, value in switches.items() if value is not None}
     progress = functools.partial(tqdm, desc="reading", unit="parameter", dynamic_ncols=True)
@@ -66,7 +74,8 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"  inflated {count(inflated)}")
     print(f"  random   {count(parameters.keys() - taken - inflated)}")
     if loaded.ignored:
-        print(f"  ignored  {len(loaded.ignored):4} names of the file, such as {loaded.ignored[0]}")
+        some = ", ".join(loaded.ignored[:8]) + (", ..." if len(loaded.ignored) > 8 else "")
+        print(f"  ignored  {len(loaded.ignored):4} names of the file: {some}")
     if loaded.inert:
         print(f"  inert    {', '.join(loaded.inert)}")
 
@@ -84,7 +93,7 @@ def inflated_model(image: ODVAE, arguments: argparse.Namespace, switches: dict[s
     )
     fields = {name: getattr(image.config, name) for name in same}
     config = ODVAEConfig.variant(arguments.variant, **fields, **switches)
-    return inflate(image, config, arguments.init, seed=arguments.seed)
+    return inflate(image, config, arguments.init or "tail", seed=arguments.seed)
 
 
 def main() -> None:
@@ -93,11 +102,9 @@ def main() -> None:
     parser.add_argument("destination", help="folder to write")
     parser.add_argument("--to", choices=WRITERS, default="native", help="layout to write")
     parser.add_argument(
-        "--variant", type=int, help="make this variant, 1 to 4, from an image model"
+        "--variant", type=int, choices=(1, 2, 3, 4), help="make this variant from an image model"
     )
-    parser.add_argument(
-        "--init", choices=METHODS, default="tail", help="how its kernels are inflated"
-    )
+    parser.add_argument("--init", choices=METHODS, help="how its kernels are inflated (tail)")
     parser.add_argument("--seed", type=int, default=0, help="of --init random")
     for name in ("upsample", "norm", "time_upsample"):
         parser.add_argument(
@@ -108,9 +115,12 @@ def main() -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what is at the destination"
     )
+    arguments = parser.parse_args()
+    if arguments.init and not arguments.variant:
+        parser.error("--init says how a --variant is made from an image model: give both")
     try:
-        convert(parser.parse_args())
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        convert(arguments)
+    except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
 
 

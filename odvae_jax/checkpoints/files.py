@@ -36,7 +36,7 @@ class _Safetensors(Mapping):
 
     def __init__(self, path: Path):
         self._file = safetensors.safe_open(path, framework="numpy")
-        self._names = list(self._file.keys())
+        self._names = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
@@ -83,7 +83,15 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
 
 
 def tensors(content: Mapping[str, Any]) -> dict[str, Any] | Mapping[str, Any]:
-    """The entries of a mapping that are tensors."""
+    """The entries of a mapping that are tensors; the others are listed by `others`."""
     if isinstance(content, _Safetensors):
         return content
     return {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, np.ndarray)}
+
+
+def others(content: Mapping[str, Any], chosen: str | None = None) -> list[str]:
+    """Names of the entries that are no tensors, but for the `chosen` one that was gone into."""
+    if isinstance(content, _Safetensors):
+        return []
+    taken = {chosen, *tensors(content)}
+    return [str(name) for name in content if name not in taken]

@@ -5,7 +5,6 @@ PyTorch's kernels, and strict matching of names and shapes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,14 @@ def build(
         if theirs is None:
             continue
         value = state[theirs]
-        value = to_kernel(value) if ours.endswith(".kernel") and value.ndim > 1 else value
-        found[theirs] = np.shape(state[theirs])
+        found[theirs] = value.shape
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"{source}: {theirs} is of {value.dtype}; weights are floating point.")
+        if ours.endswith(".kernel") and value.ndim in (2, 4, 5):
+            value = to_kernel(value)
         if value.shape == expected[ours]:
-            parameters[ours] = jnp.asarray(value, config.param_dtype)
+            # A copy: what is mapped from a file would change with the file.
+            parameters[ours] = jnp.array(value, config.param_dtype, copy=True)
     wanted = {}
     for ours, theirs in names.items():
         if ours in parameters:
@@ -109,18 +112,3 @@ def _likely_cause(wanted, got):
     if shapes or wanted.keys() ^ got.keys():
         return "Likely it is of another variant, or incomplete."
     return ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      ValueError: if it holds none.
-    """
-    try:
-        fields = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object.")
-    return fields

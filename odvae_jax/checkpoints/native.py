@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
 from safetensors.numpy import save_file
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.files import read_weight_file
 from odvae_jax.config import ODVAEConfig
 
 CONFIG_FILE = "config.json"
@@ -100,16 +101,12 @@ def write_folder(
     overwrite: bool,
     metadata: dict[str, str],
 ) -> None:
-    """Writes `config.json` and a safetensors file; the folder appears whole or not at all.
+    """Writes `config.json` and a safetensors file; a new folder appears whole or not at all.
 
     Raises:
       FileExistsError: if `path` holds something already and `overwrite` is not set.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
-        raise FileExistsError(
-            f"{path} exists already; choose another path, or ask to overwrite it."
-        )
+    path = check_destination(path, (CONFIG_FILE, weights_file), overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -117,11 +114,36 @@ def write_folder(
         (building / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_file(arrays, building / weights_file, metadata=metadata)
         if path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        building.rename(path)
+            for file in building.iterdir():
+                os.replace(file, path / file.name)
+            building.rmdir()
+        else:
+            building.rename(path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def check_destination(path: str | os.PathLike, ours: tuple[str, ...], *, overwrite: bool) -> Path:
+    """The folder to write, links followed; only files named in `ours` are ever replaced.
+
+    Raises:
+      FileExistsError: if it holds something and `overwrite` is not set, or files of other names.
+    """
+    path = Path(path).resolve()
+    if not path.exists():
+        return path
+    held = sorted(p.name for p in path.iterdir()) if path.is_dir() else [path.name]
+    if held and not overwrite:
+        raise FileExistsError(
+            f"{path} exists already; choose another path, or ask to overwrite it."
+        )
+    if strange := [name for name in held if name not in ours]:
+        raise FileExistsError(
+            f"{path} holds other files, which are not overwritten ({strange[:4]}); "
+            "choose another path."
+        )
+    return path
 
 
 def load(
@@ -137,40 +159,57 @@ def load(
                 "expected a folder that save_pretrained wrote."
             )
     config = read_config(path / CONFIG_FILE, **overrides)
-    try:
-        with safetensors.safe_open(path / WEIGHTS_FILE, framework="numpy") as file:
-            parameters = {
-                name: jnp.asarray(file.get_tensor(name), config.param_dtype)
-                for name in progress(file.keys())
-            }
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path / WEIGHTS_FILE} is not a whole safetensors file: {error}."
-        ) from error
+    state = read_weight_file(path / WEIGHTS_FILE).content
+    parameters = {name: jnp.array(state[name], config.param_dtype) for name in progress(state)}
     try:
         return with_parameters(abstract_model(config), parameters)
     except ValueError as error:
         raise ValueError(
-            f"{path / WEIGHTS_FILE} does not fit {path / CONFIG_FILE}: {error}."
+            f"{path / WEIGHTS_FILE} does not fit {path / CONFIG_FILE} "
+            f"(another width or variant?): {error}."
         ) from error
 
 
 def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
     """The config in a `config.json` of ours, with fields changed that change no parameter."""
+    fields = read_json(path)
+    if fields.pop("format", None) != FORMAT:
+        raise ValueError(
+            f'{path} is not the config of an odvae_jax model ("format": "{FORMAT}" is missing).'
+        )
+    if missing := [f.name for f in dataclasses.fields(ODVAEConfig) if f.name not in fields]:
+        raise ValueError(f"{path}: the fields {missing} are missing.")
+    try:
+        config = ODVAEConfig.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return with_overrides(config, path, overrides)
+
+
+def with_overrides(config: ODVAEConfig, source: Path, overrides: dict[str, Any]) -> ODVAEConfig:
+    """The config with fields changed that a set of weights leaves open.
+
+    Raises:
+      ValueError: for a field that is unknown, or that the weights decide.
+    """
+    if fixed := [n for n in overrides if hasattr(config, n) and n not in _CHANGEABLE]:
+        raise ValueError(
+            f"{fixed} cannot be changed while loading {source}: the weights are made for them. "
+            f"What can is {list(_CHANGEABLE)}."
+        )
+    return ODVAEConfig.from_dict({**config.to_dict(), **overrides})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      ValueError: if it holds none.
+    """
     try:
         fields = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-        raise ValueError(
-            f'{path} is not the config of an odvae_jax model ("format": "{FORMAT}" is missing).'
-        )
-    if fixed := [name for name in overrides if name in fields and name not in _CHANGEABLE]:
-        raise ValueError(
-            f"{fixed} cannot be changed while loading {path.parent}: "
-            f"it decides the parameters' shapes. What can is {list(_CHANGEABLE)}."
-        )
-    try:
-        return ODVAEConfig.from_dict({**fields, **overrides})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object.")
+    return fields

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.files import WeightFile, tensors
+from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import named_parameters, write_folder
+from odvae_jax.checkpoints.native import named_parameters, with_overrides, write_folder
 from odvae_jax.config import ENCODER_BLOCKS, WIDTH_MULTIPLIERS, Kind, ODVAEConfig
 
 CLASS_NAME = "CausalVAEModel"
@@ -96,15 +96,21 @@ def released_config(config: ODVAEConfig) -> dict[str, Any]:
     }
 
 
-# Fields whose value changes neither parameters nor function.
+# Fields whose value changes neither parameters nor function; the later ones are of training.
 _FREE = (
     "_class_name",
     "_diffusers_version",
     "_name_or_path",
     "dropout",
     "resolution",
-    "attn_resolutions",
+    "lr",
+    "loss_type",
+    "loss_params",
+    "in_channels",
+    "out_channels",
 )
+# Where the class's default is what every variant has, a missing field does no harm.
+_DEFAULTS = {"attn_resolutions": [], "double_z": True, "use_quant_layer": True}
 
 
 def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
@@ -121,7 +127,7 @@ def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig
                 f"{source}: {name} is AttnBlock3D, which mixes frames and channels by a known "
                 "mistake; only AttnBlock3DFix is supported."
             )
-    # `embed_dim` and widths are free; what the variants differ by decides.
+    fields = {**_DEFAULTS, **fields}
     sizes = {
         "width": fields.get("hidden_size"),
         "latent_channels": fields.get("z_channels"),
@@ -146,7 +152,7 @@ def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig
                 f"{source}: {unknown} are not fields of version 1.2's {CLASS_NAME}; "
                 "a later version's?"
             )
-        differing = [n for n, v in expected.items() if _as_list(fields[n]) != v]
+        differing = [n for n, v in expected.items() if fields[n] != v]
         if not differing:
             return config
         if closest is None or len(differing) < len(closest[1]):
@@ -174,12 +180,10 @@ def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
     name = next(
         (n for n in ("encoder.conv_in.weight", "encoder.conv_in.conv.weight") if n in state), None
     )
-    latents = np.shape(state.get("post_quant_conv.conv.weight", ()))
-    if name is None or not latents:
-        raise ValueError(
-            f"{source} has no encoder.conv_in or post_quant_conv: not a released OD-VAE."
-        )
-    sizes = {"width": np.shape(state[name])[0], "latent_channels": latents[0]}
+    latents = "post_quant_conv.conv.weight"
+    if name is None or latents not in state:
+        raise ValueError(f"{source} is not a whole OD-VAE: conv_in or post_quant_conv is missing.")
+    sizes = {"width": state[name].shape[0], "latent_channels": state[latents].shape[0]}
     for structure in HOLDABLE:
         config = ODVAEConfig(structure=structure, groups=_GROUPS, **sizes, **_FUNCTION)
         parts = config.parts
@@ -215,7 +219,7 @@ def load(
     """
     state, ignored = _state(file)
     config = config or infer_config(state, file.path)
-    model = ODVAEConfig.from_dict(config.to_dict() | overrides)
+    model = with_overrides(config, file.path, overrides)
     vae = build(model, state, lambda n: (released_name(n, config),), file.path, progress)
     return vae, ignored
 
@@ -252,22 +256,21 @@ def _is_2d(layer: str, config: ODVAEConfig) -> bool:
 
 
 def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
-    content = file.content
+    """The model's tensors, EMA preferred, and the names left out."""
+    content, left_out = file.content, []
     for keys in (("ema_state_dict",), ("state_dict", "gen_model"), ("gen_model",), ("state_dict",)):
         inner: Any = content
+        skipped = []
         for key in keys:
+            skipped += others(inner, key) if isinstance(inner, Mapping) else []
             inner = inner.get(key) if isinstance(inner, Mapping) else None
         if isinstance(inner, Mapping) and len(inner):
-            content = inner
+            content, left_out = inner, skipped
             break
     state = tensors(content)
+    left_out += others(content)
     if any(n.startswith("module.") for n in state):
         state = {n.removeprefix("module."): state[n] for n in state}
-    ignored = [n for n in state if n.startswith("loss.")]
-    return (
-        {n: state[n] for n in state if not n.startswith("loss.")} if ignored else state
-    ), ignored
-
-
-def _as_list(value):
-    return list(value) if isinstance(value, tuple) else value
+    losses = [n for n in state if n.startswith("loss.")]
+    kept = {n: state[n] for n in state if not n.startswith("loss.")} if losses else state
+    return kept, [*losses, *left_out]

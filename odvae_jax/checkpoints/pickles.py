@@ -11,9 +11,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import math
 import mmap
 import os
 import pickle
+import re
 import struct
 import zipfile
 from typing import Any
@@ -112,10 +114,20 @@ def read_pickle(path: str | os.PathLike) -> Pickle:
 
 
 class _Sealed:
-    """What a pickle may name but not change."""
+    """What a pickle may name, call or be given, but not change."""
 
     def __setstate__(self, state):
         raise PickleError(f"the pickle tries to change a {type(self).__name__.strip('_')}")
+
+
+class _Function(_Sealed):
+    """A function of ours that a pickle may call."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *args):
+        return self._function(*args)
 
 
 class _StorageType(_Sealed):
@@ -128,20 +140,59 @@ class _Dtype(_StorageType):
 
 
 class _Storage(_Sealed):
-    """One-dimensional memory that tensors are views of.
-
-    In the legacy format it is filled after them.
-    """
+    """Memory that tensors are views of; in the legacy format it is filled after them."""
 
     def __init__(self, values: np.ndarray):
         self.values = values
 
 
+class _NumpyDtype(_Sealed):
+    """A plain number's dtype; NumPy's own could be given a state that reads anywhere."""
+
+    def __init__(self, code, *_):
+        if not (isinstance(code, str) and re.fullmatch(r"[<>|=]?[fiu][1248]|[|]?b1", code)):
+            raise PickleError(f"an array of dtype {code!r}, which is not a plain number's")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        _, order, *rest = state
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in rest[:3]):
+            raise PickleError("an array of a structured dtype")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _NumpyArray(_Sealed):
+    """An array before its state has come; `value` is None until then."""
+
+    value: np.ndarray | None = None
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        self.value = _array_of(data, dtype, shape, "F" if fortran else "C")
+
+
+def _array_of(data, dtype, shape, order):
+    if not isinstance(dtype, _NumpyDtype):
+        raise PickleError("an array without a plain dtype")
+    if isinstance(data, str):  # bytes of the oldest protocols
+        data = data.encode("latin1")
+    shape = tuple(map(int, shape))
+    if not isinstance(data, (bytes, bytearray)) or min(shape, default=0) < 0:
+        raise PickleError("an array that is no numbers")
+    if len(data) != math.prod(shape) * dtype.dtype.itemsize:
+        raise PickleError("an array whose bytes do not fill its shape")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
 def _rebuild_tensor(storage, offset, size, stride, *_):
     if not isinstance(storage, _Storage):
-        raise PickleError("a tensor without storage")
+        return Inert()
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
-    if min((offset, *size, *stride), default=0) < 0:
+    offset = int(offset)
+    if len(size) != len(stride) or min((offset, *size, *stride), default=0) < 0:
         raise PickleError("a tensor with a negative size or stride")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     values = storage.values
@@ -154,6 +205,8 @@ def _rebuild_tensor(storage, offset, size, stride, *_):
 
 
 def _rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, *_):
+    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
+        return Inert()
     return _rebuild_tensor(_Storage(storage.values.view(dtype.dtype)), offset, size, stride)
 
 
@@ -167,22 +220,22 @@ def _encode(text, encoding="latin1", *_):
     return text.encode("latin1")
 
 
-def _numpy_array(kind, shape, typecode):
-    return np.ndarray.__new__(np.ndarray, shape, typecode)
-
-
 def _numpy_frombuffer(data, dtype, shape, order, *_):
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
+    return _array_of(data, dtype, shape, "F" if order == "F" else "C")
 
 
-def _numpy_scalar(dtype, value):
-    return np.frombuffer(value, dtype)[0]
+def _numpy_scalar(dtype, data):
+    return _array_of(data, dtype, (), "C")[()]
+
+
+def _plain_dict(*_):
+    return {}
 
 
 _NUMPY = ("numpy.core", "numpy._core")
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): lambda *args: {},
+    ("collections", "defaultdict"): _Function(_plain_dict),
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("builtins", "complex"): complex,
@@ -191,21 +244,32 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("builtins", "dict"): dict,
     ("builtins", "int"): int,
     ("builtins", "float"): float,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _Function(_encode),
+    ("numpy", "ndarray"): _Function(_NumpyArray),
+    ("numpy", "dtype"): _Function(_NumpyDtype),
     ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Function(_rebuild_tensor_v3),
+    ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
     ("torch.storage", "UntypedStorage"): _StorageType(np.uint8),
     **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_DTYPES.items()},
     **{("torch", name): _Dtype(dtype) for name, dtype in _TORCH_DTYPES.items()},
-    **{(f"{numpy}.multiarray", "_reconstruct"): _numpy_array for numpy in _NUMPY},
-    **{(f"{numpy}.multiarray", "scalar"): _numpy_scalar for numpy in _NUMPY},
-    **{(f"{numpy}.numeric", "_frombuffer"): _numpy_frombuffer for numpy in _NUMPY},
+    **{(f"{numpy}.multiarray", "_reconstruct"): _Function(_NumpyArray) for numpy in _NUMPY},
+    **{(f"{numpy}.multiarray", "scalar"): _Function(_numpy_scalar) for numpy in _NUMPY},
+    **{(f"{numpy}.numeric", "_frombuffer"): _Function(_numpy_frombuffer) for numpy in _NUMPY},
 }
+
+
+def _with_arrays(content):
+    """Puts the arrays where their placeholders stand, in nested dictionaries, lists and tuples."""
+    if isinstance(content, _NumpyArray):
+        return content.value if content.value is not None else Inert()
+    if isinstance(content, dict):
+        return {key: _with_arrays(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(_with_arrays(value) for value in content)
+    return content
 
 
 class _Unpickler(pickle.Unpickler):
@@ -245,6 +309,8 @@ def _read_zip(file: io.BufferedIOBase) -> Pickle:
 
         def load_storage(identity):
             _, kind, key, _, _ = identity
+            if not isinstance(kind, _StorageType):
+                return Inert()
             if key not in storages:
                 entry = entries[f"{root}data/{key}"]
                 dtype = kind.dtype
@@ -259,7 +325,7 @@ def _read_zip(file: io.BufferedIOBase) -> Pickle:
             return storages[key]
 
         unpickler = _Unpickler(io.BytesIO(archive.read(programs[0])), load_storage)
-        return Pickle(unpickler.load(), sorted(unpickler.inert))
+        return Pickle(_with_arrays(unpickler.load()), sorted(unpickler.inert))
 
 
 def _read_stream(file: io.BufferedIOBase) -> Pickle:
@@ -269,8 +335,8 @@ def _read_stream(file: io.BufferedIOBase) -> Pickle:
     """
     first = _Unpickler(file)
     content = first.load()
-    if content != _LEGACY_MAGIC:
-        return Pickle(content, sorted(first.inert))
+    if not isinstance(content, int) or content != _LEGACY_MAGIC:
+        return Pickle(_with_arrays(content), sorted(first.inert))
     for _ in range(2):  # protocol version, system
         _Unpickler(file).load()
     storages: dict[str, _Storage] = {}
@@ -279,6 +345,8 @@ def _read_stream(file: io.BufferedIOBase) -> Pickle:
         if identity[0] != "storage" or identity[5] is not None:
             raise PickleError("a legacy file with shared or module storage, which is not supported")
         _, kind, key, _, size, _ = identity
+        if not isinstance(kind, _StorageType):
+            raise PickleError("a legacy file with a storage of unknown dtype")
         return storages.setdefault(key, _Storage(np.zeros(size, kind.dtype)))
 
     unpickler = _Unpickler(file, load_storage)
@@ -290,4 +358,4 @@ def _read_stream(file: io.BufferedIOBase) -> Pickle:
         if size != values.size or len(data) != values.nbytes:
             raise PickleError("the file ends before its tensors do")
         values[:] = np.frombuffer(data, values.dtype)
-    return Pickle(content, sorted(unpickler.inert))
+    return Pickle(_with_arrays(content), sorted(unpickler.inert))

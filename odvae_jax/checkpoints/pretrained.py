@@ -12,7 +12,8 @@ from typing import Any
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
 from odvae_jax.checkpoints.files import WeightFile, read_weight_file
-from odvae_jax.checkpoints.layout import Progress, read_json
+from odvae_jax.checkpoints.layout import Progress
+from odvae_jax.checkpoints.native import read_json
 
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
@@ -64,6 +65,9 @@ def load_pretrained(
         return _load_file(path, progress, overrides)
     config_path = path / native.CONFIG_FILE
     if not config_path.is_file():
+        files = [p for p in path.iterdir() if p.suffix in (".safetensors", ".ckpt", ".bin")]
+        if len(files) == 1:
+            return _load_file(files[0], progress, overrides)
         held = sorted(p.name for p in path.iterdir())
         hint = ' The autoencoder is in "vae": pass subfolder="vae".' if "vae" in held else ""
         raise FileNotFoundError(f"{config_path} does not exist (found: {held[:8]}).{hint}")
@@ -92,9 +96,17 @@ def load_pretrained(
 def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loaded:
     """A single file: a released training checkpoint, or an SD-VAE in either layout."""
     file = read_weight_file(path)
+    if "quant_conv.kernel" in file.content:
+        raise ValueError(f"{path} is of odvae_jax's own layout: pass its folder, {path.parent}.")
     released = open_sora_plan.is_released(file)
     layout, module = ("open-sora-plan", open_sora_plan) if released else ("sd-vae", sd_vae)
-    vae, ignored = module.load(file, None, progress, **overrides)
+    config, config_path = None, path.parent / native.CONFIG_FILE
+    if config_path.is_file():
+        fields = read_json(config_path)
+        if fields.get("_class_name") == module.CLASS_NAME:
+            read = open_sora_plan.config_from_released if released else sd_vae.config_from_diffusers
+            config = read(fields, config_path)
+    vae, ignored = module.load(file, config, progress, **overrides)
     return _report(Loaded(vae, layout, path, tuple(ignored), file.inert))
 
 

@@ -7,6 +7,7 @@ four axes.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -16,14 +17,17 @@ from typing import Any
 import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.files import WeightFile, tensors
+from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import named_parameters, write_folder
+from odvae_jax.checkpoints.native import named_parameters, with_overrides, write_folder
 from odvae_jax.config import ENCODER_BLOCKS, WIDTH_MULTIPLIERS, ODVAEConfig
+
+logger = logging.getLogger(__name__)
 
 CLASS_NAME = "AutoencoderKL"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _PREFIX = "first_stage_model."
+_FOREIGN = ("loss.", "model.", "model_ema.", "cond_stage_model.")
 _TOP = len(WIDTH_MULTIPLIERS) - 1
 _ATTENTION = {
     "norm": ("group_norm",),
@@ -77,8 +81,8 @@ def config_from_diffusers(fields: Mapping[str, Any], source: Path) -> ODVAEConfi
     for name, value in _REQUIRED.items():
         if name in fields and fields[name] != value:
             raise ValueError(f"{source}: {name} is {fields[name]!r}; an SD-VAE has {value!r}.")
-    widths = fields.get("block_out_channels", [])
-    if list(widths) != [widths[0] * m for m in WIDTH_MULTIPLIERS] if widths else True:
+    widths = fields.get("block_out_channels")
+    if not (isinstance(widths, list) and widths == [widths[0] * m for m in WIDTH_MULTIPLIERS]):
         raise ValueError(
             f"{source}: block_out_channels is {widths}; "
             f"an SD-VAE's are in the ratio {WIDTH_MULTIPLIERS}."
@@ -88,17 +92,6 @@ def config_from_diffusers(fields: Mapping[str, Any], source: Path) -> ODVAEConfi
         latent_channels=fields.get("latent_channels", 4),
         groups=fields.get("norm_num_groups", 32),
         scaling_factor=fields.get("scaling_factor", 0.18215),
-    )
-
-
-def is_sd_vae(file: WeightFile) -> bool:
-    """Whether the file holds an SD-VAE in either layout, or a whole Stable Diffusion.
-
-    Judged by its names.
-    """
-    state, _ = _state(file)
-    return any(n.startswith(("encoder.down_blocks.", "encoder.down.")) for n in state) and not any(
-        n.endswith(".conv.conv.weight") for n in state
     )
 
 
@@ -119,30 +112,30 @@ def load(
     """
     state, ignored = _state(file)
     if not any(n.startswith("encoder.") for n in state):
-        others = sorted({n.split(".")[0] for n in tensors(file.content)})[:6]
+        begins = sorted({n.split(".")[0] for n in [*state, *ignored]})[:6]
         cause = (
             "A Stable Diffusion file without its VAE?"
             if any(n.startswith(("model.", "cond_stage_model.")) for n in ignored)
             else "Another kind of model?"
         )
         raise ValueError(
-            f"{file.path} holds no autoencoder: its names begin with {others}. {cause}"
+            f"{file.path} holds no autoencoder: its names begin with {begins}. {cause}"
         )
     newer = any(n.startswith("encoder.down_blocks.") for n in state)
     if config is None:
-        shapes = [
-            np.shape(state.get(n, ())) for n in ("encoder.conv_in.weight", "post_quant_conv.weight")
-        ]
-        if not all(shapes):
+        ends = ("encoder.conv_in.weight", "post_quant_conv.weight")
+        if missing := [name for name in ends if name not in state]:
+            raise ValueError(f"{file.path} is not a whole SD-VAE: {missing} are missing.")
+        width, latent_channels = (np.shape(state[name])[0] for name in ends)
+        groups = overrides.pop("groups", None if width % 32 else 32)
+        if groups is None:
             raise ValueError(
-                f"{file.path} is missing encoder.conv_in.weight or post_quant_conv.weight: "
-                "not a whole SD-VAE."
+                f"{file.path} has width {width}, which 32 groups do not divide, and no config.json "
+                "beside it that says how many there are: pass groups=."
             )
-        width = shapes[0][0]
-        config = ODVAEConfig.image(
-            width=width, latent_channels=shapes[1][0], groups=32 if width % 32 == 0 else width
-        )
-    config = ODVAEConfig.from_dict(config.to_dict() | overrides)
+        config = ODVAEConfig.image(width=width, latent_channels=latent_channels, groups=groups)
+        logger.info("%s: assuming %d groups and scaling_factor 0.18215", file.path, groups)
+    config = with_overrides(config, file.path, overrides)
     names = diffusers_names if newer else original_names
     return build(config, state, names, file.path, progress), ignored
 
@@ -181,13 +174,14 @@ def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
     """The autoencoder's tensors, prefix taken off, and the names left out."""
     content = file.content
     inner = content.get("state_dict")
-    state = tensors(inner if isinstance(inner, Mapping) else content)
+    nested = isinstance(inner, Mapping)
+    left_out = others(content, "state_dict") if nested else []
+    content = inner if nested else content
+    state = tensors(content)
+    left_out += others(content)
     if any(n.startswith(_PREFIX) for n in state):
         kept = {n.removeprefix(_PREFIX): state[n] for n in state if n.startswith(_PREFIX)}
-        return kept, [n for n in state if not n.startswith(_PREFIX)]
-    ours = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    foreign = ("loss.", "model.", "model_ema.", "cond_stage_model.")
-    ignored = [n for n in state if n.startswith(foreign)]
-    if not ignored and all(n.startswith(ours) for n in state):
-        return state, []
-    return {n: state[n] for n in state if not n.startswith(foreign)}, ignored
+        return kept, [*(n for n in state if not n.startswith(_PREFIX)), *left_out]
+    foreign = [n for n in state if n.startswith(_FOREIGN)]
+    kept = {n: state[n] for n in state if not n.startswith(_FOREIGN)} if foreign else state
+    return kept, [*foreign, *left_out]

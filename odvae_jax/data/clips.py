@@ -86,6 +86,7 @@ class RandomClips:
         self.seed = seed
         self.holdout = holdout
         self.skipped: dict[str, str] = {}
+        self._unusable: set[str] = set()
         self._lock = threading.Lock()
         self._inspect = functools.lru_cache(maxsize=100_000)(inspect_video)
         self._cache: dict[str, np.ndarray] | None = {} if in_memory else None
@@ -99,11 +100,17 @@ class RandomClips:
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.seed, index, attempt])
             path = self.files[rng.integers(len(self.files))]
-            if path in self.skipped:
+            if path in self._unusable:
                 continue
             try:
-                return self._cut(self._inspect(path), rng)
+                info = self._usable(path)
             except VideoError as error:
+                self._unusable.add(path)
+                self._skip(path, error)
+                continue
+            try:
+                return self._cut(info, rng)
+            except VideoError as error:  # frames that cannot be decoded; others of the file may
                 self._skip(path, error)
         reasons = "\n  ".join(list(self.skipped.values())[:5])
         raise VideoError(
@@ -135,13 +142,17 @@ class RandomClips:
             )
         return np.stack(clips)
 
-    def _cut(self, info: VideoInfo, rng: np.random.Generator) -> np.ndarray:
-        last = info.frames - self.holdout - self.frames
-        if last < 0:
+    def _usable(self, path: str) -> VideoInfo:
+        info = self._inspect(path)
+        if info.frames - self.holdout < self.frames:
             raise VideoError(
-                f"{info.path} has {info.frames} frames, {self.holdout} of them held out; "
+                f"{path} has {info.frames} frames, {self.holdout} of them held out; "
                 f"clips need {self.frames}."
             )
+        return info
+
+    def _cut(self, info: VideoInfo, rng: np.random.Generator) -> np.ndarray:
+        last = info.frames - self.holdout - self.frames
         frames = self._read(info, int(rng.integers(last + 1)), self.frames)
         top, left = (int(rng.integers(s - self.size + 1)) for s in frames.shape[1:3])
         clip = frames[:, top : top + self.size, left : left + self.size]

@@ -30,6 +30,10 @@ EXTENSIONS = frozenset(
 )
 
 
+# Containers whose frames keep their time stamps after a seek; others are decoded from the start.
+_EXACT_SEEKING = ("mp4", "matroska")
+
+
 class VideoError(ValueError):
     """A file that cannot be used as a video; the message names it and says why."""
 
@@ -114,6 +118,8 @@ def read_frames(
     Raises:
       VideoError: if the file does not yield these frames.
     """
+    if count < 1:
+        raise ValueError(f"{count} frames were asked for; expected at least 1.")
     if start < 0 or start + count > info.frames:
         raise VideoError(
             f"{info.path} has {info.frames} frames; {start} to {start + count} were asked for."
@@ -122,31 +128,42 @@ def read_frames(
     if short_side is not None:
         scale = short_side / min(width, height)
         width, height = (max(round(s * scale), short_side) for s in (width, height))
-    first = info.timestamps[start]
-    frames = []
+    wanted = info.timestamps[start : start + count]
     try:
-        with av.open(info.path) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if start > 0:
-                container.seek(first, stream=stream, backward=True)
-            for frame in container.decode(stream):
-                if frame.pts is None or frame.pts < first:
-                    continue
-                frames.append(
-                    frame.to_ndarray(
-                        format="rgb24", width=width, height=height, interpolation="BICUBIC"
-                    )
-                )
-                if len(frames) == count:
-                    break
+        frames = _decode_from(info, wanted[0], count) if start > 0 else []
+        if [frame.pts for frame in frames] != list(wanted):
+            # Some containers cannot be sought exactly: count frames from the beginning.
+            frames = _decode_from(info, None, start + count)[start:]
+        arrays = [
+            frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+            for frame in frames
+        ]
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{info.path} cannot be decoded: {error}.") from error
-    if len(frames) < count:
+    if len(arrays) < count:
         raise VideoError(
-            f"{info.path} yielded {len(frames)} of {count} frames from frame {start} on."
+            f"{info.path} yielded {len(arrays)} of {count} frames from frame {start} on."
         )
-    return np.stack(frames)
+    return np.stack(arrays)
+
+
+def _decode_from(info: VideoInfo, first: int | None, count: int) -> list[av.VideoFrame]:
+    """Up to `count` frames from time stamp `first` on, or all from the beginning if it is None."""
+    frames = []
+    with av.open(info.path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        if first is not None:
+            if not any(name in container.format.name for name in _EXACT_SEEKING):
+                return []
+            container.seek(first, stream=stream, backward=True)
+        for frame in container.decode(stream):
+            if first is not None and (frame.pts is None or frame.pts < first):
+                continue
+            frames.append(frame)
+            if len(frames) == count:
+                break
+    return frames
 
 
 def centre_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_collections
 
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.inflation import METHODS
 
 CHOICES = {
     "loss.reconstruction": ("l1", "l2"),
     "optimizer.decay": ("constant", "cosine"),
-    "init.method": ("tail", "average", "random"),
+    "init.method": METHODS,
 }
 
 
@@ -94,9 +97,20 @@ def check(config: ml_collections.ConfigDict, devices: int = 1) -> None:
         )
     if data.short_side < data.size:
         raise ValueError(f"config.data.short_side={data.short_side} is less than size={data.size}.")
-    for name in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if config[name] < 1:
-            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+    least = dict.fromkeys(("batch_size", "steps", "log_every", "checkpoint_every"), 1)
+    least |= {"keep_checkpoints": 1, "sample_clips": 1, "sample_every": 0, "seed": 0}
+    for name, bound in least.items():
+        if config[name] < bound:
+            raise ValueError(f"config.{name}={config[name]} must be at least {bound}.")
+    if data.holdout < 0:
+        raise ValueError(f"config.data.holdout={data.holdout} must be at least 0.")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"config.ema_decay={config.ema_decay} must be at least 0 and less than 1.")
+    if not 0 <= config.optimizer.learning_rate < math.inf:
+        rate = config.optimizer.learning_rate
+        raise ValueError(
+            f"config.optimizer.learning_rate={rate} must be a finite number from 0 up."
+        )
     if config.batch_size % devices:
         near = devices * max(round(config.batch_size / devices), 1)
         raise ValueError(

@@ -71,8 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     mesh = data_mesh()
     optimizer = make_optimizer(config)
     vae = abstract_model(model)
-    begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    initial = None if begun else _initial_model(config)
+    initial = None if _has_checkpoint(workdir) else _initial_model(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with ocp.CheckpointManager(
         workdir / "checkpoints",
@@ -87,7 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         first = int(state.step)
         if first >= config.steps:
             logger.info("%s has done its %d steps already", workdir, config.steps)
-        (workdir / CONFIG_FILE).write_text(config.to_json(indent=2) + "\n")
+        _write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
 
         step_fn = jax.jit(make_train_step(config, vae, optimizer), donate_argnums=0)
         reporter = _Reporter(workdir, config, first)
@@ -104,7 +103,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
                 batch = jax.device_put(next(feed), batch_sharding(mesh))
                 state, metrics = step_fn(state, batch)
                 pending.append(metrics)
-                last = step == config.steps or stop.requested
+                stopping = stop.requested  # asked once, so that what is done below agrees
+                last = step == config.steps or stopping
                 if step % config.log_every == 0 or last:
                     values = _means(jax.device_get(pending))
                     pending = []
@@ -117,7 +117,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
                 bar.update()
                 if step % config.checkpoint_every == 0 or last:
                     checkpoints.save(step, args=ocp.args.StandardSave(state._asdict()), force=last)
-                if stop.requested:
+                if stopping:
                     logger.warning("stopped after step %d; run the same command to continue", step)
                     break
         reporter.close()
@@ -172,19 +172,49 @@ def _restore(checkpoints, step, optimizer, model, mesh) -> TrainState:
     )
 
 
+def _has_checkpoint(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+# What a run that is continued must agree in: its model, and the order of its data.
+_SAME = ("model", "seed", "batch_size", "data.path", "data.frames", "data.size", "data.short_side")
+_SAME += ("data.holdout",)
+
+
 def _check_same_run(config, workdir: Path) -> None:
-    """A run continues with the model it was begun with."""
+    """A run continues with the model and the data that it was begun with."""
     path = workdir / CONFIG_FILE
-    if not path.exists() or not (workdir / "checkpoints").exists():
+    if not path.exists() or not _has_checkpoint(workdir):
         return
-    before, now = json.loads(path.read_text())["model"], config.model.to_dict()
+    before, now = (_flat(c) for c in (json.loads(path.read_text()), config.to_dict()))
     differing = [
-        f"model.{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
+        and any(name == same or name.startswith(f"{same}.") for same in _SAME)
     ]
     if differing:
-        raise ValueError(f"{workdir} holds a run with another config ({'; '.join(differing)}).")
+        raise ValueError(
+            f"{workdir} holds a run with another config ({'; '.join(differing)}): continue it with "
+            "its own, or choose another workdir."
+        )
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or as it was."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _means(metrics: list[dict]) -> dict[str, float]:
@@ -200,8 +230,10 @@ class _Reporter:
         self.path = workdir / METRICS_FILE
         # What was written after the checkpoint that the run continues from is written again.
         lines = self.path.read_text().splitlines() if self.path.exists() else []
+        if lines and not lines[-1].endswith("}"):
+            lines.pop()  # torn when the run died
         kept = [line for line in lines if json.loads(line)["step"] <= first]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        _write_whole(self.path, "".join(line + "\n" for line in kept))
         self.last_step, self.last_time = first, time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> dict[str, float]:

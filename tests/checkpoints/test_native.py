@@ -46,7 +46,14 @@ def test_nothing_is_overwritten_untold(tmp_path):
     with pytest.raises(FileExistsError, match="exists already"):
         small_model().save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    with pytest.raises(FileExistsError, match="other files.*notes.txt"):
+        small_model().save_pretrained(tmp_path / "model", overwrite=True)
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    (tmp_path / "model" / "notes.txt").unlink()
+    small_model(seed=1).save_pretrained(tmp_path / "model")
     small_model().save_pretrained(tmp_path / "model", overwrite=True)
+    kernel = ODVAE.from_pretrained(tmp_path / "model").quant_conv.kernel[...]
+    np.testing.assert_array_equal(kernel, small_model().quant_conv.kernel[...])
     assert ODVAE.from_pretrained(tmp_path / "model").config == small_model().config
 
 
@@ -73,6 +80,12 @@ def change_variant(folder):
     (folder / "config.json").write_text(json.dumps(config | {"structure": "v1"}))
 
 
+def forget_groups(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["groups"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def truncate(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -83,10 +96,11 @@ def truncate(folder):
     [
         (break_config, ["config.json", "not JSON"]),
         (forget_format, ["config.json", "config of None; known are"]),
+        (forget_groups, ["config.json", "['groups'] are missing"]),
         (add_field, ["config.json", "'depth' is not known"]),
         (widen, ["model.safetensors", "wrong shape", "(3, 3, 3, 16, 3)"]),
         (change_variant, ["model.safetensors", "encoder.conv_in.kernel is (1, 3, 3, 3, 8)"]),
-        (truncate, ["model.safetensors", "not a whole safetensors file"]),
+        (truncate, ["model.safetensors", "truncated or not a safetensors file"]),
     ],
 )
 def test_spoilt_folders_are_refused_by_name(tmp_path, spoil, words):

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from odvae_jax.checkpoints.pickles import PickleError, read_pickle
+from odvae_jax.checkpoints.pickles import Inert, PickleError, read_pickle
 
 
 def dump(path, content, protocol=2):
@@ -111,6 +111,55 @@ def test_what_a_pickle_may_name_it_may_not_change(tmp_path):
     change = b"\x80\x02" + STORAGE + b"}X\x06\x00\x00\x00valuesK\x01sb."
     with pytest.raises(PickleError, match="tries to change a Storage"):
         read_pickle(forged_zip(tmp_path / "a.ckpt", change))
+
+
+def numpy_dtype(code, state):
+    """Opcodes for a NumPy dtype of `code` that is then given `state`."""
+    return (
+        b"cnumpy\ndtype\n(X" + len(code).to_bytes(4, "little") + code + b"\x89\x88tR" + state + b"b"
+    )
+
+
+@pytest.mark.parametrize(
+    "code, state",
+    [
+        (b"V1", b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"),
+        (b"O8", b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"),
+        (b"f4", b"(K\x03X\x01\x00\x00\x00<(X\x02\x00\x00\x00f4K\x02tNNK\x01K\x01K\x00t"),
+    ],
+    ids=["void", "object", "subarray"],
+)
+def test_dtypes_that_could_read_anywhere_are_refused(tmp_path, code, state):
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + numpy_dtype(code, state) + b".")
+    with pytest.raises(PickleError, match="dtype"):
+        read_pickle(tmp_path / "a.pkl")
+
+
+def test_arrays_must_be_filled_by_their_bytes(tmp_path):
+    plain = numpy_dtype(
+        b"f4", b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+    )
+    for size in (1, 3):
+        call = b"cnumpy._core.numeric\n_frombuffer\n(C\x08" + b"\0" * 8 + plain
+        program = b"\x80\x05" + call + b"K" + bytes([size]) + b"\x85X\x01\x00\x00\x00CtR."
+        (tmp_path / "a.pkl").write_bytes(program)
+        with pytest.raises(PickleError, match="do not fill"):
+            read_pickle(tmp_path / "a.pkl")
+
+
+def test_the_readers_own_functions_cannot_be_changed(tmp_path):
+    change = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__K\x01s\x86b."
+    (tmp_path / "a.pkl").write_bytes(change)
+    with pytest.raises(PickleError, match="tries to change a Function"):
+        read_pickle(tmp_path / "a.pkl")
+
+
+def test_tensors_of_other_dtypes_are_inert_and_reported(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(2), "c": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "a.pt")
+    found = read_pickle(tmp_path / "a.pt")
+    assert found.inert == ["torch.ComplexFloatStorage"]
+    assert found.content["w"].tolist() == [1, 1] and isinstance(found.content["c"], Inert)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"<html></html>", b"\x80\x02"])

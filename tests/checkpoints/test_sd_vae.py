@@ -149,7 +149,7 @@ def test_inside_a_whole_stable_diffusion_checkpoint(tmp_path):
     }
     model = original_file(tmp_path / "sd.ckpt", "first_stage_model.", "state_dict", others.items())
     loaded = load_pretrained(tmp_path / "sd.ckpt", precision="highest")
-    assert set(loaded.ignored) == set(others)
+    assert set(loaded.ignored) == {*others, "epoch"}
     assert_same_function(loaded.vae, model)
 
 
@@ -157,7 +157,7 @@ def test_an_autoencoders_training_file_has_its_loss_ignored(tmp_path):
     loss = {"loss.logvar": torch.zeros(())}
     model = original_file(tmp_path / "kl-f8.ckpt", wrap="state_dict", extra=loss.items())
     loaded = load_pretrained(tmp_path / "kl-f8.ckpt", precision="highest")
-    assert loaded.ignored == ("loss.logvar",)
+    assert set(loaded.ignored) == {"loss.logvar", "epoch"}
     assert_same_function(loaded.vae, model)
 
 
@@ -229,6 +229,38 @@ def test_other_architectures_are_refused_by_field(folder, field, value):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"config.json: {field} is "):
         ODVAE.from_pretrained(folder)
+
+
+def test_a_file_beside_its_config_takes_its_groups_and_a_lone_one_asks(tmp_path):
+    vae = small_model("image")
+    sd_vae.save(vae, tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    assert ODVAE.from_pretrained(file).config.groups == 4
+    (tmp_path / "vae" / "config.json").unlink()
+    with pytest.raises(ValueError, match="width 8, which 32 groups do not divide.*pass groups="):
+        ODVAE.from_pretrained(file)
+    alone = ODVAE.from_pretrained(tmp_path / "vae", groups=4, precision="highest")
+    video = random_video(1, 16, 24)
+    np.testing.assert_allclose(alone.encode(video).mean, vae.encode(video).mean, atol=1e-5)
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
+    original_file(tmp_path / "vae.ckpt")
+    vae = ODVAE.from_pretrained(tmp_path / "vae.ckpt")
+    before = {n: np.array(v) for n, v in named_parameters(vae).items()}
+    with open(tmp_path / "vae.ckpt", "r+b") as file:
+        file.write(b"\xff" * (tmp_path / "vae.ckpt").stat().st_size)
+    for name, value in named_parameters(vae).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_an_incomplete_file_is_told_what_is_missing(tmp_path):
+    torch.save({"encoder.conv_in.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "part.ckpt")
+    with pytest.raises(ValueError, match=r"part.ckpt is not a whole SD-VAE: .*post_quant_conv"):
+        ODVAE.from_pretrained(tmp_path / "part.ckpt")
+    small_model().save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"odvae_jax's own layout: pass its folder"):
+        ODVAE.from_pretrained(tmp_path / "ours" / "model.safetensors")
 
 
 def test_a_stable_diffusion_file_without_its_vae_is_told_so(tmp_path):

@@ -1,3 +1,4 @@
+import av
 import numpy as np
 import pytest
 
@@ -28,6 +29,35 @@ def test_seeking_gives_the_frames_of_a_full_decode(real_clip):
         np.testing.assert_array_equal(
             read_frames(info, start, 5, short_side=64), full[start : start + 5]
         )
+
+
+CONTAINERS = {
+    "mp4": "libx264",
+    "mkv": "libx264",
+    "ts": "libx264",
+    "avi": "mpeg4",
+    "mpg": "mpeg2video",
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_frames_are_the_ones_asked_for_in_every_container(tmp_path, container):
+    path = str(tmp_path / f"clip.{container}")
+    with av.open(path, "w") as output:
+        stream = output.add_stream(CONTAINERS[container], rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.gop_size, stream.max_b_frames = 12, 2
+        for i in range(60):  # frame i is as bright as its number says
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 3), 4 * i, np.uint8), format="rgb24"
+            )
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    info = inspect_video(path)
+    assert info.frames == 60
+    for start in (0, 1, 11, 12, 13, 30, 55):
+        shown = read_frames(info, start, 5).mean((1, 2, 3)) / 4
+        np.testing.assert_allclose(shown, np.arange(start, start + 5), atol=0.8)
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -91,9 +91,9 @@ def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, t
     workdir, expected = whole_run
     short = tiny(videos, steps=4)
     train(short, tmp_path / "run")
-    # As if the run had gone on to step 5 and died before its next checkpoint.
+    # As if the run had gone on to step 5 and died before its next checkpoint, writing a line.
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 5, "loss": 0.0}) + "\n")
+        file.write(json.dumps({"step": 5, "loss": 0.0}) + "\n" + '{"step": 5, "lo')
     state = train(tiny(videos), tmp_path / "run")
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -126,6 +126,11 @@ def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_
         ({"data.short_side": 8}, ["config.data.short_side=8"]),
         ({"batch_size": 12}, ["config.batch_size=12", "8 devices", "nearest that does is 16"]),
         ({"steps": 0}, ["config.steps=0"]),
+        ({"seed": -1}, ["config.seed=-1"]),
+        ({"sample_clips": 0}, ["config.sample_clips=0"]),
+        ({"data.holdout": -5}, ["config.data.holdout=-5"]),
+        ({"ema_decay": 2.0}, ["config.ema_decay=2.0"]),
+        ({"optimizer.learning_rate": float("nan")}, ["config.optimizer.learning_rate=nan"]),
         ({"loss.reconstruction": "l3"}, ["config.loss.reconstruction='l3'", "l1"]),
         ({"optimizer.decay": "linear"}, ["config.optimizer.decay='linear'", "cosine"]),
         ({"init.method": "tial"}, ["config.init.method='tial'", "tail"]),
@@ -152,6 +157,8 @@ def test_missing_data_and_models_are_named(videos, tmp_path):
         train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")}), tmp_path / "run")
 
 
-def test_a_run_of_another_model_is_not_continued(whole_run, videos):
+def test_a_run_of_another_model_or_data_order_is_not_continued(whole_run, videos):
     with pytest.raises(ValueError, match=r"model.norm: 'clip' there, 'frame' now"):
         train(tiny(videos, **{"model.norm": "frame"}), whole_run[0])
+    with pytest.raises(ValueError, match=r"batch_size: 8 there, 16 now; seed: 0 there, 1 now"):
+        train(tiny(videos, batch_size=16, seed=1), whole_run[0])
