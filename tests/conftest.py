@@ -90,3 +90,12 @@ def write_clip(path, frames=24, height=48, width=64, seed=0, fps=12):
     )
     write_video(path, ((video + 1) * 127.5).astype(np.uint8), fps)
     return path
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A folder of two short videos."""
+    path = tmp_path_factory.mktemp("videos")
+    for i in range(2):
+        write_clip(path / f"clip{i}.mp4", seed=i)
+    return path

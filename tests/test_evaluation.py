@@ -8,14 +8,6 @@ from odvae_jax.evaluation import block_mean, evaluate, save_pictures
 from tests.conftest import small_model, write_clip
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    path = tmp_path_factory.mktemp("videos")
-    for i in range(2):
-        write_clip(path / f"clip{i}.mp4", seed=i)
-    return path
-
-
 def test_each_clip_is_scaled_cropped_and_measured(videos, tmp_path):
     results = list(evaluate(small_model(), videos, frames=5, size=24, start=-5))
     assert [r.path.split("/")[-1] for r in results] == ["clip0.mp4", "clip1.mp4"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from odvae_jax import ODVAE
-from tests.conftest import small_model, write_clip
+from tests.conftest import small_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,14 +23,6 @@ def run(program, *arguments):
     return subprocess.run(
         command(program, *arguments), capture_output=True, text=True, cwd=ROOT, check=False
     )
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    path = tmp_path_factory.mktemp("videos")
-    for i in range(2):
-        write_clip(path / f"clip{i}.mp4", seed=i)
-    return path
 
 
 def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_path):
