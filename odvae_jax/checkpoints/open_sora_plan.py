@@ -113,7 +113,7 @@ _FREE = (
 _DEFAULTS = {"attn_resolutions": [], "double_z": True, "use_quant_layer": True}
 
 
-def config_from_released(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
+def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
     """Our config of a released `config.json`.
 
     Raises:

@@ -18,6 +18,7 @@ from odvae_jax.checkpoints.native import read_json
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
 """Where a training run leaves its model, in the run's own folder."""
+_FOREIGN = {"open-sora-plan": open_sora_plan, "sd-vae": sd_vae}
 _FOREIGN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -76,16 +77,11 @@ def load_pretrained(
     if fields.get("format") == native.FORMAT:
         vae = native.load(path, progress=progress, **overrides)
         return Loaded(vae, "native", path / native.WEIGHTS_FILE)
-    if kind == open_sora_plan.CLASS_NAME:
-        config = open_sora_plan.config_from_released(fields, config_path)
-        file = _weights_in(path, prefer_checkpoint=True)
-        vae, ignored = open_sora_plan.load(file, config, progress, **overrides)
-        return _report(Loaded(vae, "open-sora-plan", file.path, tuple(ignored), file.inert))
-    if kind == sd_vae.CLASS_NAME:
-        config = sd_vae.config_from_diffusers(fields, config_path)
-        file = _weights_in(path, prefer_checkpoint=False)
-        vae, ignored = sd_vae.load(file, config, progress, **overrides)
-        return _report(Loaded(vae, "sd-vae", file.path, tuple(ignored), file.inert))
+    for layout, module in _FOREIGN.items():
+        if kind == module.CLASS_NAME:
+            config = module.config_from_json(fields, config_path)
+            file = _weights_in(path, prefer_checkpoint=module is open_sora_plan)
+            return _load_foreign(layout, file, config, progress, overrides)
     raise ValueError(
         f"{config_path} is the config of {kind!r}; known are odvae_jax's own, "
         f"{open_sora_plan.CLASS_NAME} (released OD-VAE) and "
@@ -99,15 +95,26 @@ def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loa
     if "quant_conv.kernel" in file.content:
         raise ValueError(f"{path} is of odvae_jax's own layout: pass its folder, {path.parent}.")
     released = open_sora_plan.is_released(file)
-    layout, module = ("open-sora-plan", open_sora_plan) if released else ("sd-vae", sd_vae)
+    layout = "open-sora-plan" if released else "sd-vae"
+    module = _FOREIGN[layout]
     config, config_path = None, path.parent / native.CONFIG_FILE
     if config_path.is_file():
         fields = read_json(config_path)
         if fields.get("_class_name") == module.CLASS_NAME:
-            read = open_sora_plan.config_from_released if released else sd_vae.config_from_diffusers
-            config = read(fields, config_path)
-    vae, ignored = module.load(file, config, progress, **overrides)
-    return _report(Loaded(vae, layout, path, tuple(ignored), file.inert))
+            config = module.config_from_json(fields, config_path)
+    return _load_foreign(layout, file, config, progress, overrides)
+
+
+def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
+    """Builds the model of a foreign layout, and says what of the file was not looked up."""
+    vae, ignored = _FOREIGN[layout].load(file, config, progress, **overrides)
+    if file.inert:
+        logger.warning(
+            "%s names %s, which were not looked up and stand as inert objects",
+            file.path,
+            ", ".join(file.inert),
+        )
+    return Loaded(vae, layout, file.path, tuple(ignored), file.inert)
 
 
 def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
@@ -126,16 +133,6 @@ def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
         names = [c.name for c in checkpoints]
         raise ValueError(f"{folder} holds several checkpoints, {names}: name the one wanted.")
     return read_weight_file((checkpoints + files)[0])
-
-
-def _report(loaded: Loaded) -> Loaded:
-    if loaded.inert:
-        logger.warning(
-            "%s names %s, which were not looked up and stand as inert objects",
-            loaded.source,
-            ", ".join(loaded.inert),
-        )
-    return loaded
 
 
 def _is_hub_id(source: str) -> bool:

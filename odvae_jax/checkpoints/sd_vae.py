@@ -72,7 +72,7 @@ def original_names(ours: str) -> tuple[str, ...]:
     return (".".join(torch_leaf(ours)),)
 
 
-def config_from_diffusers(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
+def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
     """Our config of a diffusers `config.json`.
 
     Raises:

@@ -12,6 +12,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+METRICS_FILE = "metrics.jsonl"
+
 
 def plot_curves(workdirs: list[Path], output: Path) -> None:
     """Draws each run's reconstruction loss and held-out PSNR against its steps.
@@ -22,9 +24,7 @@ def plot_curves(workdirs: list[Path], output: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for workdir in map(Path, workdirs):
-        records = [
-            json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
-        ]
+        records = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
         for axes, name in ((left, "reconstruction"), (right, "psnr")):
             points = [(r["step"], r[name]) for r in records if name in r]
             if points:

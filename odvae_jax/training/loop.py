@@ -29,14 +29,13 @@ from odvae_jax.inflation import inflate
 from odvae_jax.metrics.psnr import psnr
 from odvae_jax.sharding import batch_sharding, data_mesh, replicated
 from odvae_jax.training import config as config_lib
-from odvae_jax.training.curves import plot_curves
+from odvae_jax.training.curves import METRICS_FILE, plot_curves
 from odvae_jax.training.state import TrainState, create_state, make_optimizer
 from odvae_jax.training.step import make_train_step
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
