@@ -22,13 +22,13 @@ def get_config(stage="video"):
         config.data.frames = 1
         config.steps = 800
         config.optimizer.learning_rate = 2e-3
-        config.sample_every = 200
+        config.validate_every = 200
     else:
         config.model = ODVAEConfig.variant(4, **size).to_dict()
         config.data.frames = 5
         config.steps = 120
         config.optimizer.learning_rate = 3e-4
-        config.sample_every = 40
+        config.validate_every = 40
     config.data.path = "sample-clips"
     config.data.size = 64
     config.data.short_side = 128

@@ -25,6 +25,7 @@ from odvae_jax.config import (
 from odvae_jax.layers.attention import Attention
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
+from odvae_jax.layers.remat import rematerialised
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
 from odvae_jax.posterior import DiagonalGaussian
@@ -52,12 +53,11 @@ class Level(nnx.Module):
         )
         self.downsample = resample.get("downsample")
         self.upsample = resample.get("upsample")
+        self.remat = config.remat
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x d"]:
-        for block in self.block:
-            x = block(x)
-        for resample in (self.downsample, self.upsample):
-            x = x if resample is None else resample(x)
+        for layer in (*self.block, self.downsample, self.upsample):
+            x = x if layer is None else rematerialised(layer, self.remat)(x)
         return x
 
 
@@ -69,9 +69,12 @@ class Middle(nnx.Module):
         self.block_1 = ResidualBlock(width, width, kind, config=config, rng=rng)
         self.attn_1 = Attention(width, kind, config=config, rng=rng)
         self.block_2 = ResidualBlock(width, width, kind, config=config, rng=rng)
+        self.remat = config.remat
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        for layer in (self.block_1, self.attn_1, self.block_2):
+            x = rematerialised(layer, self.remat)(x)
+        return x
 
 
 class Encoder(nnx.Module):
@@ -142,12 +145,21 @@ class Decoder(nnx.Module):
             widths[0], over_time=parts.ends != "2d", activation=True, config=config
         )
         self.conv_out = CausalConv(widths[0], IMAGE_CHANNELS, (ends, 3), config=config, rng=rng)
+        self.remat = config.remat
 
     def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
+        return self.last(self.hidden(z))
+
+    def hidden(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x d"]:
+        """All but the last convolution; training weighs gradients where the two meet."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(self.norm_out(x), out_dtype="float32")
+        return rematerialised(self.norm_out, self.remat)(x)
+
+    def last(self, hidden: Float[Array, "b t h w d"]) -> Float[Array, "b t h w 3"]:
+        """The last convolution: to the video, in float32."""
+        return self.conv_out(hidden, out_dtype="float32")
 
 
 def _length(kind: Kind) -> int:

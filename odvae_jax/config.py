@@ -98,6 +98,7 @@ _CHOICES = {
     "norm": ("clip", "frame"),
     "time_upsample": ("linear", "nearest"),
     "precision": ("default", "high", "highest"),
+    "remat": ("none", "blocks", "convolutions"),
 }
 
 
@@ -124,6 +125,9 @@ class ODVAEConfig:
       param_dtype: of the parameters.
       precision: of float32 convolutions and products: "default" is what the platform does fastest
         (TF32 on a GPU, bfloat16 on a TPU), "highest" is full float32.
+      remat: what a gradient computes again instead of keeping it in memory. "none": nothing;
+        "convolutions": all of a residual block but its convolutions, of which the first one's
+        output is kept; "blocks": whole residual blocks.
 
     Raises:
       ValueError: for a value that no model can have, naming the field and what it may be.
@@ -140,6 +144,7 @@ class ODVAEConfig:
     dtype: jax.typing.DTypeLike = "float32"
     param_dtype: jax.typing.DTypeLike = "float32"
     precision: Literal["default", "high", "highest"] = "default"
+    remat: Literal["none", "blocks", "convolutions"] = "none"
 
     def __post_init__(self):
         for name, choices in _CHOICES.items():

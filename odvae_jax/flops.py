@@ -8,9 +8,28 @@ from typing import Any
 
 import jax
 
+# Dense bfloat16 operations a second, from the makers' data sheets, by (part of) JAX's device kind.
+_PEAK = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """bfloat16 operations a second that a device's maker states; None if it is not listed here."""
+    return next((peak for kind, peak in _PEAK.items() if kind in device.device_kind), None)
+
 
 def count_flops(function: Callable, *args: Any) -> int:
-    """Operations of the convolutions and matrix products in `function`.
+    """Operations of the convolutions and matrix products that `function`'s results depend on.
 
     A multiply-add counts as two.
 
@@ -18,29 +37,57 @@ def count_flops(function: Callable, *args: Any) -> int:
     `jax.ShapeDtypeStruct`s. Of a branch the costliest is counted, a scan's body once an iteration;
     a `while` loop's body counts once.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _count(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
-def _count(jaxpr) -> int:
+def _count(jaxpr, wanted: list[bool]) -> tuple[int, list[bool]]:
+    """Operations behind the wanted outputs, and which inputs these depend on."""
+    live = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and not _is_literal(v)}
     total = 0
-    for equation in jaxpr.eqns:
-        parameters = equation.params
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, output = equation.invars[1].aval, equation.outvars[0].aval
-            out_features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-            total += 2 * output.size * kernel.size // out_features
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            length = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * equation.outvars[0].aval.size * length
-        elif "branches" in parameters:
-            total += max(_count(branch.jaxpr) for branch in parameters["branches"])
-        else:
-            inner = sum(_count(j) for value in parameters.values() for j in _jaxprs(value))
-            total += (
-                inner * parameters.get("length", 1) if equation.primitive.name == "scan" else inner
-            )
-    return total
+    for equation in reversed(jaxpr.eqns):
+        outputs = [v in live for v in equation.outvars]
+        if not any(outputs) and not equation.effects:
+            continue
+        flops, inputs = _equation(equation, outputs)
+        total += flops
+        live |= {
+            v
+            for v, need in zip(equation.invars, inputs, strict=True)
+            if need and not _is_literal(v)
+        }
+    return total, [v in live for v in jaxpr.invars]
+
+
+def _equation(equation, outputs):
+    parameters, everything = equation.params, [True] * len(equation.invars)
+    name = equation.primitive.name
+    if name == "conv_general_dilated":
+        kernel, output = equation.invars[1].aval, equation.outvars[0].aval
+        out_features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+        flops = 2 * output.size * kernel.size // out_features
+        # What meets the zeros between dilated inputs, in a strided one's gradient, needs no doing.
+        return flops // math.prod(parameters["lhs_dilation"]), everything
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        length = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        return 2 * equation.outvars[0].aval.size * length, everything
+    if "branches" in parameters:
+        counts = [_count(branch.jaxpr, outputs) for branch in parameters["branches"]]
+        needed = [any(need) for need in zip(*(inputs for _, inputs in counts), strict=True)]
+        return max(flops for flops, _ in counts), [True, *needed]
+    inner = [j for value in parameters.values() for j in _jaxprs(value)]
+    if len(inner) == 1 and name not in ("scan", "while"):
+        (called,) = inner
+        same = (len(equation.invars), len(outputs)) == (len(called.invars), len(called.outvars))
+        if same:
+            return _count(called, outputs)
+    flops = sum(_count(j, [True] * len(j.outvars))[0] for j in inner)
+    return flops * parameters.get("length", 1) if name == "scan" else flops, everything
+
+
+def _is_literal(variable) -> bool:
+    return hasattr(variable, "val")
 
 
 def _jaxprs(value):

@@ -2,27 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-
-def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with one axis, "data", over all devices (or these)."""
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+AXES = ("data", "fsdp", "height")
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Clips over the "data" axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    height: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    axis_type: AxisType = AxisType.Auto,
+) -> Mesh:
+    """A mesh of all devices, of all processes, with the axes "data", "fsdp" and "height".
+
+    Args:
+      data: devices that different clips go to; -1 takes all that the other axes leave.
+      fsdp: devices that different clips go to, and that share out parameters and all that is kept
+        for each of them.
+      height: devices that share the rows of a clip.
+      devices: all, unless told.
+      axis_type: of all three axes.
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices, saying what would.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
+    for name, size, least in (("data", data, -1), ("fsdp", fsdp, 1), ("height", height, 1)):
+        if size < least or size == 0:
+            raise ValueError(f"mesh.{name}={size} must be at least 1.")
+    if data == -1:
+        data = max(count // (fsdp * height), 1)
+    if data * fsdp * height != count:
+        raise ValueError(
+            f"a mesh of data={data}, fsdp={fsdp} and height={height} needs {data * fsdp * height} "
+            f"devices, and there are {count}: choose sizes whose product is {count}."
+        )
+    shape = (data, fsdp, height)
+    return jax.make_mesh(shape, AXES, axis_types=(axis_type,) * 3, devices=devices)
+
+
+def clip_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch of clips is spread."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def clip_sharding(mesh: Mesh) -> NamedSharding:
+    """Clips [B, T, H, W, C] over "data" and "fsdp", their rows over "height"."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "height"))
+
+
+def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
+    """The indices along the first axis that this process's devices hold a part of."""
+    held = sharding.addressable_devices_indices_map(shape).values()
+    return sorted({row for index in held for row in range(*index[0].indices(shape[0]))})
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """For each array of a pytree (or its shape), how training keeps it: kernels over "fsdp".
+
+    A kernel, that is an array of two axes or more, is spread over its longest axis that divides;
+    vectors and numbers, and what does not divide, are whole on every device.
+    """
+
+    def sharding(leaf):
+        spec = [None] * len(leaf.shape)
+        count = mesh.shape["fsdp"]
+        dividing = [(size, axis) for axis, size in enumerate(leaf.shape) if size % count == 0]
+        if count > 1 and len(leaf.shape) > 1 and dividing:
+            spec[max(dividing)[1]] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(sharding, state)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Inside a compiled function, the arrays whole on every device; gradients flow back to shards.
+
+    Without it XLA may choose to spread what parameters act on, which is larger, instead.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def under_explicit_axes(run: Callable[[Any, jax.Array], jax.Array], out_shape: tuple[int, ...]):

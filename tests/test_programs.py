@@ -37,7 +37,7 @@ def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_
         "data.short_side": 24,
         "data.holdout": 5,
         "log_every": 1,
-        "sample_every": 0,
+        "validate_every": 0,
         "checkpoint_every": 1000,
     }
     arguments = ["--config=configs/v4.py", f"--workdir={workdir}"]

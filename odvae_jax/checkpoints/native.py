@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from odvae_jax.config import ODVAEConfig
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
+Module = TypeVar("Module", bound=nnx.Module)
 _CHANGEABLE = (
     "upsample",
     "norm",
@@ -32,12 +33,13 @@ _CHANGEABLE = (
     "dtype",
     "param_dtype",
     "precision",
+    "remat",
 )
 
 
-def named_parameters(vae: ODVAE) -> dict[str, Any]:
+def named_parameters(module: nnx.Module) -> dict[str, Any]:
     """Every parameter by its dotted name, such as `encoder.down.0.block.0.conv1.kernel`."""
-    state = nnx.state(vae, nnx.Param)
+    state = nnx.state(module, nnx.Param)
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
@@ -46,20 +48,20 @@ def abstract_model(config: ODVAEConfig) -> ODVAE:
     return nnx.eval_shape(lambda: ODVAE(config, rngs=None))
 
 
-def with_parameters(vae: ODVAE, parameters: dict[str, Any]) -> ODVAE:
-    """The model with these parameters, by dotted name, in place of its own; `vae` may be abstract.
+def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
+    """The module with these parameters, by dotted name, in place of its own; it may be abstract.
 
     Raises:
       ValueError: unless names and shapes are exactly the model's.
     """
     expected = {
         ".".join(map(str, path)): leaf.shape
-        for path, leaf in nnx.to_flat_state(nnx.state(vae, nnx.Param))
+        for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))
     }
     found = {name: tuple(np.shape(value)) for name, value in parameters.items()}
     if problems := differences(expected, found):
         raise ValueError(problems)
-    graph, state = nnx.split(vae)
+    graph, state = nnx.split(module)
     flat = [
         (path, leaf.replace(parameters[".".join(map(str, path))]))
         for path, leaf in nnx.to_flat_state(state)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -176,9 +176,28 @@ class RandomClips:
 
 
 def batches(
-    clips: RandomClips, batch_size: int, *, first: int = 0, threads: int = 4
+    clips: RandomClips,
+    batch_size: int,
+    *,
+    first: int = 0,
+    rows: Sequence[int] | None = None,
+    threads: int = 4,
 ) -> Iterator[np.ndarray]:
-    """Endless batches [batch_size, T, size, size, 3], from batch number `first` on, read ahead."""
-    indices = grain.MapDataset.range(first * batch_size, sys.maxsize // 2)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    return iter(indices.map(clips.__getitem__).to_iter_dataset(options).batch(batch_size))
+    """Endless batches of clips [n, T, size, size, 3], read ahead.
+
+    Args:
+      clips: where they come from.
+      batch_size: clips in a batch, over all processes.
+      first: number of the first clip.
+      rows: which of each batch's clips to read; all, unless told.
+      threads: that decode.
+    """
+    rows = range(batch_size) if rows is None else rows
+
+    def clip(count):
+        batch, place = divmod(count, len(rows))
+        return clips[first + batch * batch_size + rows[place]]
+
+    counts = grain.MapDataset.range(sys.maxsize // 2)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * len(rows))
+    return iter(counts.map(clip).to_iter_dataset(options).batch(len(rows)))

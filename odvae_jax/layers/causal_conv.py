@@ -132,7 +132,10 @@ def _wide_backward(strides, precision, residuals, dy):
         return jax.vjp(lambda x, k: _plain_3d(x, k, strides, precision), x, kernel)[1](dy)
 
     def frames_joined(x, kernel, dy):
-        (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, strides, precision), x)[1](dy)
+        if strides == (1, 1):
+            dx = _input_gradient(dy, kernel, precision)
+        else:
+            (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, strides, precision), x)[1](dy)
         taps = [
             jax.vjp(lambda k, f=frames: _per_frame(f, k, strides[1], precision), kernel[i])[1](dy)[
                 0
@@ -166,6 +169,24 @@ def _frames_joined(x, kernel, strides, precision):
     return _per_frame(
         joined, jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d), strides[1], precision
     )
+
+
+def _input_gradient(dy, kernel, precision):
+    """The gradient for the input of a convolution without strides: itself one, over later frames.
+
+    Input t is met by outputs t to t + kt - 1. The first input stands in for those before it too:
+    what it gets as such is added afterwards.
+    """
+    kt = kernel.shape[0]
+    transposed = jnp.flip(kernel, (1, 2)).swapaxes(-1, -2)
+    t = dy.shape[1]
+    padded = jnp.pad(dy, ((0, 0), (0, kt - 1), (0, 0), (0, 0), (0, 0)))
+    later = jnp.concatenate([padded[:, i : i + t] for i in range(kt)], axis=-1)
+    dx = _per_frame(later, jnp.concatenate(list(transposed[::-1]), axis=2), 1, precision)
+    first = [jnp.sum(transposed[: kt - 1 - i], axis=0) for i in range(min(kt - 1, t))]
+    stood_in = jnp.concatenate([dy[:, i : i + 1] for i in range(len(first))], axis=-1)
+    extra = _per_frame(stood_in, jnp.concatenate(first, axis=2), 1, precision)
+    return dx.at[:, :1].add(extra)
 
 
 def _taps_summed(x, kernel, strides, precision):

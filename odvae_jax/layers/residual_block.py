@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
+from odvae_jax.layers.remat import FIRST_CONVOLUTION
 
 
 class ResidualBlock(nnx.Module):
@@ -45,6 +47,6 @@ class ResidualBlock(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
-        y = self.conv1(self.norm1(x))
+        y = checkpoint_name(self.conv1(self.norm1(x)), FIRST_CONVOLUTION)
         y = self.conv2(self.norm2(y))
         return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))

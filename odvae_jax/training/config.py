@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import ml_collections
+from jax.sharding import Mesh
 
-from odvae_jax.config import ODVAEConfig
+from odvae_jax.config import SPACE_COMPRESSION, ODVAEConfig
 from odvae_jax.inflation import METHODS
+from odvae_jax.metrics.lpips import SMALLEST
+from odvae_jax.sharding import clip_shards, make_mesh
 
 CHOICES = {
     "loss.reconstruction": ("l1", "l2"),
+    "discriminator.loss": ("hinge", "vanilla"),
+    "discriminator.turns": ("together", "alternate"),
     "optimizer.decay": ("constant", "cosine"),
     "init.method": METHODS,
+    "freeze": ("", "encoder"),
 }
+_AT_LEAST = {
+    "batch_size": 1,
+    "accumulate": 1,
+    "steps": 1,
+    "seed": 0,
+    "log_every": 1,
+    "validate_every": 0,
+    "validation_clips": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "keep_every": 0,
+    "max_skipped_in_a_row": 1,
+    "data.holdout": 0,
+    "data.threads": 1,
+    "discriminator.start": 0,
+    "discriminator.weight": 0,
+    "discriminator.width": 1,
+    "loss.kl_weight": 0,
+    "loss.perceptual_weight": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": 0,
+}
+# What a run may be continued with though it was begun otherwise: how, how long and how often.
+_FREE = ("steps", "log_every", "validate_every", "validation_clips", "checkpoint_every", "mesh")
+_FREE += ("keep_checkpoints", "keep_every", "max_skipped_in_a_row", "continue_with_changes")
+_FREE += ("data.threads", "data.in_memory", "model.remat", "init")
+# What it must agree in, changes asked for or not: its arrays, and the order of its data.
+_FIXED = ("model", "seed", "batch_size", "data", "freeze", "loss.train_logvar")
+_FIXED += ("discriminator.weight", "discriminator.width")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -22,7 +62,7 @@ def default_config() -> ml_collections.ConfigDict:
     return d(
         {
             # "v1" to "v4" or "image", and any other field of ODVAEConfig.
-            "model": ODVAEConfig.variant(4, dtype="bfloat16").to_dict(),
+            "model": ODVAEConfig.variant(4, dtype="bfloat16", remat="convolutions").to_dict(),
             # Start from a saved model: whatever ODVAE.from_pretrained takes (docs/weights.md). An
             # image model is inflated by `method` ("tail", "average" or "random"), one of the same
             # structure is taken as it is. Empty: random parameters.
@@ -38,24 +78,46 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "loss": {
                 "reconstruction": "l1",  # or "l2"
+                "perceptual_weight": 1.0,  # of LPIPS with VGG-16; 0 leaves it out
                 "kl_weight": 1e-6,
+                "logvar": 0.0,  # logarithm of the reconstruction loss's scale
+                "train_logvar": False,
             },
-            "optimizer": {
+            "discriminator": {
+                "weight": 0.5,  # times the adaptive weight; 0 leaves the adversarial term out
+                "start": 2000,  # steps before both sides' adversarial terms begin
+                "width": 64,  # channels of its first convolution
+                "loss": "hinge",  # or "vanilla"
+                # "together": both networks in every step, on the same reconstruction; "alternate":
+                # once it has started, the discriminator in odd steps and the autoencoder in even.
+                "turns": "together",
+            },
+            "optimizer": {  # of both networks
                 "learning_rate": 1e-5,
                 "b1": 0.9,
                 "b2": 0.999,
+                "clip_norm": 0.0,  # gradients longer than this are shortened to it (0: never)
                 "warmup_steps": 0,
                 "decay": "constant",  # or "cosine", to zero at the last step
             },
+            "freeze": "",  # or "encoder": decoder and discriminator alone are trained
             "ema_decay": 0.999,
             "batch_size": 8,  # clips a step, over all devices
+            "accumulate": 1,  # parts of the batch that are computed one after another
             "steps": 650_000,
             "seed": 0,
+            # Devices that share the clips of a batch (-1: all the others leave), that share clips
+            # and keep a part of the parameters each, and that share the rows of a clip.
+            "mesh": {"data": -1, "fsdp": 1, "height": 1},
+            "max_skipped_in_a_row": 100,  # steps without a finite loss and gradient that end the run
             "log_every": 50,  # steps between lines of metrics
-            "sample_every": 1000,  # steps between reconstructions of fixed clips (0: never)
-            "sample_clips": 3,  # of them
+            "validate_every": 1000,  # steps between measurements on fixed clips (0: never)
+            "validation_clips": 3,  # of them
             "checkpoint_every": 1000,
-            "keep_checkpoints": 3,
+            "keep_checkpoints": 3,  # the last ones
+            "keep_every": 0,  # and for ever those of steps that this divides (0: none)
+            # Continue a run with other losses or another optimizer than it was begun with.
+            "continue_with_changes": False,
         }
     )
 
@@ -69,22 +131,55 @@ def model_config(config: ml_collections.ConfigDict) -> ODVAEConfig:
     return ODVAEConfig.from_dict(config.model.to_dict())
 
 
-def check(config: ml_collections.ConfigDict, devices: int = 1) -> None:
-    """Raises ValueError for a run that could not work, naming the field and what would do."""
+def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The run's mesh, if the run could work.
+
+    Raises:
+      ValueError: naming the field and what would do.
+    """
     for name, choices in CHOICES.items():
-        section, field = name.split(".")
-        if config[section][field] not in choices:
+        if _get(config, name) not in choices:
             raise ValueError(
-                f"config.{name}={config[section][field]!r} is not known; there are {list(choices)}."
+                f"config.{name}={_get(config, name)!r} is not known; there are {list(choices)}."
             )
+    for name, bound in _AT_LEAST.items():
+        if not bound <= _get(config, name) < math.inf:
+            raise ValueError(
+                f"config.{name}={_get(config, name)} must be finite and at least {bound}."
+            )
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"config.ema_decay={config.ema_decay} must be at least 0 and less than 1.")
     model = model_config(config)
+    _check_data(config, model.time_compression)
+    try:
+        mesh = make_mesh(**config.mesh, devices=devices)
+    except ValueError as error:
+        raise ValueError(f"config.{error}") from error
+    shards, parts = clip_shards(mesh), config.accumulate
+    if config.batch_size % (shards * parts):
+        near = shards * parts * max(round(config.batch_size / (shards * parts)), 1)
+        raise ValueError(
+            f"config.batch_size={config.batch_size} does not divide over {shards} devices"
+            + (f" in {parts} parts" if parts > 1 else "")
+            + f"; the nearest that does is {near}."
+        )
+    rows = SPACE_COMPRESSION * mesh.shape["height"]
+    if config.data.size % rows:
+        near = rows * max(round(config.data.size / rows), 1)
+        raise ValueError(
+            f"config.data.size={config.data.size} does not divide over "
+            f"mesh.height={mesh.shape['height']} devices; the nearest that does is {near}."
+        )
+    return mesh
+
+
+def _check_data(config, step):
     data = config.data
     if not data.path:
         raise ValueError(
             "config.data.path is empty: give a folder of videos (--config.data.path=DIR), "
             'or "sample-clips".'
         )
-    step = model.time_compression
     if data.frames < 1 or (data.frames - 1) % step:
         near = step * max(round((data.frames - 1) / step), 0) + 1
         raise ValueError(
@@ -95,25 +190,52 @@ def check(config: ml_collections.ConfigDict, devices: int = 1) -> None:
         raise ValueError(
             f"config.data.size={data.size} is not a multiple of 8; the nearest is {near}."
         )
+    if config.loss.perceptual_weight and data.size < SMALLEST["vgg"]:
+        raise ValueError(
+            f"config.data.size={data.size} is too small for the perceptual term; it needs "
+            f"{SMALLEST['vgg']}, or config.loss.perceptual_weight=0."
+        )
     if data.short_side < data.size:
         raise ValueError(f"config.data.short_side={data.short_side} is less than size={data.size}.")
-    least = dict.fromkeys(("batch_size", "steps", "log_every", "checkpoint_every"), 1)
-    least |= {"keep_checkpoints": 1, "sample_clips": 1, "sample_every": 0, "seed": 0}
-    for name, bound in least.items():
-        if config[name] < bound:
-            raise ValueError(f"config.{name}={config[name]} must be at least {bound}.")
-    if data.holdout < 0:
-        raise ValueError(f"config.data.holdout={data.holdout} must be at least 0.")
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"config.ema_decay={config.ema_decay} must be at least 0 and less than 1.")
-    if not 0 <= config.optimizer.learning_rate < math.inf:
-        rate = config.optimizer.learning_rate
-        raise ValueError(
-            f"config.optimizer.learning_rate={rate} must be a finite number from 0 up."
-        )
-    if config.batch_size % devices:
-        near = devices * max(round(config.batch_size / devices), 1)
-        raise ValueError(
-            f"config.batch_size={config.batch_size} does not divide over {devices} devices; "
-            f"the nearest that does is {near}."
-        )
+
+
+def check_continues(begun: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> None:
+    """Raises ValueError, listing the fields, if a run cannot be continued with this config.
+
+    Args:
+      begun: the config that it was begun with.
+      config: the one that it is to be continued with.
+      where: the run's folder, for the error.
+    """
+    before, now = _flat(begun), _flat(config.to_dict())
+
+    def under(name, prefixes):
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+    differing = [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not under(name, _FREE)
+    ]
+    fixed = [name for name in differing if under(name, _FIXED)]
+    if not differing or (config.continue_with_changes and not fixed):
+        return
+    listed = "; ".join(f"{n}: {before.get(n)!r} there, {now.get(n)!r} now" for n in differing)
+    advice = "continue it with its own, or choose another workdir"
+    if not fixed:
+        advice += ", or ask for it: --config.continue_with_changes"
+    raise ValueError(f"{where} holds a run with another config ({listed}): {advice}.")
+
+
+def _get(config, name):
+    return functools.reduce(lambda section, field: section[field], name.split("."), config)
+
+
+def _flat(config, prefix=""):
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -10,38 +10,48 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import orbax.checkpoint as ocp
-from tensorboardX import SummaryWriter
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
 from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
 from odvae_jax.data.clips import RandomClips, batches
-from odvae_jax.inference import decode_uint8, encode_uint8
+from odvae_jax.flops import count_flops
 from odvae_jax.inflation import inflate
-from odvae_jax.metrics.psnr import psnr
-from odvae_jax.sharding import batch_sharding, data_mesh, replicated
+from odvae_jax.metrics.lpips import LPIPS, load_lpips
+from odvae_jax.sharding import clip_sharding, local_rows, replicated, state_shardings
 from odvae_jax.training import config as config_lib
-from odvae_jax.training.curves import METRICS_FILE, plot_curves
-from odvae_jax.training.state import TrainState, create_state, make_optimizer
-from odvae_jax.training.step import make_train_step
+from odvae_jax.training.checkpoints import Checkpoints, has_checkpoint
+from odvae_jax.training.curves import plot_curves
+from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.reporting import Reporter, write_whole
+from odvae_jax.training.state import TrainState, create_state, make_optimizers, model_parameters
+from odvae_jax.training.step import Update, make_train_step, update_of_step
+from odvae_jax.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+_IN_FLIGHT = 2  # steps that the host may be ahead of the devices
+_AGREE_EVERY = 10  # steps between questions to the other processes whether to stop
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     """Trains until `config.steps`.
 
-    Continues from the last checkpoint in `workdir` if there is one.
+    Continues from the last checkpoint in `workdir` if there is one, on any number of devices. With
+    several processes, each calls it with the same arguments, after `jax.distributed.initialize`;
+    `workdir` is on a disk that all of them see.
 
     Writes into `workdir`: `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`,
     `curves.png` and, at the end or when told to stop by SIGINT or SIGTERM, `model/`: the EMA
@@ -50,11 +60,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     Raises:
       ValueError: for a config that cannot work or is not that of the run in `workdir`, data that
         cannot be used, or a pretrained model that does not fit.
-      FileNotFoundError: if the data or the pretrained model is missing.
+      FileNotFoundError: if the data, the pretrained model or LPIPS's weights are missing.
+      FloatingPointError: if too many steps in a row had no finite loss and gradient.
     """
     workdir = Path(workdir).absolute()
-    config_lib.check(config, jax.device_count())
-    _check_same_run(config, workdir)
+    mesh = config_lib.check(config)
+    continues = has_checkpoint(workdir)
+    if continues and (workdir / CONFIG_FILE).exists():
+        begun = json.loads((workdir / CONFIG_FILE).read_text())
+        config_lib.check_continues(begun, config, str(workdir))
     model = config_lib.model_config(config)
     clips = RandomClips(
         config.data.path,
@@ -65,73 +79,102 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         holdout=config.data.holdout,
         in_memory=config.data.in_memory,
     )
-    fixed_clips = clips.held_out(config.sample_clips) if config.sample_every else None
-
-    mesh = data_mesh()
-    optimizer = make_optimizer(config)
     vae = abstract_model(model)
-    initial = None if _has_checkpoint(workdir) else _initial_model(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with ocp.CheckpointManager(
-        workdir / "checkpoints",
-        options=ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints),
-    ) as checkpoints:
-        if initial is not None:
-            state = jax.device_put(create_state(initial, optimizer), replicated(mesh))
-        else:
-            latest = checkpoints.latest_step()
-            logger.info("continuing from step %d of %s", latest, workdir)
-            state = _restore(checkpoints, latest, optimizer, model, mesh)
+    lpips = _on_all(load_lpips("vgg", dtype=model.dtype), mesh) if _perceptual(config) else None
+    validation = None
+    if config.validate_every:
+        fixed_clips = clips.held_out(config.validation_clips)
+        validation = Validation(vae, fixed_clips, _lpips_for_validation(mesh), mesh)
+    initial = None if continues else _initial_model(config)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_count() > 1:  # nobody looks at the folder after another has begun to write
+        multihost_utils.sync_global_devices("begin")
+
+    with Checkpoints(workdir, config) as checkpoints:
+        state, next_clip = _begin(config, initial, checkpoints, mesh)
         first = int(state.step)
         if first >= config.steps:
             logger.info("%s has done its %d steps already", workdir, config.steps)
-        _write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
-
-        step_fn = jax.jit(make_train_step(config, vae, optimizer), donate_argnums=0)
-        reporter = _Reporter(workdir, config, first)
-        stop = _StopSignal()
-        feed = batches(clips, config.batch_size, first=first, threads=config.data.threads)
-        pending = []
+        if jax.process_index() == 0:
+            write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
+        reporter = Reporter(workdir, config, first, _step_flops(config, vae))
+        steps = _Steps(config, vae, mesh, lpips, reporter)
+        feed = _feed(config, clips, mesh, next_clip)
+        pending: deque = deque()
         with (
-            stop,
+            _StopSignal() as stop,
             tqdm(
-                total=config.steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05
+                total=config.steps,
+                initial=first,
+                unit="step",
+                dynamic_ncols=True,
+                smoothing=0.05,
+                disable=jax.process_index() > 0,
             ) as bar,
         ):
             for step in range(first + 1, config.steps + 1):
-                batch = jax.device_put(next(feed), batch_sharding(mesh))
-                state, metrics = step_fn(state, batch)
+                with reporter.waiting_for_data():
+                    batch = next(feed)
+                next_clip += config.batch_size
+                state, metrics = steps(update_of_step(config, step - 1), state, batch)
                 pending.append(metrics)
-                stopping = stop.requested  # asked once, so that what is done below agrees
+                if len(pending) > _IN_FLIGHT:
+                    jax.block_until_ready(pending[-1 - _IN_FLIGHT])
+                stopping = stop.agreed(step)
                 last = step == config.steps or stopping
                 if step % config.log_every == 0 or last:
-                    values = _means(jax.device_get(pending))
-                    pending = []
-                    values |= reporter.scalars(step, values)
+                    values = reporter.train(step, jax.device_get(list(pending)))
+                    pending.clear()
                     bar.set_postfix_str(
-                        f"loss {values['loss']:.4g}, {values['clips_per_second']:.3g} clips/s"
+                        f"loss {values.get('loss', np.nan):.4g}, "
+                        f"{values['clips_per_second']:.3g} clips/s"
                     )
-                if fixed_clips is not None and (step % config.sample_every == 0 or last):
-                    reporter.samples(step, with_parameters(vae, state.ema), fixed_clips)
+                    _check_guard(config, values, checkpoints)
+                with reporter.away():
+                    if validation is not None and (step % config.validate_every == 0 or last):
+                        _validate(step, state, validation, reporter)
+                    if step % config.checkpoint_every == 0 or last:
+                        run = {"next_clip": next_clip, "seed": config.seed}
+                        checkpoints.save(step, state, run)
                 bar.update()
-                if step % config.checkpoint_every == 0 or last:
-                    checkpoints.save(step, args=ocp.args.StandardSave(state._asdict()), force=last)
                 if stopping:
                     logger.warning("stopped after step %d; run the same command to continue", step)
                     break
         reporter.close()
-    trained = with_parameters(vae, jax.device_get(state.ema))
-    trained.save_pretrained(workdir / RUN_MODEL_FOLDER, overwrite=True)
-    plot_curves([workdir], workdir / "curves.png")
-    logger.info(
-        "the model is in %s, the curves in %s", workdir / RUN_MODEL_FOLDER, workdir / "curves.png"
-    )
+    _export(vae, state, workdir, mesh)
     if clips.skipped:
         names = ", ".join(sorted(clips.skipped))
         logger.warning(
             "%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names
         )
     return state
+
+
+def _begin(
+    config, initial: ODVAE | None, checkpoints: Checkpoints, mesh: Mesh
+) -> tuple[TrainState, int]:
+    """The state to go on from, spread over the mesh, and the index of the next clip."""
+    optimizers = make_optimizers(config)
+
+    def make(vae, seed):
+        return create_state(vae, _discriminator(config, seed), optimizers, config)
+
+    abstract = jax.eval_shape(lambda: make(ODVAE(config_lib.model_config(config), rngs=None), None))
+    shardings = state_shardings(mesh, abstract)
+    if initial is not None:
+
+        def place(array, sharding):  # each process has the whole, its devices take their parts
+            whole = np.asarray(array)
+            return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+        return jax.tree.map(place, make(initial, config.seed), shardings), 0
+    logger.info("continuing from step %d of %s", checkpoints.latest, checkpoints.folder.parent)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+    state, run = checkpoints.restore(abstract)
+    return state, run["next_clip"]
 
 
 def _initial_model(config) -> ODVAE:
@@ -161,134 +204,163 @@ def _initial_model(config) -> ODVAE:
     return with_parameters(abstract_model(model), named_parameters(loaded))
 
 
-def _restore(checkpoints, step, optimizer, model, mesh) -> TrainState:
-    abstract = jax.eval_shape(lambda: create_state(ODVAE(model, rngs=None), optimizer))
-    abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), abstract
+def _discriminator(config, seed: int | None) -> Discriminator | None:
+    if not config.discriminator.weight:
+        return None
+    return Discriminator(
+        config.discriminator.width,
+        seed=seed,
+        dtype=config.model.dtype,
+        precision=config.model.precision,
     )
-    return TrainState(
-        **checkpoints.restore(step, args=ocp.args.StandardRestore(abstract._asdict()))
-    )
 
 
-def _has_checkpoint(workdir: Path) -> bool:
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+def _perceptual(config) -> bool:
+    return config.loss.perceptual_weight > 0
 
 
-# What a run that is continued must agree in: its model, and the order of its data.
-_SAME = ("model", "seed", "batch_size", "data.path", "data.frames", "data.size", "data.short_side")
-_SAME += ("data.holdout",)
+def _lpips_for_validation(mesh: Mesh) -> LPIPS | None:
+    try:
+        return _on_all(load_lpips("alex"), mesh)
+    except FileNotFoundError as error:
+        logger.warning("LPIPS is left out of the validation: %s", error)
+        return None
 
 
-def _check_same_run(config, workdir: Path) -> None:
-    """A run continues with the model and the data that it was begun with."""
-    path = workdir / CONFIG_FILE
-    if not path.exists() or not _has_checkpoint(workdir):
+def _on_all(tree, mesh: Mesh):
+    return jax.device_put(tree, replicated(mesh))
+
+
+class _Steps:
+    """The compiled steps, each compiled when it is first needed."""
+
+    def __init__(self, config, vae: ODVAE, mesh: Mesh, lpips: LPIPS | None, reporter: Reporter):
+        self._config, self._vae, self._mesh = config, vae, mesh
+        self._lpips = lpips
+        self._reporter = reporter
+        self._compiled: dict[Update, Callable] = {}
+
+    def __call__(self, update: Update, state: TrainState, clips: jax.Array):
+        if update not in self._compiled:
+            with self._reporter.away():
+                self._compiled[update] = self._compile(update, state, clips)
+        return self._compiled[update](state, clips, self._lpips)
+
+    def _compile(self, update, state, clips):
+        step = make_train_step(
+            self._config,
+            self._vae,
+            _discriminator(self._config, None),
+            make_optimizers(self._config),
+            self._mesh,
+            update,
+        )
+        shardings = (state_shardings(self._mesh, state), replicated(self._mesh))
+        start = time.monotonic()
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        compiled = jitted.lower(state, clips, self._lpips).compile()
+        memory = compiled.memory_analysis()
+        logger.info(
+            "compiled the step in %.0f s; a device needs %.2f GiB for it, and %.2f GiB for what "
+            "it keeps",
+            time.monotonic() - start,
+            memory.temp_size_in_bytes / 2**30,
+            memory.argument_size_in_bytes / 2**30,
+        )
+        return compiled
+
+
+def _feed(config, clips: RandomClips, mesh: Mesh, first: int) -> Iterator[jax.Array]:
+    """Batches on the devices, from clip number `first` on; every process reads its own rows."""
+    data = config.data
+    shape = (config.batch_size, data.frames, data.size, data.size, 3)
+    sharding = clip_sharding(mesh)
+    rows = local_rows(sharding, shape)
+    place = {row: i for i, row in enumerate(rows)}
+    local = batches(clips, config.batch_size, first=first, rows=rows, threads=data.threads)
+    for batch in local:
+
+        def part(index, batch=batch):
+            start, stop, _ = index[0].indices(config.batch_size)
+            return batch[place[start] : place[stop - 1] + 1][:, index[1], index[2]]
+
+        yield jax.make_array_from_callback(shape, sharding, part)
+
+
+def _step_flops(config, vae: ODVAE) -> float:
+    """Operations of the model in a step: three times those of one pass forward."""
+    data = config.data
+    shape = (config.batch_size, data.frames, data.size, data.size, 3)
+    video = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return 3 * count_flops(lambda vae, video: vae.decode(vae.encode(video).mode()), vae, video)
+
+
+def _validate(step, state: TrainState, validation: Validation, reporter: Reporter) -> None:
+    """Measures the EMA weights, which pictures are made with, and the raw ones."""
+    values, reconstructions = validation(state.ema)
+    raw, _ = validation(state.parameters)
+    values |= {f"{name}_raw": value for name, value in raw.items()}
+    reporter.validate(step, values, validation.clips, reconstructions)
+
+
+def _check_guard(config, values: dict[str, float], checkpoints: Checkpoints) -> None:
+    count = int(values["skipped_in_a_row"])
+    if count == 0:
         return
-    before, now = (_flat(c) for c in (json.loads(path.read_text()), config.to_dict()))
-    differing = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and any(name == same or name.startswith(f"{same}.") for same in _SAME)
-    ]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds a run with another config ({'; '.join(differing)}): continue it with "
-            "its own, or choose another workdir."
+    logger.warning(
+        "%d steps had no finite loss and gradient and changed nothing (%d of them in a row)",
+        int(values["skipped_steps"]),
+        count,
+    )
+    if count >= config.max_skipped_in_a_row:
+        good = (
+            "none" if checkpoints.latest is None else checkpoints.folder / str(checkpoints.latest)
+        )
+        raise FloatingPointError(
+            f"the last {count} steps had no finite loss and gradient, and changed nothing "
+            f"(config.max_skipped_in_a_row={config.max_skipped_in_a_row}). The last good "
+            f"checkpoint is {good}; look at the metrics before it, and continue with a lower "
+            "learning rate or with config.optimizer.clip_norm."
         )
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or as it was."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def _means(metrics: list[dict]) -> dict[str, float]:
-    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-
-
-class _Reporter:
-    """Writes metrics and pictures, to TensorBoard and to a file of JSON lines."""
-
-    def __init__(self, workdir: Path, config, first: int):
-        self.config = config
-        self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
-        self.path = workdir / METRICS_FILE
-        # What was written after the checkpoint that the run continues from is written again.
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        if lines and not lines[-1].endswith("}"):
-            lines.pop()  # torn when the run died
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
-        _write_whole(self.path, "".join(line + "\n" for line in kept))
-        self.last_step, self.last_time = first, time.monotonic()
-
-    def scalars(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        now = time.monotonic()
-        rate = (step - self.last_step) / (now - self.last_time)
-        speed = {
-            "clips_per_second": rate * self.config.batch_size,
-            "frames_per_second": rate * self.config.batch_size * self.config.data.frames,
-        }
-        self.last_step, self.last_time = step, now
-        self._write(step, values | speed)
-        return speed
-
-    def samples(self, step: int, vae: ODVAE, clips: np.ndarray) -> None:
-        """Original above reconstruction.
-
-        For the first, middle and last frame of each fixed clip.
-        """
-        reconstructions = np.concatenate(
-            [decode_uint8(vae, encode_uint8(vae, clip[None]).mode()) for clip in clips]
-        )
-        quality = psnr(jnp.asarray(clips) / 255.0, jnp.asarray(reconstructions) / 255.0)
-        self._write(step, {"psnr": float(quality.mean())})
-        shown = sorted({0, clips.shape[1] // 2, clips.shape[1] - 1})
-        for i, (clip, reconstruction) in enumerate(zip(clips, reconstructions, strict=True)):
-            columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
-            self.writer.add_image(
-                f"clip_{i}", np.concatenate(columns, axis=1), step, dataformats="HWC"
-            )
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+def _export(vae: ODVAE, state: TrainState, workdir: Path, mesh: Mesh) -> None:
+    whole = jax.jit(lambda ema: ema, out_shardings=replicated(mesh))(model_parameters(state.ema))
+    if jax.process_index() > 0:
+        return
+    trained = with_parameters(vae, jax.device_get(whole))
+    trained.save_pretrained(workdir / RUN_MODEL_FOLDER, overwrite=True)
+    plot_curves([workdir], workdir / "curves.png")
+    logger.info(
+        "the model is in %s, the curves in %s", workdir / RUN_MODEL_FOLDER, workdir / "curves.png"
+    )
 
 
 class _StopSignal:
     """Notes SIGINT and SIGTERM, so that the run can save and end after the step under way."""
 
     def __init__(self):
-        self.requested = False
+        self._requested = False
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step; several processes ask each other from time to time."""
+        if jax.process_count() == 1:
+            return self._requested
+        if step % _AGREE_EVERY:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(self._requested))))
 
     def __enter__(self):
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             for which in (signal.SIGINT, signal.SIGTERM):
                 self._before[which] = signal.signal(which, self._note)
+        return self
 
     def _note(self, which, frame):
-        if self.requested:
+        if self._requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
 
     def __exit__(self, *_):
         for which, handler in self._before.items():

@@ -11,22 +11,49 @@ import optax
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import named_parameters
+from odvae_jax.training.discriminator import Discriminator
 
 Parameters = dict[str, jax.Array]
 """Parameters by dotted name."""
 
+LOGVAR = "loss.logvar"
+"""The one parameter that is the loss's and not the model's."""
+_ENCODER = ("encoder.", "quant_conv.")
+
 
 class TrainState(NamedTuple):
-    """Parameters, their moving average, the optimizer's state, and the number of steps done."""
+    """All that the next step depends on, but for the clips.
+
+    Attributes:
+      step: steps done, those that the guard skipped included.
+      parameters: the model's, and the loss's `LOGVAR`.
+      ema: the moving average of `parameters`.
+      optimizer: Adam's state for those of them that are trained.
+      discriminator: parameters; empty without the adversarial term.
+      discriminator_optimizer: Adam's state for them.
+      skipped: steps that changed nothing, since a loss or a gradient was not finite.
+      skipped_in_a_row: how many of these the last steps were.
+    """
 
     step: jax.Array
     parameters: Parameters
     ema: Parameters
     optimizer: optax.OptState
+    discriminator: Parameters
+    discriminator_optimizer: optax.OptState
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with the learning-rate schedule of `config.optimizer`."""
+class Optimizers(NamedTuple):
+    """Of the autoencoder and of the discriminator."""
+
+    generator: optax.GradientTransformation
+    discriminator: optax.GradientTransformation
+
+
+def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
+    """Adam with the schedule and clipping of `config.optimizer`, for both networks alike."""
     o = config.optimizer
     warmup = optax.linear_schedule(0.0, o.learning_rate, max(o.warmup_steps, 1))
     if o.decay == "cosine":
@@ -34,11 +61,50 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     else:
         rest = optax.constant_schedule(o.learning_rate)
     schedule = optax.join_schedules([warmup, rest], [o.warmup_steps])
-    return optax.adam(schedule, b1=o.b1, b2=o.b2)
+    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
+
+    def adam():
+        return optax.chain(clip, optax.adam(schedule, b1=o.b1, b2=o.b2))
+
+    return Optimizers(adam(), adam())
 
 
-def create_state(vae: ODVAE, optimizer: optax.GradientTransformation) -> TrainState:
+def model_parameters(parameters: Parameters) -> Parameters:
+    """Those of the model, for `with_parameters`."""
+    return {name: value for name, value in parameters.items() if name != LOGVAR}
+
+
+def split_trained(
+    parameters: Parameters, config: ml_collections.ConfigDict
+) -> tuple[Parameters, Parameters]:
+    """The parameters that are trained, and those that stay as they are."""
+
+    def is_frozen(name):
+        if name == LOGVAR:
+            return not config.loss.train_logvar
+        return config.freeze == "encoder" and name.startswith(_ENCODER)
+
+    trained = {name: value for name, value in parameters.items() if not is_frozen(name)}
+    return trained, {name: value for name, value in parameters.items() if is_frozen(name)}
+
+
+def create_state(
+    vae: ODVAE,
+    discriminator: Discriminator | None,
+    optimizers: Optimizers,
+    config: ml_collections.ConfigDict,
+) -> TrainState:
     """The state before the first step; the moving average starts from the weights."""
-    parameters = named_parameters(vae)
-    ema = jax.tree.map(jnp.copy, parameters)
-    return TrainState(jnp.zeros((), jnp.int32), parameters, ema, optimizer.init(parameters))
+    logvar = jnp.asarray(config.loss.logvar, jnp.float32)
+    parameters = {**named_parameters(vae), LOGVAR: logvar}
+    adversary = {} if discriminator is None else named_parameters(discriminator)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        ema=jax.tree.map(jnp.copy, parameters),
+        optimizer=optimizers.generator.init(split_trained(parameters, config)[0]),
+        discriminator=adversary,
+        discriminator_optimizer=optimizers.discriminator.init(adversary),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )

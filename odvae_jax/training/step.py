@@ -1,46 +1,315 @@
-"""One step of training, and the reconstruction that pictures are made of; pure functions."""
+"""One step of training; pure functions."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, UInt8
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Array, Float, UInt8
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import with_parameters
 from odvae_jax.inference import to_unit_range
-from odvae_jax.training.losses import kl_loss, reconstruction_loss
-from odvae_jax.training.state import Parameters, TrainState
+from odvae_jax.metrics.lpips import LPIPS
+from odvae_jax.sharding import gathered, replicated, state_shardings
+from odvae_jax.training import losses
+from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.state import (
+    LOGVAR,
+    Optimizers,
+    Parameters,
+    TrainState,
+    model_parameters,
+    split_trained,
+)
 
 Metrics = dict[str, jax.Array]
+Update = Literal["both", "generator", "discriminator"]
+TrainStep = Callable[
+    [TrainState, UInt8[Array, "b t h w 3"], LPIPS | None], tuple[TrainState, Metrics]
+]
+
+
+class LastLayerGradients(NamedTuple):
+    """Gradients of the losses that are taken on the reconstruction.
+
+    Attributes:
+      last: with respect to the last layer's parameters.
+      hidden: with respect to what the last layer is given.
+      logvar: with respect to the reconstruction loss's scale.
+      discriminator: of the discriminator's own loss; empty without a discriminator.
+    """
+
+    last: Any
+    hidden: jax.Array
+    logvar: jax.Array
+    discriminator: Parameters
+
+
+def update_of_step(config: ml_collections.ConfigDict, step: int) -> Update:
+    """Which networks step number `step`, counted from 0, updates."""
+    adversary = config.discriminator
+    if not adversary.weight:
+        return "generator"
+    if adversary.turns == "together":
+        return "both"
+    return "discriminator" if step >= adversary.start and step % 2 else "generator"
+
+
+def last_layer_gradients(
+    last_layer: Callable[[Any, Float[Array, "b t h w d"]], Float[Array, "b t h w 3"]],
+    parameters: Any,
+    kernel: Callable[[Any], Float[Array, "..."]],
+    hidden: Float[Array, "b t h w d"],
+    video: Float[Array, "b t h w 3"],
+    *,
+    reconstruction_loss: Callable,
+    logvar: Float[Array, ""],
+    discriminator: Discriminator | None = None,
+    discriminator_parameters: Parameters | None = None,
+    kind: losses.AdversarialKind = "hinge",
+    weight: Float[Array, ""] | float = 0.0,
+    update: Update = "both",
+) -> tuple[LastLayerGradients, Metrics]:
+    """Gradients of reconstruction and adversarial loss down to the decoder's last layer.
+
+    The two meet there: each one's gradient with respect to the last kernel gives the adaptive
+    weight, and their weighted sum goes back through the network once.
+
+    Args:
+      last_layer: its parameters and `hidden` to the reconstruction.
+      parameters: the last layer's.
+      kernel: picks the kernel out of them.
+      hidden: what the last layer is given.
+      video: in [-1, 1].
+      reconstruction_loss: (reconstruction, video, logvar) to the loss and its parts.
+      logvar: the reconstruction loss's scale.
+      discriminator: None leaves the adversarial term out.
+      discriminator_parameters: its parameters.
+      kind: of the discriminator's loss.
+      weight: that the adaptive weight is multiplied by.
+      update: with "generator" the discriminator's own loss is not computed.
+    """
+    reconstruction, pull_last = jax.vjp(last_layer, parameters, hidden)
+    nll, pull_nll, parts = jax.vjp(
+        lambda y, s: reconstruction_loss(y, video, s), reconstruction, logvar, has_aux=True
+    )
+    cotangent, d_logvar = pull_nll(jnp.ones_like(nll))
+    metrics = {"nll": nll, **parts}
+    d_discriminator: Parameters = {}
+    if discriminator is not None:
+
+        def logits(parameters, clips):
+            return with_parameters(discriminator, parameters)(clips)
+
+        fake, pull_fake = jax.vjp(logits, discriminator_parameters, reconstruction)
+        generator, pull_generator = jax.vjp(losses.generator_loss, fake)
+        adversarial = pull_fake(*pull_generator(jnp.ones_like(generator)))[1]
+        _, pull_kernel = jax.vjp(lambda p: last_layer(p, hidden), parameters)
+        norms = [kernel(pull_kernel(c)[0]) for c in (cotangent, adversarial)]
+        adaptive = weight * losses.adaptive_weight(*norms)
+        cotangent = cotangent + adaptive * adversarial
+        metrics |= {"generator": generator, "adaptive_weight": adaptive}
+        metrics["logits_fake"] = jnp.mean(fake)
+        if update == "both":
+            d_discriminator, more = _discriminator_gradient(
+                logits, discriminator_parameters, video, fake, pull_fake, kind
+            )
+            metrics |= more
+    d_last, d_hidden = pull_last(cotangent)
+    return LastLayerGradients(d_last, d_hidden, d_logvar, d_discriminator), metrics
+
+
+def _discriminator_gradient(logits, parameters, video, fake, pull_fake, kind):
+    """Gradient of the discriminator's loss; real and reconstructed clips pass separately."""
+    real, pull_real = jax.vjp(lambda parameters: logits(parameters, video), parameters)
+    loss, pull = jax.vjp(lambda r, f: losses.discriminator_loss(r, f, kind), real, fake)
+    d_real, d_fake = pull(jnp.ones_like(loss))
+    gradient = jax.tree.map(jnp.add, pull_real(d_real)[0], pull_fake(d_fake)[0])
+    means = {"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
+    return gradient, {"discriminator": loss, **means}
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict, vae: ODVAE, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, UInt8[Array, "b t h w 3"]], tuple[TrainState, Metrics]]:
-    """The function (state, uint8 clips) -> (state, metrics); `vae` gives the structure only."""
+    config: ml_collections.ConfigDict,
+    vae: ODVAE,
+    discriminator: Discriminator | None,
+    optimizers: Optimizers,
+    mesh: Mesh,
+    update: Update = "both",
+) -> TrainStep:
+    """The function (state, uint8 clips, LPIPS or None) to (state, metrics).
 
-    def loss_and_metrics(parameters: Parameters, video, key):
-        model = with_parameters(vae, parameters)
+    It is pure, and takes arrays spread over `mesh` as `clip_sharding` and `state_shardings` say,
+    with Auto or Explicit axes. Of `vae` and `discriminator` the structure alone counts.
+
+    A step whose loss or gradient is not finite leaves parameters, averages and optimizers as they
+    are, and is counted.
+
+    Args:
+      config: of the run; see `odvae_jax.training.config`.
+      vae: the model.
+      discriminator: None without the adversarial term.
+      optimizers: of `make_optimizers`.
+      mesh: of `make_mesh`.
+      update: which networks the step updates; `update_of_step` says it for every step.
+    """
+    adversary = config.discriminator
+
+    def posterior_and_hidden(trained, frozen, video, keys):
+        model = with_parameters(vae, model_parameters(trained | frozen))
         posterior = model.encode(video)
-        reconstruction = model.decode(posterior.sample(key))
-        rec = reconstruction_loss(reconstruction, video, config.loss.reconstruction)
-        kl = kl_loss(posterior)
-        loss = rec + config.loss.kl_weight * kl
-        return loss, {"loss": loss, "reconstruction": rec, "kl": kl}
+        hidden = model.decoder.hidden(model.post_quant_conv(_samples(posterior, keys)))
+        return hidden, posterior
 
-    def train_step(state: TrainState, clips):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradients, metrics = jax.grad(loss_and_metrics, has_aux=True)(
-            state.parameters, to_unit_range(clips), key
+    def last_layer(last, hidden):
+        return with_parameters(vae.decoder.conv_out, last)(hidden, out_dtype="float32")
+
+    def generator_gradients(state, clips, keys, lpips):
+        video = to_unit_range(clips)
+        trained, frozen = split_trained(state.parameters, config)
+        (hidden, posterior), pull = jax.vjp(
+            lambda trained: posterior_and_hidden(trained, frozen, video, keys), trained
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        ema = optax.incremental_update(parameters, state.ema, 1.0 - config.ema_decay)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
-        return TrainState(state.step + 1, parameters, ema, optimizer_state), metrics
+        prefix = "decoder.conv_out."
+        last = {n.removeprefix(prefix): v for n, v in trained.items() if n.startswith(prefix)}
+        reconstruction_loss = functools.partial(
+            losses.reconstruction_loss,
+            kind=config.loss.reconstruction,
+            perceptual=lpips,
+            perceptual_weight=config.loss.perceptual_weight,
+        )
+        gradients, metrics = last_layer_gradients(
+            last_layer,
+            last,
+            lambda last: last["kernel"],
+            hidden,
+            video,
+            reconstruction_loss=reconstruction_loss,
+            logvar=state.parameters[LOGVAR],
+            discriminator=discriminator,
+            discriminator_parameters=state.discriminator,
+            kind=adversary.loss,
+            weight=adversary.weight * (state.step >= adversary.start),
+            update=update,
+        )
+        kl, d_posterior = jax.value_and_grad(losses.kl_loss)(posterior)
+        d_posterior = jax.tree.map(lambda g: config.loss.kl_weight * g, d_posterior)
+        (d_trained,) = pull((gradients.hidden, d_posterior))
+        d_trained |= {prefix + name: value for name, value in gradients.last.items()}
+        if LOGVAR in d_trained:
+            d_trained[LOGVAR] = gradients.logvar
+        loss = metrics["nll"] + config.loss.kl_weight * kl
+        if discriminator is not None:
+            loss += metrics["adaptive_weight"] * metrics["generator"]
+        metrics |= {"loss": loss, "kl": kl}
+        metrics["latent_mean"] = jnp.mean(posterior.mean)
+        metrics["latent_std"] = jnp.std(posterior.mean)
+        if LOGVAR in trained:
+            metrics["logvar"] = trained[LOGVAR]
+        return {"generator": d_trained, "discriminator": gradients.discriminator}, metrics
 
-    return train_step
+    def discriminator_gradients(state, clips, keys, _):
+        video = to_unit_range(clips)
+        model = with_parameters(vae, model_parameters(state.parameters))
+        reconstruction = model.decode(_samples(model.encode(video), keys))
+
+        def logits(parameters, clips):
+            return with_parameters(discriminator, parameters)(clips)
+
+        fake, pull_fake = jax.vjp(lambda p: logits(p, reconstruction), state.discriminator)
+        gradient, metrics = _discriminator_gradient(
+            logits, state.discriminator, video, fake, pull_fake, adversary.loss
+        )
+        return {"generator": {}, "discriminator": gradient}, metrics
+
+    gradients_of = discriminator_gradients if update == "discriminator" else generator_gradients
+
+    def train_step(state: TrainState, clips, lpips: LPIPS | None):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        keys = jax.random.split(key, clips.shape[0])  # one a clip, however the batch is cut
+        whole = state._replace(
+            parameters=gathered(state.parameters, mesh),
+            discriminator=gathered(state.discriminator, mesh),
+        )
+        gradients, metrics = _over_micro_batches(
+            lambda *part: gradients_of(whole, *part, lpips), (clips, keys), config.accumulate
+        )
+        norms = {name: optax.global_norm(g) for name, g in gradients.items() if g}
+        metrics |= {f"gradient_norm_{name}": norm for name, norm in norms.items()}
+        finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
+        new = state
+        if gradients["generator"]:
+            trained, frozen = split_trained(state.parameters, config)
+            trained, optimizer = _apply(
+                optimizers.generator, gradients["generator"], state.optimizer, trained
+            )
+            parameters = trained | frozen
+            ema = optax.incremental_update(parameters, state.ema, 1.0 - config.ema_decay)
+            new = new._replace(parameters=parameters, ema=ema, optimizer=optimizer)
+        if gradients["discriminator"]:
+            updated = _apply(
+                optimizers.discriminator,
+                gradients["discriminator"],
+                state.discriminator_optimizer,
+                state.discriminator,
+            )
+            before = (state.discriminator, state.discriminator_optimizer)
+            updated = _choose(state.step >= adversary.start, updated, before)
+            new = new._replace(discriminator=updated[0], discriminator_optimizer=updated[1])
+        new = _choose(finite, new, state)
+        skipped = jnp.where(finite, 0, 1)
+        new = new._replace(
+            step=state.step + 1,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        metrics["skipped_steps"] = new.skipped
+        metrics["skipped_in_a_row"] = new.skipped_in_a_row
+        return new, metrics
+
+    if AxisType.Explicit not in mesh.axis_types:
+        return train_step
+
+    def on_explicit_axes(state, clips, lpips):
+        shardings = (state_shardings(mesh, state), replicated(mesh))
+        return jax.sharding.auto_axes(train_step, out_sharding=shardings)(state, clips, lpips)
+
+    return on_explicit_axes
+
+
+def _apply(optimizer, gradients, state, parameters):
+    updates, state = optimizer.update(gradients, state, parameters)
+    return optax.apply_updates(parameters, updates), state
+
+
+def _choose(condition, a, b):
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _samples(posterior, keys):
+    return jax.vmap(lambda one, key: one.sample(key))(posterior, keys)
+
+
+def _over_micro_batches(function, batch, count):
+    """The mean of `function`'s results over `count` parts of the batch, one after another.
+
+    Part i takes clips i, i + count, …, so that every device works on each.
+    """
+    if count == 1:
+        return function(*batch)
+    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), batch)
+    shapes = jax.eval_shape(lambda parts: function(*jax.tree.map(lambda a: a[0], parts)), parts)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda a: a / count, total)

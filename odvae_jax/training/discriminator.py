@@ -1,0 +1,93 @@
+"""The 3D PatchGAN that the adversarial term is played against."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+# Output channels, in widths, and strides (time, space) of each convolution but the last, which has
+# one channel; all kernels are 3×3×3.
+_LAYERS = ((1, (2, 2)), (2, (2, 2)), (4, (1, 2)), (8, (1, 1)))
+_LEAK = 0.2
+_EPSILON = 1e-5
+_DEVIATION = 0.02  # of initial kernels, and of initial scales around one
+
+
+class Discriminator(nnx.Module):
+    """A logit for every patch of a clip: the released OD-VAE's 3D PatchGAN (version 1.2).
+
+    Five 3×3×3 convolutions with one row of zeros on every side, in time too, LeakyReLU between
+    them. All but the first and the last are followed by a batch norm. It always takes the
+    statistics of the batch at hand, over all clips on all devices, in float32, and has no running
+    ones.
+
+    Args:
+      width: channels of the first convolution; the others have 2, 4 and 8 times as many.
+      seed: of the initial parameters; None makes them zero, where their shapes alone matter.
+      dtype: of the computation; parameters are float32.
+      precision: of float32 convolutions, as in `ODVAEConfig`.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        *,
+        seed: int | None = 0,
+        dtype: str = "float32",
+        precision: str = "default",
+    ):
+        rng = None if seed is None else np.random.default_rng(seed)
+        self.dtype = dtype
+        self.precision = precision
+        self.layers = nnx.List()
+        before = 3
+        for i, (multiplier, strides) in enumerate(_LAYERS):
+            self.layers.append(_Layer(before, width * multiplier, strides, i > 0, rng))
+            before = width * multiplier
+        self.layers.append(_Layer(before, 1, (1, 1), False, rng))
+
+    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x 1"]:
+        """Logits, float32, of [B, ceil(T / 4), H / 8, W / 8] patches (rounded up)."""
+        x = video.astype(self.dtype)
+        for i, layer in enumerate(self.layers):
+            x = x if i == 0 else jax.nn.leaky_relu(x, _LEAK)
+            x = layer(x, self.precision)
+        return x.astype(jnp.float32)
+
+
+class _Layer(nnx.Module):
+    """A convolution, and a batch norm or a bias."""
+
+    def __init__(self, in_features, features, strides, normalised, rng):
+        shape = (3, 3, 3, in_features, features)
+        self.strides = strides
+        self.kernel = nnx.Param(_normal(rng, shape, 0.0))
+        self.scale = nnx.Param(_normal(rng, (features,), 1.0)) if normalised else None
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x, precision):
+        time, space = self.strides
+        x = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (time, space, space),
+            [(1, 1)] * 3,
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+            precision=precision,
+        )
+        if self.scale is None:
+            return x + self.bias[...].astype(x.dtype)
+        x32 = x.astype(jnp.float32)
+        mean = jnp.mean(x32, (0, 1, 2, 3))
+        variance = jnp.mean((x32 - mean) ** 2, (0, 1, 2, 3))
+        multiplier = self.scale[...] * jax.lax.rsqrt(variance + _EPSILON)
+        return ((x32 - mean) * multiplier + self.bias[...]).astype(x.dtype)
+
+
+def _normal(rng, shape, mean):
+    if rng is None:
+        return jnp.zeros(shape, jnp.float32)
+    return jnp.asarray(mean + _DEVIATION * rng.standard_normal(shape, np.float32))

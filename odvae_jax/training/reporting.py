@@ -1,0 +1,173 @@
+"""What a run tells: metrics and pictures, to TensorBoard and to a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from odvae_jax.flops import peak_flops
+from odvae_jax.training.curves import METRICS_FILE
+
+logger = logging.getLogger(__name__)
+LAST = ("skipped_in_a_row", "skipped_steps")
+"""Counters, of which the last value is reported and not the mean."""
+
+
+class Reporter:
+    """Writes a run's metrics; of several processes the first one does.
+
+    What an earlier part of the run wrote after step `first`, which it continues from, is dropped.
+    A disk that is full is reported once and does not stop the run.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's.
+      first: steps done already.
+      step_flops: operations that the model needs for a step, forward and backward.
+    """
+
+    def __init__(
+        self, workdir: Path, config: ml_collections.ConfigDict, first: int, step_flops: float
+    ):
+        self.path = workdir / METRICS_FILE
+        self._config = config
+        self._writes = jax.process_index() == 0
+        self._step_flops = step_flops
+        self._complained = False
+        if self._writes:
+            _drop_after(self.path, first)
+            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+        self._start = time.monotonic()
+        self._last_step, self._data_seconds, self._away = first, 0.0, 0.0
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts as such the time that passes inside."""
+        start = time.monotonic()
+        yield
+        self._data_seconds += time.monotonic() - start
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Leaves the time that passes inside out of the speed: compiling, measuring, saving."""
+        start = time.monotonic()
+        yield
+        self._away += time.monotonic() - start
+
+    def train(self, step: int, metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        """Writes the means of the metrics of all steps since the last call, and the speed."""
+        values = means(metrics) | self._speed(step)
+        self._write(step, values)
+        return values
+
+    def validate(
+        self,
+        step: int,
+        values: dict[str, float],
+        clips: np.ndarray,
+        reconstructions: np.ndarray,
+    ) -> None:
+        """Writes measurements, and of each clip the first, middle and last frame.
+
+        Original above reconstruction.
+        """
+        self._write(step, values)
+        if not self._writes:
+            return
+        shown = sorted({0, clips.shape[1] // 2, clips.shape[1] - 1})
+        for i, (clip, reconstruction) in enumerate(zip(clips, reconstructions, strict=True)):
+            columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
+            image = np.concatenate(columns, axis=1)
+            self._attempt(
+                lambda i=i, image=image: self._writer.add_image(
+                    f"clip_{i}", image, step, dataformats="HWC"
+                )
+            )
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        if self._writes:
+            self._attempt(self._writer.close)
+
+    def _speed(self, step):
+        now = time.monotonic()
+        steps = step - self._last_step
+        seconds = max(now - self._start - self._away, 1e-9)
+        clips = steps * self._config.batch_size / seconds
+        speed = {
+            "clips_per_second": clips,
+            "frames_per_second": clips * self._config.data.frames,
+            "seconds_per_step": seconds / steps,
+            "data_wait_fraction": min(self._data_seconds / seconds, 1.0),
+        }
+        device = jax.local_devices()[0]
+        if peak := peak_flops(device):
+            speed["model_flop_utilisation"] = (
+                self._step_flops * steps / seconds / (peak * jax.device_count())
+            )
+        memory = device.memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            speed["device_memory_peak_gib"] = memory["peak_bytes_in_use"] / 2**30
+        self._start, self._last_step = now, step
+        self._data_seconds, self._away = 0.0, 0.0
+        return speed
+
+    def _write(self, step, values):
+        if not self._writes:
+            return
+        line = json.dumps({"step": step, **values}) + "\n"
+        self._attempt(lambda: _append(self.path, line))
+        for name, value in values.items():
+            self._attempt(lambda n=name, v=value: self._writer.add_scalar(n, v, step))
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if not self._complained:
+                logger.error("metrics cannot be written (%s); the run goes on.", error)
+            self._complained = True
+
+
+def means(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The mean of each metric over the steps that have it, those where it is finite.
+
+    Left out if there is none. Of counters, the last value.
+    """
+    values: dict[str, float] = {}
+    for name in dict.fromkeys(name for step in metrics for name in step):
+        numbers = [float(step[name]) for step in metrics if name in step]
+        finite = [number for number in numbers if math.isfinite(number)]
+        if finite:
+            values[name] = finite[-1] if name in LAST else math.fsum(finite) / len(finite)
+    return values
+
+
+def _drop_after(path: Path, step: int) -> None:
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()  # torn when the run died
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,149 @@
+"""Runs that are killed, that have no disk left, and whose losses are not finite."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from odvae_jax.training import loop
+from tests.conftest import full
+from tests.training.test_loop import lines, timeless, tiny, videos  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(config, workdir):
+    """The command that trains with a config of `tiny`."""
+    fields = {}
+
+    def flatten(section, prefix):
+        for name, value in section.items():
+            if hasattr(value, "items"):
+                flatten(value, f"{prefix}{name}.")
+            else:
+                fields[prefix + name] = value
+
+    flatten(config, "")
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    program = [sys.executable, "train.py", "--config=configs/v4.py", f"--workdir={workdir}"]
+    return [*program, *given]
+
+
+def start(config, workdir, **options):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    return subprocess.Popen(
+        arguments(config, workdir), cwd=ROOT, env=environment, stderr=log, **options
+    )
+
+
+def finished(process):
+    assert process.wait(300) == 0
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 200
+    while not condition():
+        if process.poll() is not None:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("kills", [2, *full(10)])
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(videos, tmp_path, kills):  # noqa: F811
+    fields = {"checkpoint_every": 7, "validate_every": 0}
+    config = tiny(videos, steps=40 * kills, batch_size=4, **fields)
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    finished(start(config, alone))
+    metrics, checkpoints = killed / "metrics.jsonl", killed / "checkpoints"
+    rng = random.Random(0)
+    for kill in range(kills):
+        process = start(config, killed)
+        size = metrics.stat().st_size if metrics.exists() else 0
+        wait_until(lambda s=size: metrics.exists() and metrics.stat().st_size > s, process)
+        if kill % 2 == 0:  # while a checkpoint is being written
+            wait_until(lambda: any("tmp" in p.name for p in checkpoints.iterdir()), process)
+        else:
+            time.sleep(rng.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run was over before it was killed"
+    finished(start(config, killed))
+    weights = [(d / "model" / "model.safetensors").read_bytes() for d in (alone, killed)]
+    assert weights[0] == weights[1]
+    assert timeless(alone) == timeless(killed)
+    steps = [r["step"] for r in lines(killed)]
+    assert steps == list(range(1, config.steps + 1))
+    events = EventAccumulator(str(killed / "tensorboard"), {"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("loss")] == steps
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own with room for few checkpoints."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only who may mount a disk can fill it")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_does_not_stop_the_run_and_costs_no_good_checkpoint(videos, small_disk):  # noqa: F811
+    fields = {"discriminator.weight": 0.0, "validate_every": 0}
+    run = small_disk / "run"
+    short = tiny(videos, steps=2, **fields)
+    finished(start(short, run))
+    room = small_disk / "other data"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    room.write_bytes(bytes(free - 2_000_000))
+    longer = tiny(videos, steps=7, **fields)
+    finished(start(longer, run))
+    log = (small_disk / "run.log").read_text()
+    assert "could not be saved" in log and "The last good checkpoint: step 2." in log
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["2"]
+    assert [r["step"] for r in lines(run)] == list(range(1, 8)), "the run went on"
+    room.unlink()
+    finished(start(longer, run))
+    assert "continuing from step 2" in (small_disk / "run.log").read_text()
+    assert (run / "checkpoints" / "7").is_dir()
+
+
+def test_too_many_steps_without_finite_loss_end_the_run_and_name_the_checkpoint(
+    videos,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    fields = {"steps": 40, "max_skipped_in_a_row": 3, "validate_every": 0, "checkpoint_every": 2}
+    config = tiny(videos, **fields, **{"discriminator.weight": 0.0})
+    make, states = loop.make_train_step, []
+
+    def exploding(*arguments):
+        step = make(*arguments)
+
+        def explode(state, clips, lpips):
+            after, metrics = step(state, clips, lpips)
+            bad = {n: v * np.float32("nan") for n, v in after.parameters.items()}
+            pick = lambda a, b: loop.jnp.where(state.step == 4, b, a)  # noqa: E731
+            broken = loop.jax.tree.map(pick, after.parameters, bad)
+            states.append(1)
+            return after._replace(parameters=broken), metrics
+
+        return explode
+
+    monkeypatch.setattr(loop, "make_train_step", exploding)
+    with pytest.raises(FloatingPointError, match=r"last 3 steps .* checkpoint is .*checkpoints/"):
+        loop.train(config, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert [r["skipped_in_a_row"] for r in records][-3:] == [1, 2, 3]
+    assert all(np.isfinite(list(r.values())).all() for r in records)
