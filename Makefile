@@ -6,6 +6,8 @@ EXTRAS := samples$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)
 # PyTorch is for the parity tests alone, and on the CPU.
 TORCH ?= torch==2.13.0+cpu
 RUNS ?= runs/quick
+# A file of tests runs in one process, for its tests share what they have compiled.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: install demo test test-full lint clean
@@ -18,7 +20,8 @@ install: .venv/installed
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet '$(TORCH)' || { test -z "$$CI" && echo \
+	$(BIN)/pip install --quiet '$(TORCH)' && $(BIN)/pip install --quiet --no-deps lpips \
+	|| { test -z "$$CI" && echo \
 	"No CPU build of PyTorch was found, so its parity tests will be skipped. To run them, let pip see" \
 	"PyTorch's CPU index (PIP_EXTRA_INDEX_URL), or name another build: make test TORCH=torch"; }
 	$(BIN)/pip install --quiet -e '.[$(EXTRAS),test]'
@@ -38,10 +41,10 @@ demo: install
 	$(BIN)/python -m odvae_jax.training.curves $(RUNS)/image $(RUNS)/video $(RUNS)/curves.png
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-full: .venv/installed-test
-	$(BIN)/python -m pytest --full
+	$(BIN)/python -m pytest $(PARALLEL) --full
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -33,6 +33,8 @@ def main(_):
     elif _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     logging.set_verbosity(logging.WARNING)  # orbax reports every file that it writes
+    # And, where a disk is full, asyncio a traceback for every array; the library reports it once.
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
     level = std_logging.INFO if jax.process_index() == 0 else std_logging.ERROR
     std_logging.getLogger("odvae_jax").setLevel(level)
 

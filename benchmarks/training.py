@@ -1,8 +1,8 @@
 """Speed and memory of the training step, in one run.
 
-python benchmarks/training.py                       # the complete step against the autoencoder alone
-python benchmarks/training.py --largest 80,141      # and the largest batches for GPUs of these GB
-python benchmarks/training.py --scaling 1,2,4       # clips a second on so many of the GPUs
+python benchmarks/training.py                   # the complete step against the autoencoder alone
+python benchmarks/training.py --largest 80,141  # and the largest batches for GPUs of these GB
+python benchmarks/training.py --scaling 1,2,4   # clips a second on so many of the GPUs
 
 A line a program: devices, clips a step, median time and spread (10th to 90th percentile), clips a
 second, the memory that the compiled step needs on each device (all it keeps included), what the

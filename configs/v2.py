@@ -1,13 +1,15 @@
-"""Variant 2 with the paper's settings (section 4.1); the data comes on the command line:
+"""Variant 2 with the paper's settings (section 4.1), in its two phases.
 
-python train.py --config=configs/v2.py --workdir=runs/v2 --config.data.path=VIDEOS
+The data and the SD-VAE to start from come on the command line, then the next data:
+
+python train.py --config=configs/v2.py:phase1 --workdir=runs/v2-phase1 \\
+    --config.data.path=VIDEOS --config.init.from_pretrained=SD_VAE
+python train.py --config=configs/v2.py:phase2 --workdir=runs/v2-phase2 \\
+    --config.data.path=OTHER_VIDEOS --config.init.from_pretrained=runs/v2-phase1
 """
 
-from odvae_jax.config import ODVAEConfig
-from odvae_jax.training.config import default_config
+from odvae_jax.training.config import paper_config
 
 
-def get_config():
-    config = default_config()
-    config.model = ODVAEConfig.variant(2, dtype="bfloat16").to_dict()
-    return config
+def get_config(phase="phase1"):
+    return paper_config(2, phase)

@@ -29,7 +29,7 @@ from odvae_jax.layers.remat import rematerialised
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.sharding import under_explicit_axes
+from odvae_jax.sharding import check_rows, under_explicit_axes
 from odvae_jax.types import AnyArray
 
 
@@ -214,9 +214,11 @@ class ODVAE(nnx.Module):
             H and W multiples of 8.
 
         Raises:
-          ValueError: for another shape or dtype, naming the nearest shape that would do.
+          ValueError: for another shape or dtype, naming the nearest shape that would do; or rows
+            spread over too many devices.
         """
         check_video(video, self.config)
+        check_rows("video", video, SPACE_COMPRESSION)
         return _moments(self, video)
 
     def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
@@ -236,6 +238,7 @@ class ODVAE(nnx.Module):
           ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C.
         """
         check_latents(latents, self.config)
+        check_rows("latents", latents, 1)
         return _decode(self, latents)
 
     def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:

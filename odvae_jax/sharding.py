@@ -36,7 +36,7 @@ def make_mesh(
     count = len(devices)
     for name, size, least in (("data", data, -1), ("fsdp", fsdp, 1), ("height", height, 1)):
         if size < least or size == 0:
-            raise ValueError(f"mesh.{name}={size} must be at least 1.")
+            raise ValueError(f"{name}={size} must be at least 1.")
     if data == -1:
         data = max(count // (fsdp * height), 1)
     if data * fsdp * height != count:
@@ -64,6 +64,39 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
     return sorted({row for index in held for row in range(*index[0].indices(shape[0]))})
 
 
+LEAST_ROWS = 2
+"""Rows of latents that a device must hold where clips and rows are both spread.
+
+XLA's partitioner gives wrong values for a convolution whose output has one row a device there.
+"""
+
+
+def check_rows(name: str, x: Any, compression: int) -> None:
+    """Raises ValueError if `x`, [B, T, H, W, C], is spread over too many devices by its rows.
+
+    What XLA spreads by itself, on Auto axes inside a compiled function, cannot be seen here.
+
+    Args:
+      name: of `x`, for the error.
+      x: a JAX array, traced or not; others pass.
+      compression: rows of `x` to a row of latents.
+    """
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else None
+    sharding = getattr(x, "sharding", None) if sharding is None else sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return
+    if AxisType.Manual in sharding.mesh.axis_types:  # inside shard_map shapes are a device's own
+        return
+    b, _, h, *_ = x.shape
+    clips, _, rows, *_ = sharding.shard_shape(tuple(x.shape))
+    if clips < b and rows < h and rows < LEAST_ROWS * compression:
+        most = max(h // (LEAST_ROWS * compression), 1)
+        raise ValueError(
+            f"{name} has {rows} of its {h} rows on each device; with clips spread too, at least "
+            f"{LEAST_ROWS * compression} are needed: spread the rows over at most {most} devices."
+        )
+
+
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """For each array of a pytree (or its shape), how training keeps it: kernels over "fsdp".
 
@@ -88,13 +121,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-    """Inside a compiled function, the arrays whole on every device; gradients flow back to shards.
+    """Inside a compiled function, the arrays whole on every device.
 
     Without it XLA may choose to spread what parameters act on, which is larger, instead.
     """
     if mesh.shape["fsdp"] == 1:
         return tree
-    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+    context = jax.sharding.get_abstract_mesh()  # under `auto_axes`, the mesh with Auto axes
+    return jax.lax.with_sharding_constraint(
+        tree, NamedSharding(mesh if context.empty else context, PartitionSpec())
+    )
 
 
 def under_explicit_axes(run: Callable[[Any, jax.Array], jax.Array], out_shape: tuple[int, ...]):

@@ -28,16 +28,19 @@ def run(program, *arguments):
 def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_path):
     workdir = tmp_path / "run"
     fields = {
+        "model.structure": "image",
         "model.width": 8,
         "model.groups": 4,
         "model.dtype": "float32",
         "data.path": videos,
-        "data.frames": 5,
+        "data.frames": 1,
         "data.size": 16,
         "data.short_side": 24,
         "data.holdout": 5,
         "log_every": 1,
         "validate_every": 0,
+        "discriminator.weight": 0,
+        "loss.perceptual_weight": 0,
         "checkpoint_every": 1000,
     }
     arguments = ["--config=configs/v4.py", f"--workdir={workdir}"]

@@ -86,8 +86,25 @@ def test_explicit_axes_without_a_mesh_in_context():
     mesh = jax.make_mesh((2, 2), ("data", "height"), devices=jax.devices()[:4])
     spread = jax.device_put(video, NamedSharding(mesh, P("data", None, "height")))
     assert_close(mean(vae, spread), expected()[0], 1e-5)
-    narrow = jax.device_put(video[:, :, :8], NamedSharding(mesh, P("data", None, "height")))
-    assert mean(vae, narrow).shape == (4, 2, 1, 2, 4), "a height of one latent cannot stay spread"
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_rows_spread_too_thin_are_refused_for_xla_computes_them_wrong(kind):
+    vae, video = vae_and_video()
+    mesh = jax.make_mesh(
+        (2, 2), ("data", "height"), axis_types=(kind, kind), devices=jax.devices()[:4]
+    )
+    spread = NamedSharding(mesh, P("data", None, "height"))
+    narrow = jax.device_put(video[:, :, :16], spread)
+    with pytest.raises(ValueError, match="8 of its 16 rows on each .* over at most 1 devices"):
+        encode(vae, narrow)
+    latents = jax.device_put(np.zeros((4, 2, 2, 2, 4), np.float32), spread)
+    with pytest.raises(ValueError, match="latents has 1 of its 2 rows"):
+        decode(vae, latents)
+    rows = NamedSharding(mesh, P(None, None, "height"))  # without clips spread they may be
+    assert_close(
+        mean(vae, jax.device_put(video[:1, :, :16], rows)), mean(vae, video[:1, :, :16]), 1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

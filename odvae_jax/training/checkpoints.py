@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import orbax.checkpoint as ocp
 
@@ -18,6 +19,9 @@ FOLDER = "checkpoints"
 
 class Checkpoints:
     """The checkpoints in a run's folder: the state, and where in the data it stands.
+
+    A save that fails, as on a full disk, is reported and the run goes on; of several processes,
+    which save together, it is raised.
 
     They are written in the background; a step's folder gets its name once it is whole. The last
     `config.keep_checkpoints` are kept, and for ever those of steps that `config.keep_every`
@@ -41,16 +45,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        self._attempt("the last checkpoint", self._manager.wait_until_finished)
+        self.wait()
         self._attempt("the last checkpoint", self._manager.close)
 
     @property
     def latest(self) -> int | None:
-        """The step of the last whole checkpoint."""
+        """The step of the last checkpoint; one that is still being written may count as it."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts to save; what fails, as on a full disk, is reported and the run goes on.
+        """Starts to save.
 
         Args:
           step: steps done.
@@ -68,6 +72,10 @@ class Checkpoints:
             lambda: self._manager.save(step, args=args, force=True),
         )
 
+    def wait(self) -> None:
+        """Until what was begun is written."""
+        self._attempt("the last checkpoint", self._manager.wait_until_finished)
+
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The last checkpoint, spread over devices as `abstract` says, and its `run`."""
         args = ocp.args.Composite(
@@ -80,6 +88,8 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # the writer's library passes on whatever its layers raise
+            if jax.process_count() > 1:
+                raise  # the others wait for this process inside the same save
             reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
             self._open()  # a manager that failed once keeps failing
             kept = "none yet" if self.latest is None else f"step {self.latest}"

@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from odvae_jax.config import SPACE_COMPRESSION, ODVAEConfig
 from odvae_jax.inflation import METHODS
 from odvae_jax.metrics.lpips import SMALLEST
-from odvae_jax.sharding import clip_shards, make_mesh
+from odvae_jax.sharding import LEAST_ROWS, clip_shards, make_mesh
 
+PHASES = {"phase1": 200_000, "phase2": 450_000}
+"""Steps of the paper's two phases; the second starts from the first one's EMA weights."""
 CHOICES = {
     "loss.reconstruction": ("l1", "l2"),
     "discriminator.loss": ("hinge", "vanilla"),
@@ -48,11 +50,12 @@ _AT_LEAST = {
     "optimizer.clip_norm": 0,
 }
 # What a run may be continued with though it was begun otherwise: how, how long and how often.
-_FREE = ("steps", "log_every", "validate_every", "validation_clips", "checkpoint_every", "mesh")
+_FREE = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "mesh")
 _FREE += ("keep_checkpoints", "keep_every", "max_skipped_in_a_row", "continue_with_changes")
 _FREE += ("data.threads", "data.in_memory", "model.remat", "init")
 # What it must agree in, changes asked for or not: its arrays, and the order of its data.
-_FIXED = ("model", "seed", "batch_size", "data", "freeze", "loss.train_logvar")
+_FIXED = ("model", "seed", "batch_size", "freeze", "loss.train_logvar", "loss.logvar")
+_FIXED += ("data.frames", "data.size", "data.short_side", "data.holdout")
 _FIXED += ("discriminator.weight", "discriminator.width")
 
 
@@ -104,12 +107,12 @@ def default_config() -> ml_collections.ConfigDict:
             "ema_decay": 0.999,
             "batch_size": 8,  # clips a step, over all devices
             "accumulate": 1,  # parts of the batch that are computed one after another
-            "steps": 650_000,
+            "steps": PHASES["phase1"],
             "seed": 0,
             # Devices that share the clips of a batch (-1: all the others leave), that share clips
             # and keep a part of the parameters each, and that share the rows of a clip.
             "mesh": {"data": -1, "fsdp": 1, "height": 1},
-            "max_skipped_in_a_row": 100,  # steps without a finite loss and gradient that end the run
+            "max_skipped_in_a_row": 100,  # steps without finite loss and gradient that end the run
             "log_every": 50,  # steps between lines of metrics
             "validate_every": 1000,  # steps between measurements on fixed clips (0: never)
             "validation_clips": 3,  # of them
@@ -120,6 +123,21 @@ def default_config() -> ml_collections.ConfigDict:
             "continue_with_changes": False,
         }
     )
+
+
+def paper_config(variant: int, phase: str = "phase1") -> ml_collections.ConfigDict:
+    """A variant trained as in the paper (section 4.1).
+
+    Raises:
+      ValueError: for another variant than 1 to 4, or a phase that is not in `PHASES`.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"phase {phase!r} is not known; there are {list(PHASES)}.")
+    config = default_config()
+    model = ODVAEConfig.variant(variant, dtype="bfloat16", remat="convolutions")
+    config.model = model.to_dict()
+    config.steps = PHASES[phase]
+    return config
 
 
 def model_config(config: ml_collections.ConfigDict) -> ODVAEConfig:
@@ -149,12 +167,24 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
             )
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"config.ema_decay={config.ema_decay} must be at least 0 and less than 1.")
+    for name in ("b1", "b2"):
+        if not 0 <= config.optimizer[name] < 1:
+            raise ValueError(
+                f"config.optimizer.{name}={config.optimizer[name]} must be at least 0 and less "
+                "than 1."
+            )
     model = model_config(config)
+    if model.param_dtype != "float32":
+        raise ValueError(
+            f"config.model.param_dtype={model.param_dtype!r}: training keeps parameters in "
+            "float32, for small steps are lost in fewer bits; config.model.dtype is what is "
+            "computed in."
+        )
     _check_data(config, model.time_compression)
     try:
         mesh = make_mesh(**config.mesh, devices=devices)
     except ValueError as error:
-        raise ValueError(f"config.{error}") from error
+        raise ValueError(f"config.mesh: {error}") from error
     shards, parts = clip_shards(mesh), config.accumulate
     if config.batch_size % (shards * parts):
         near = shards * parts * max(round(config.batch_size / (shards * parts)), 1)
@@ -163,12 +193,13 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
             + (f" in {parts} parts" if parts > 1 else "")
             + f"; the nearest that does is {near}."
         )
-    rows = SPACE_COMPRESSION * mesh.shape["height"]
-    if config.data.size % rows:
-        near = rows * max(round(config.data.size / rows), 1)
+    rows, height = SPACE_COMPRESSION * mesh.shape["height"], mesh.shape["height"]
+    least = rows * LEAST_ROWS if height > 1 else rows
+    if config.data.size % rows or config.data.size < least:
+        near = max(rows * round(config.data.size / rows), least)
         raise ValueError(
             f"config.data.size={config.data.size} does not divide over "
-            f"mesh.height={mesh.shape['height']} devices; the nearest that does is {near}."
+            f"mesh.height={height} devices; the nearest that does is {near}."
         )
     return mesh
 
@@ -208,6 +239,7 @@ def check_continues(begun: dict[str, Any], config: ml_collections.ConfigDict, wh
       where: the run's folder, for the error.
     """
     before, now = _flat(begun), _flat(config.to_dict())
+    free = _FREE if config.optimizer.decay == "cosine" else (*_FREE, "steps")
 
     def under(name, prefixes):
         return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
@@ -215,7 +247,7 @@ def check_continues(begun: dict[str, Any], config: ml_collections.ConfigDict, wh
     differing = [
         name
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not under(name, _FREE)
+        if before.get(name) != now.get(name) and not under(name, free)
     ]
     fixed = [name for name in differing if under(name, _FIXED)]
     if not differing or (config.continue_with_changes and not fixed):

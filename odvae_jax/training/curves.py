@@ -15,6 +15,17 @@ from matplotlib.figure import Figure
 METRICS_FILE = "metrics.jsonl"
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics file; lines that are torn, as where a run died, are left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
 def plot_curves(workdirs: list[Path], output: Path) -> None:
     """Draws each run's reconstruction loss and held-out PSNR against its steps.
 
@@ -24,7 +35,7 @@ def plot_curves(workdirs: list[Path], output: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for workdir in map(Path, workdirs):
-        records = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+        records = read_metrics(workdir / METRICS_FILE)
         for axes, name in ((left, "reconstruction"), (right, "psnr")):
             points = [(r["step"], r[name]) for r in records if name in r]
             if points:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -46,8 +46,13 @@ _IN_FLIGHT = 2  # steps that the host may be ahead of the devices
 _AGREE_EVERY = 10  # steps between questions to the other processes whether to stop
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
-    """Trains until `config.steps`.
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
+    """Trains until `config.steps`, on these devices or on all.
 
     Continues from the last checkpoint in `workdir` if there is one, on any number of devices. With
     several processes, each calls it with the same arguments, after `jax.distributed.initialize`;
@@ -64,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
       FloatingPointError: if too many steps in a row had no finite loss and gradient.
     """
     workdir = Path(workdir).absolute()
-    mesh = config_lib.check(config)
+    mesh = config_lib.check(config, devices)
     continues = has_checkpoint(workdir)
     if continues and (workdir / CONFIG_FILE).exists():
         begun = json.loads((workdir / CONFIG_FILE).read_text())
@@ -83,6 +88,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     lpips = _on_all(load_lpips("vgg", dtype=model.dtype), mesh) if _perceptual(config) else None
     validation = None
     if config.validate_every:
+        if config.data.holdout < config.data.frames:
+            logger.warning(
+                "config.data.holdout=%d is less than the %d frames of a clip: what is measured "
+                "during training is trained on too",
+                config.data.holdout,
+                config.data.frames,
+            )
         fixed_clips = clips.held_out(config.validation_clips)
         validation = Validation(vae, fixed_clips, _lpips_for_validation(mesh), mesh)
     initial = None if continues else _initial_model(config)
@@ -91,28 +103,26 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     if jax.process_count() > 1:  # nobody looks at the folder after another has begun to write
         multihost_utils.sync_global_devices("begin")
 
-    with Checkpoints(workdir, config) as checkpoints:
+    with _StopSignal() as stop, Checkpoints(workdir, config) as checkpoints:
         state, next_clip = _begin(config, initial, checkpoints, mesh)
         first = int(state.step)
         if first >= config.steps:
             logger.info("%s has done its %d steps already", workdir, config.steps)
         if jax.process_index() == 0:
             write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
-        reporter = Reporter(workdir, config, first, _step_flops(config, vae))
+        reporter = Reporter(workdir, config, first, _step_flops(config, vae), mesh.size)
         steps = _Steps(config, vae, mesh, lpips, reporter)
         feed = _feed(config, clips, mesh, next_clip)
+        del initial
         pending: deque = deque()
-        with (
-            _StopSignal() as stop,
-            tqdm(
-                total=config.steps,
-                initial=first,
-                unit="step",
-                dynamic_ncols=True,
-                smoothing=0.05,
-                disable=jax.process_index() > 0,
-            ) as bar,
-        ):
+        with tqdm(
+            total=config.steps,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=jax.process_index() > 0,
+        ) as bar:
             for step in range(first + 1, config.steps + 1):
                 with reporter.waiting_for_data():
                     batch = next(feed)
@@ -132,11 +142,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
                     )
                     _check_guard(config, values, checkpoints)
                 with reporter.away():
-                    if validation is not None and (step % config.validate_every == 0 or last):
-                        _validate(step, state, validation, reporter)
                     if step % config.checkpoint_every == 0 or last:
-                        run = {"next_clip": next_clip, "seed": config.seed}
-                        checkpoints.save(step, state, run)
+                        jax.block_until_ready(state)
+                        # While steps are skipped the last good checkpoint is not pushed out.
+                        if int(state.skipped_in_a_row) == 0:
+                            run = {"next_clip": next_clip, "seed": config.seed}
+                            checkpoints.save(step, state, run)
+                    finished = last and not stopping
+                    if validation is not None and (step % config.validate_every == 0 or finished):
+                        _validate(step, state, validation, reporter)
                 bar.update()
                 if stopping:
                     logger.warning("stopped after step %d; run the same command to continue", step)
@@ -200,6 +214,15 @@ def _initial_model(config) -> ODVAE:
             f"config.init.from_pretrained={init.from_pretrained} holds another model "
             f"({'; '.join(differing)}); a {model.structure!r} model starts from its own kind or "
             "from an image model."
+        )
+    computed = ("upsample", "norm", "time_upsample", "scaling_factor")
+    if changed := [n for n in computed if getattr(loaded.config, n) != getattr(model, n)]:
+        logger.warning(
+            "the model in %s is trained on otherwise than it was made: %s",
+            init.from_pretrained,
+            "; ".join(
+                f"{n} {getattr(loaded.config, n)!r} becomes {getattr(model, n)!r}" for n in changed
+            ),
         )
     return with_parameters(abstract_model(model), named_parameters(loaded))
 
@@ -313,6 +336,7 @@ def _check_guard(config, values: dict[str, float], checkpoints: Checkpoints) -> 
         count,
     )
     if count >= config.max_skipped_in_a_row:
+        checkpoints.wait()
         good = (
             "none" if checkpoints.latest is None else checkpoints.folder / str(checkpoints.latest)
         )
@@ -358,7 +382,7 @@ class _StopSignal:
         return self
 
     def _note(self, which, frame):
-        if self._requested:
+        if self._requested and which == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from odvae_jax.flops import peak_flops
-from odvae_jax.training.curves import METRICS_FILE
+from odvae_jax.training.curves import METRICS_FILE, read_metrics
 
 logger = logging.getLogger(__name__)
 LAST = ("skipped_in_a_row", "skipped_steps")
@@ -34,19 +37,30 @@ class Reporter:
       config: the run's.
       first: steps done already.
       step_flops: operations that the model needs for a step, forward and backward.
+      devices: how many share them.
     """
 
     def __init__(
-        self, workdir: Path, config: ml_collections.ConfigDict, first: int, step_flops: float
+        self,
+        workdir: Path,
+        config: ml_collections.ConfigDict,
+        first: int,
+        step_flops: float,
+        devices: int,
     ):
         self.path = workdir / METRICS_FILE
         self._config = config
         self._writes = jax.process_index() == 0
-        self._step_flops = step_flops
+        self._device_flops = step_flops / devices
         self._complained = False
         if self._writes:
             _drop_after(self.path, first)
-            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+            folder = workdir / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and it waits for it.
+            self._events = EventsWriter(str(folder / "events"))
+            purge = Event(step=first + 1, session_log=SessionLog(status=SessionLog.START))
+            self._attempt(lambda: self._events.write_event(purge))
         self._start = time.monotonic()
         self._last_step, self._data_seconds, self._away = first, 0.0, 0.0
 
@@ -88,16 +102,12 @@ class Reporter:
         for i, (clip, reconstruction) in enumerate(zip(clips, reconstructions, strict=True)):
             columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
             image = np.concatenate(columns, axis=1)
-            self._attempt(
-                lambda i=i, image=image: self._writer.add_image(
-                    f"clip_{i}", image, step, dataformats="HWC"
-                )
-            )
+            self._write_summaries(step, [summary.image(f"clip_{i}", image, dataformats="HWC")])
 
     def close(self) -> None:
         """Writes what is still in memory."""
         if self._writes:
-            self._attempt(self._writer.close)
+            self._attempt(self._events.close)
 
     def _speed(self, step):
         now = time.monotonic()
@@ -112,9 +122,7 @@ class Reporter:
         }
         device = jax.local_devices()[0]
         if peak := peak_flops(device):
-            speed["model_flop_utilisation"] = (
-                self._step_flops * steps / seconds / (peak * jax.device_count())
-            )
+            speed["model_flop_utilisation"] = self._device_flops * steps / seconds / peak
         memory = device.memory_stats() or {}
         if "peak_bytes_in_use" in memory:
             speed["device_memory_peak_gib"] = memory["peak_bytes_in_use"] / 2**30
@@ -127,8 +135,16 @@ class Reporter:
             return
         line = json.dumps({"step": step, **values}) + "\n"
         self._attempt(lambda: _append(self.path, line))
-        for name, value in values.items():
-            self._attempt(lambda n=name, v=value: self._writer.add_scalar(n, v, step))
+        self._write_summaries(step, [summary.scalar(n, v) for n, v in values.items()])
+
+    def _write_summaries(self, step, summaries):
+        def write():
+            for one in summaries:
+                event = Event(wall_time=time.time(), step=step, summary=one)
+                self._events.write_event(event)
+            self._events.flush()
+
+        self._attempt(write)
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
@@ -154,16 +170,18 @@ def means(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    lines = path.read_text().splitlines() if path.exists() else []
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()  # torn when the run died
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    write_whole(path, "".join(line + "\n" for line in kept))
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a") as file:
-        file.write(line)
+    size = path.stat().st_size
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError:
+        os.truncate(path, size)  # nothing of a line that does not fit
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

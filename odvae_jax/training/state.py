@@ -46,10 +46,14 @@ class TrainState(NamedTuple):
 
 
 class Optimizers(NamedTuple):
-    """Of the autoencoder and of the discriminator."""
+    """Of the autoencoder and of the discriminator, before the learning rate; and that of a step.
+
+    The rate depends on the run's step, and not on how often a network has been updated.
+    """
 
     generator: optax.GradientTransformation
     discriminator: optax.GradientTransformation
+    learning_rate: optax.Schedule
 
 
 def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
@@ -64,9 +68,9 @@ def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
 
     def adam():
-        return optax.chain(clip, optax.adam(schedule, b1=o.b1, b2=o.b2))
+        return optax.chain(clip, optax.scale_by_adam(b1=o.b1, b2=o.b2))
 
-    return Optimizers(adam(), adam())
+    return Optimizers(adam(), adam(), schedule)
 
 
 def model_parameters(parameters: Parameters) -> Parameters:

@@ -243,19 +243,24 @@ def make_train_step(
         )
         norms = {name: optax.global_norm(g) for name, g in gradients.items() if g}
         metrics |= {f"gradient_norm_{name}": norm for name, norm in norms.items()}
+        rate = jnp.asarray(optimizers.learning_rate(state.step), jnp.float32)
+        metrics["learning_rate"] = rate
         finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
         new = state
         if gradients["generator"]:
             trained, frozen = split_trained(state.parameters, config)
             trained, optimizer = _apply(
-                optimizers.generator, gradients["generator"], state.optimizer, trained
+                optimizers.generator, rate, gradients["generator"], state.optimizer, trained
             )
-            parameters = trained | frozen
-            ema = optax.incremental_update(parameters, state.ema, 1.0 - config.ema_decay)
-            new = new._replace(parameters=parameters, ema=ema, optimizer=optimizer)
+            average, _ = split_trained(state.ema, config)
+            average = optax.incremental_update(trained, average, 1.0 - config.ema_decay)
+            new = new._replace(
+                parameters=trained | frozen, ema=average | frozen, optimizer=optimizer
+            )
         if gradients["discriminator"]:
             updated = _apply(
                 optimizers.discriminator,
+                rate,
                 gradients["discriminator"],
                 state.discriminator_optimizer,
                 state.discriminator,
@@ -284,8 +289,9 @@ def make_train_step(
     return on_explicit_axes
 
 
-def _apply(optimizer, gradients, state, parameters):
+def _apply(optimizer, rate, gradients, state, parameters):
     updates, state = optimizer.update(gradients, state, parameters)
+    updates = jax.tree.map(lambda update: -rate * update, updates)
     return optax.apply_updates(parameters, updates), state
 
 

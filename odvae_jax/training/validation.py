@@ -14,7 +14,7 @@ from odvae_jax.inference import to_uint8, to_unit_range
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST
 from odvae_jax.metrics.psnr import psnr
 from odvae_jax.metrics.ssim import WINDOW, ssim
-from odvae_jax.sharding import replicated
+from odvae_jax.sharding import gathered, replicated
 from odvae_jax.training.state import Parameters, model_parameters
 
 
@@ -52,6 +52,7 @@ class Validation:
             return quality, to_uint8(reconstruction)
 
         def all_clips(parameters, clips, lpips):  # one after another, so that memory is one's
+            parameters = gathered(parameters, mesh)
             quality, shown = jax.lax.map(lambda clip: one_clip(parameters, clip, lpips), clips)
             return jax.tree.map(jnp.mean, quality), shown
 

@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
@@ -66,7 +65,7 @@ def one_step():
 
 
 def test_gradient_is_that_of_the_whole_loss_written_out():
-    step, state, config = compiled()
+    _, state, config = compiled()
     lpips = load_lpips("vgg")
     _, metrics = one_step()
     vae, adversary, _, _ = parts(config)
@@ -134,9 +133,7 @@ def test_alternate_turns_each_update_one_network():
     config = small(**{"discriminator.turns": "alternate", "discriminator.start": 3})
     turns = [update_of_step(config, step) for step in range(7)]
     generator, discriminator = "generator", "discriminator"
-    assert turns == [generator, generator, generator, discriminator, generator, discriminator] + [
-        generator
-    ]
+    assert turns == [*[generator] * 3, discriminator, generator, discriminator, generator]
     assert update_of_step(small(), 1) == "both"
     assert update_of_step(small(**{"discriminator.weight": 0.0}), 1) == "generator"
     step, state = step_and_state(config, "discriminator")
@@ -172,6 +169,7 @@ def test_a_frozen_encoder_stays_and_costs_no_optimizer_state():
     for name, value in state.parameters.items():
         same = bool((after.parameters[name] == value).all())
         assert same == (name.startswith(("encoder.", "quant_conv.")) or name == LOGVAR), name
+        assert same == bool((after.ema[name] == value).all()), name
     sizes = [sum(a.size for a in jax.tree.leaves(t)) for t in (state.optimizer, state.parameters)]
     assert sizes[0] < 2 * sizes[1] * 0.7
     whole = step_and_state(small(**{"discriminator.weight": 0.0}))

@@ -1,0 +1,203 @@
+"""Every field of the config does something: for each, a test that fails if it were ignored."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odvae_jax import ODVAEConfig
+from odvae_jax.checkpoints.native import abstract_model
+from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.sharding import make_mesh
+from odvae_jax.training import loop
+from odvae_jax.training.config import default_config, paper_config
+from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.state import create_state, make_optimizers
+from odvae_jax.training.step import make_train_step
+from tests.conftest import small_model
+from tests.training.test_loop import tiny, train, videos  # noqa: F401
+from tests.training.test_step import parts, small
+
+# What the compiled step is: the program traced with another value is another program.
+IN_THE_STEP = {
+    "seed": 1,
+    "freeze": "encoder",
+    "ema_decay": 0.5,
+    "accumulate": 2,
+    "loss.reconstruction": "l2",
+    "loss.perceptual_weight": 0.5,
+    "loss.kl_weight": 1e-3,
+    "loss.train_logvar": True,
+    "discriminator.weight": 0.25,
+    "discriminator.start": 7,
+    "discriminator.loss": "vanilla",
+    "discriminator.width": 16,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.b1": 0.5,
+    "optimizer.b2": 0.9,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.warmup_steps": 10,
+    "optimizer.decay": "cosine",
+}
+# Where the others are tested.
+ELSEWHERE = {
+    "loss.logvar": "test_the_scale_of_the_loss_starts_where_the_config_says",
+    "discriminator.turns": "test_step.py: test_alternate_turns_each_update_one_network",
+    "steps": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
+    "log_every": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
+    "validate_every": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
+    "validation_clips": "test_clips_are_as_the_config_says",
+    "checkpoint_every": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
+    "keep_checkpoints": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
+    "keep_every": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
+    "max_skipped_in_a_row": "test_faults.py: test_too_many_steps_without_finite_loss_end_the_run",
+    "continue_with_changes": "test_loop.py: test_a_run_is_continued_with_its_own_config",
+    "batch_size": "test_mesh.py: test_meshes_give_one_device_s_losses",
+    "mesh.data": "test_mesh.py: test_meshes_give_one_device_s_losses",
+    "mesh.fsdp": "test_mesh.py: test_meshes_give_one_device_s_losses",
+    "mesh.height": "test_mesh.py: test_meshes_give_one_device_s_losses",
+    "init.from_pretrained": "test_loop.py: test_a_video_model_starts_from_an_sd_vae",
+    "init.subfolder": "test_a_pretrained_model_is_looked_for_where_the_config_says",
+    "init.method": "test_initialisation_is_the_method_s",
+    "init.revision": "test_a_pretrained_model_is_looked_for_where_the_config_says",
+    "data.path": "test_loop.py: test_missing_data_and_models_are_named",
+    "data.frames": "test_clips_are_as_the_config_says",
+    "data.size": "test_clips_are_as_the_config_says",
+    "data.short_side": "test_clips_are_as_the_config_says",
+    "data.holdout": "test_clips_are_as_the_config_says",
+    "data.in_memory": "test_clips_are_as_the_config_says",
+    "data.threads": "test_clips_are_as_the_config_says",
+}
+
+
+def test_every_field_is_covered():
+    fields = set()
+
+    def collect(section, prefix=""):
+        for name, value in section.items():
+            if prefix == "" and name == "model":
+                continue  # tests/test_config.py and test_autoencoder.py
+            if hasattr(value, "items"):
+                collect(value, f"{prefix}{name}.")
+            else:
+                fields.add(prefix + name)
+
+    collect(default_config())
+    assert fields == set(IN_THE_STEP) | set(ELSEWHERE)
+
+
+@functools.cache
+def program(name=None):
+    """The step traced, as text; with one field changed."""
+    fields = {"loss.perceptual_weight": 1.0, "discriminator.start": 3, "discriminator.width": 8}
+    changed = {name: IN_THE_STEP[name]} if name else {}
+    config = small(**{**fields, **changed})
+    vae = abstract_model(ODVAEConfig.from_dict(config.model.to_dict()))
+    adversary = Discriminator(config.discriminator.width, seed=None, precision="highest")
+    optimizers = make_optimizers(config)
+    _, _, _, state = parts(small())
+    state = create_state_like(state, adversary, optimizers, config)
+    step = make_train_step(config, vae, adversary, optimizers, make_mesh(devices=jax.devices()[:1]))
+    clips = jax.ShapeDtypeStruct((4, 1, 16, 16, 3), jnp.uint8)
+    return str(jax.make_jaxpr(step)(state, clips, load_lpips("vgg")))
+
+
+def create_state_like(state, adversary, optimizers, config):
+    from odvae_jax import ODVAE
+
+    model = ODVAE(ODVAEConfig.from_dict(config.model.to_dict()), rngs=None)
+    return jax.eval_shape(lambda: create_state(model, adversary, optimizers, config))
+
+
+@pytest.mark.parametrize("name", IN_THE_STEP)
+def test_a_field_changes_the_step(name):
+    assert program(name) != program()
+    assert program(None) == program.__wrapped__(None), "the same config gives the same program"
+
+
+def test_the_scale_of_the_loss_starts_where_the_config_says():
+    _, _, _, state = parts(small(**{"loss.logvar": 0.7}))
+    np.testing.assert_allclose(state.parameters["loss.logvar"], 0.7)
+
+
+class Reached(Exception):
+    """Ends a run where the test has seen enough."""
+
+
+def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F811
+    asked = {}
+
+    class Recorder(loop.RandomClips):
+        def __init__(self, path, **options):
+            asked.update(options, path=path)
+            super().__init__(path, **options)
+
+        def held_out(self, count):
+            asked["validation_clips"] = count
+            return super().held_out(count)
+
+    def no_batches(clips, batch_size, **options):
+        asked.update(options, batch_size=batch_size)
+        raise Reached
+
+    monkeypatch.setattr(loop, "RandomClips", Recorder)
+    monkeypatch.setattr(loop, "batches", no_batches)
+    data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4, "in_memory": True}
+    fields = {f"data.{name}": value for name, value in data.items()} | {"data.threads": 3}
+    with pytest.raises(Reached):
+        train(tiny(videos, **fields, validation_clips=1, seed=5, batch_size=6), tmp_path / "run")
+    expected = data | {"threads": 3, "validation_clips": 1, "seed": 5, "batch_size": 6}
+    assert {name: asked[name] for name in expected} == expected
+    assert asked["path"] == str(videos)
+
+
+def test_a_pretrained_model_is_looked_for_where_the_config_says(monkeypatch):
+    asked = {}
+
+    def load(source, **options):
+        asked.update(options, source=source)
+        raise Reached
+
+    monkeypatch.setattr(loop, "load_pretrained", load)
+    where = {"from_pretrained": "there", "revision": "main", "subfolder": "vae"}
+    config = default_config()
+    config.init.update(where)
+    with pytest.raises(Reached):
+        loop._initial_model(config)
+    assert {n: asked[n] for n in ("source", "revision", "subfolder")} == {
+        "source": "there",
+        "revision": "main",
+        "subfolder": "vae",
+    }
+
+
+def test_initialisation_is_the_method_s(tmp_path):
+    small_model("image").save_pretrained(tmp_path / "image")
+    config = default_config()
+    config.model = ODVAEConfig.variant(4, width=8, groups=4).to_dict()
+    config.init.from_pretrained = str(tmp_path / "image")
+    slices = {}
+    for method in ("tail", "average", "random"):
+        config.init.method = method
+        kernel = loop._initial_model(config).decoder.conv_in.kernel[...]
+        slices[method] = [bool(kernel[i].any()) for i in range(3)]
+        same = bool((kernel[0] == kernel[2]).all())
+        assert same == (method == "average")
+    assert slices["tail"] == [False, False, True]
+    assert slices["average"] == slices["random"] == [True] * 3
+
+
+@pytest.mark.parametrize("phase, steps", [("phase1", 200_000), ("phase2", 450_000)])
+def test_the_paper_s_run_has_its_settings(phase, steps):
+    config = paper_config(4, phase)
+    assert config.steps == steps
+    assert (config.batch_size, config.data.frames, config.data.size) == (8, 25, 256)
+    o = config.optimizer
+    assert (o.learning_rate, o.b1, o.b2, o.decay) == (1e-5, 0.9, 0.999, "constant")
+    assert config.ema_decay == 0.999 and config.loss.kl_weight == 1e-6
+    assert config.discriminator.weight == 0.5 and config.discriminator.start == 2000
+    assert config.model.dtype == "bfloat16" and config.model.param_dtype == "float32"
+    with pytest.raises(ValueError, match="phase 'phase3' is not known"):
+        paper_config(4, "phase3")
