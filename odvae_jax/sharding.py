@@ -65,7 +65,7 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
 
 
 LEAST_ROWS = 2
-"""Rows of latents that a device must hold where clips and rows are both spread.
+"""Rows of latents that a device must hold where a mesh has more axes than the rows are spread over.
 
 XLA's partitioner gives wrong values for a convolution whose output has one row a device there.
 """
@@ -87,12 +87,12 @@ def check_rows(name: str, x: Any, compression: int) -> None:
         return
     if AxisType.Manual in sharding.mesh.axis_types:  # inside shard_map shapes are a device's own
         return
-    b, _, h, *_ = x.shape
-    clips, _, rows, *_ = sharding.shard_shape(tuple(x.shape))
-    if clips < b and rows < h and rows < LEAST_ROWS * compression:
+    h = x.shape[2]
+    rows = sharding.shard_shape(tuple(x.shape))[2]
+    if rows < h and rows < LEAST_ROWS * compression and sharding.mesh.size > h // rows:
         most = max(h // (LEAST_ROWS * compression), 1)
         raise ValueError(
-            f"{name} has {rows} of its {h} rows on each device; with clips spread too, at least "
+            f"{name} has {rows} of its {h} rows on each device; at least "
             f"{LEAST_ROWS * compression} are needed: spread the rows over at most {most} devices."
         )
 

@@ -216,13 +216,12 @@ def _initial_model(config) -> ODVAE:
             "from an image model."
         )
     computed = ("upsample", "norm", "time_upsample", "scaling_factor")
-    if changed := [n for n in computed if getattr(loaded.config, n) != getattr(model, n)]:
+    pairs = [(name, getattr(loaded.config, name), getattr(model, name)) for name in computed]
+    if changed := [f"{name} {a!r} becomes {b!r}" for name, a, b in pairs if a != b]:
         logger.warning(
             "the model in %s is trained on otherwise than it was made: %s",
             init.from_pretrained,
-            "; ".join(
-                f"{n} {getattr(loaded.config, n)!r} becomes {getattr(model, n)!r}" for n in changed
-            ),
+            "; ".join(changed),
         )
     return with_parameters(abstract_model(model), named_parameters(loaded))
 

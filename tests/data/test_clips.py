@@ -34,8 +34,10 @@ def test_batches_can_begin_anywhere(folder, threads):
     source = clips(folder)
     first = list(itertools.islice(batches(source, 2, threads=threads), 4))
     np.testing.assert_array_equal(first[3], np.stack([source[6], source[7]]))
-    later = next(batches(source, 2, first=3, threads=threads))
+    later = next(batches(source, 2, first=6, threads=threads))
     np.testing.assert_array_equal(later, first[3])
+    mine = list(itertools.islice(batches(source, 4, rows=[1, 3], threads=threads), 2))
+    np.testing.assert_array_equal(mine[1], np.stack([source[5], source[7]]))
 
 
 def test_held_out_frames_are_never_drawn(tmp_path):
