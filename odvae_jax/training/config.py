@@ -244,7 +244,7 @@ def check_continues(begun: dict[str, Any], config: ml_collections.ConfigDict, wh
       config: the one that it is to be continued with.
       where: the run's folder, for the error.
     """
-    before, now = _flat(begun), _flat(config.to_dict())
+    before, now = flat(begun), flat(config.to_dict())
     free = _FREE if config.optimizer.decay == "cosine" else (*_FREE, "steps")
 
     def under(name, prefixes):
@@ -269,11 +269,12 @@ def _get(config, name):
     return functools.reduce(lambda section, field: section[field], name.split("."), config)
 
 
-def _flat(config, prefix=""):
-    flat = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's fields by dotted name, such as "data.path"."""
+    fields = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            fields[prefix + name] = value
+    return fields

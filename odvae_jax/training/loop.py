@@ -10,7 +10,6 @@ import logging
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from odvae_jax.training.curves import plot_curves
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.reporting import Reporter, write_whole
 from odvae_jax.training.state import TrainState, create_state, make_optimizers, model_parameters
-from odvae_jax.training.step import Update, make_train_step, update_of_step
+from odvae_jax.training.step import Metrics, Update, make_train_step, update_of_step
 from odvae_jax.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ def train(
         steps = _Steps(config, vae, mesh, lpips, reporter)
         feed = _feed(config, clips, mesh, next_clip)
         del initial
-        pending: deque = deque()
+        pending: list[Metrics] = []
         with tqdm(
             total=config.steps,
             initial=first,
@@ -134,7 +133,7 @@ def train(
                 stopping = stop.agreed(step)
                 last = step == config.steps or stopping
                 if step % config.log_every == 0 or last:
-                    values = reporter.train(step, jax.device_get(list(pending)))
+                    values = reporter.train(step, jax.device_get(pending))
                     pending.clear()
                     bar.set_postfix_str(
                         f"loss {values.get('loss', np.nan):.4g}, "

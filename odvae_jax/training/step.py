@@ -104,10 +104,7 @@ def last_layer_gradients(
     metrics = {"nll": nll, **parts}
     d_discriminator: Parameters = {}
     if discriminator is not None:
-
-        def logits(parameters, clips):
-            return with_parameters(discriminator, parameters)(clips)
-
+        logits = _logits_of(discriminator)
         fake, pull_fake = jax.vjp(logits, discriminator_parameters, reconstruction)
         generator, pull_generator = jax.vjp(losses.generator_loss, fake)
         adversarial = pull_fake(*pull_generator(jnp.ones_like(generator)))[1]
@@ -124,6 +121,10 @@ def last_layer_gradients(
             metrics |= more
     d_last, d_hidden = pull_last(cotangent)
     return LastLayerGradients(d_last, d_hidden, d_logvar, d_discriminator), metrics
+
+
+def _logits_of(discriminator):
+    return lambda parameters, clips: with_parameters(discriminator, parameters)(clips)
 
 
 def _discriminator_gradient(logits, parameters, video, fake, pull_fake, kind):
@@ -219,10 +220,7 @@ def make_train_step(
         video = to_unit_range(clips)
         model = with_parameters(vae, model_parameters(state.parameters))
         reconstruction = model.decode(_samples(model.encode(video), keys))
-
-        def logits(parameters, clips):
-            return with_parameters(discriminator, parameters)(clips)
-
+        logits = _logits_of(discriminator)
         fake, pull_fake = jax.vjp(lambda p: logits(p, reconstruction), state.discriminator)
         gradient, metrics = _discriminator_gradient(
             logits, state.discriminator, video, fake, pull_fake, adversary.loss
