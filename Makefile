@@ -7,7 +7,7 @@ EXTRAS := samples$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)
 TORCH ?= torch==2.13.0+cpu
 RUNS ?= runs/quick
 # A file of tests runs in one process, for its tests share what they have compiled.
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: install demo test test-full lint clean

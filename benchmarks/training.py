@@ -1,12 +1,13 @@
 """Speed and memory of the training step, in one run.
 
 python benchmarks/training.py                   # the complete step against the autoencoder alone
-python benchmarks/training.py --largest 80,141  # and the largest batches for GPUs of these GB
+python benchmarks/training.py --largest 80,141  # the largest batches for GPUs of these GB
 python benchmarks/training.py --scaling 1,2,4   # clips a second on so many of the GPUs
 
 A line a program: devices, clips a step, median time and spread (10th to 90th percentile), clips a
 second, the memory that the compiled step needs on each device (all it keeps included), what the
-device reports as its peak so far, and the time to compile.
+device reports as its peak so far, and the time to compile. The largest batches are sought, and run,
+with XLA's autotuning off: it takes many minutes at such sizes, and has little to do with memory.
 """
 
 import os
@@ -40,6 +41,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 12, "timed steps")
 _LARGEST = flags.DEFINE_list("largest", [], "GPU sizes in GB (1e9 bytes) to find the batch for")
 _SCALING = flags.DEFINE_list("scaling", [], "numbers of devices to compare")
 _HEADROOM = 0.94  # of a GPU's memory that a program may plan for
+UNTUNED = {"xla_gpu_autotune_level": 0}
 ALONE = {"discriminator.weight": 0.0, "loss.perceptual_weight": 0.0}
 
 
@@ -82,12 +84,12 @@ class Program:
         )
         self.clips = clips
 
-    def compile(self):
+    def compile(self, **options):
         start = time.perf_counter()
         jitted = jax.jit(
             self.step, donate_argnums=0, out_shardings=(self.shardings, replicated(self.mesh))
         )
-        self.compiled = jitted.lower(*self.arguments).compile()
+        self.compiled = jitted.lower(*self.arguments).compile(options or None)
         self.seconds = time.perf_counter() - start
         memory = self.compiled.memory_analysis()
         self.bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -117,9 +119,9 @@ class Program:
         return seconds[2:]
 
 
-def report(name, program):
+def report(name, program, **options):
     """Compiles, times and prints; returns clips a second and the median time."""
-    program.compile()
+    program.compile(**options)
     seconds = program.time()
     deciles, median = statistics.quantiles(seconds, n=10), statistics.median(seconds)
     rate = program.batch / median
@@ -134,18 +136,23 @@ def report(name, program):
 
 
 def largest(lpips, gigabytes, known):
-    """The largest batch whose compiled step fits, found from two sizes and then checked."""
+    """The largest batch whose compiled step fits: guessed from two sizes, then checked."""
     room = _HEADROOM * gigabytes * 1e9
-    while True:
-        (b0, m0), (b1, m1) = sorted(known.items())[:1] + sorted(known.items())[-1:]
-        slope = (m1 - m0) / (b1 - b0)
-        guess = int((room - m0) // slope + b0)
-        if guess in known:
-            return guess
-        known[guess] = Program(lpips, batch=guess).compile().bytes
-        print(f"batch {guess}: {known[guess] / 2**30:.2f} GiB", flush=True)
-        if known[guess] <= room and known[guess] + slope > room:
-            return guess
+
+    def needs(batch):
+        if batch not in known:
+            known[batch] = Program(lpips, batch=batch).compile(**UNTUNED).bytes
+            print(f"batch {batch}: {known[batch] / 2**30:.2f} GiB", flush=True)
+        return known[batch]
+
+    b0, b1 = _BATCH.value, 2 * _BATCH.value
+    slope = (needs(b1) - needs(b0)) / (b1 - b0)
+    batch = max(int((room - needs(b1)) // slope) + b1, 1)
+    while batch > 1 and needs(batch) > room:
+        batch -= 1
+    while needs(batch + 1) <= room:
+        batch += 1
+    return batch
 
 
 def main(_):
@@ -167,29 +174,25 @@ def main(_):
             first = first or rate / count
             print(f"  {rate / (first * count):.1%} of linear", flush=True)
         return
-    known = {}
+    if _LARGEST.value:
+        known = {}
+        for gigabytes in map(float, _LARGEST.value):
+            batch = largest(lpips, gigabytes, known)
+            print(f"largest for {gigabytes:.0f} GB: {batch} ({known[batch] / 2**30:.1f} GiB)")
+            if known[batch] < (device.memory_stats() or {}).get("bytes_limit", 0):
+                report("complete, not autotuned", Program(lpips, batch=batch), **UNTUNED)
+        return
     for remat in _REMAT.value:
         alone = Program(lpips, remat=remat, **ALONE)
         whole = Program(lpips, remat=remat)
         _, a = report(f"autoencoder alone, {remat}", alone)
         _, b = report(f"complete, {remat}", whole)
-        known[_BATCH.value] = whole.bytes
         print(f"  the losses and the discriminator's update add {b / a - 1:.1%}", flush=True)
         flops, peak = alone.flops(), peak_flops(device)
         used = f", {flops / a / peak:.0%} of the device's" if peak else ""
         print(f"  the autoencoder's {flops / 1e12:.1f} TFLOP at {flops / a / 1e12:.0f}/s{used}")
     kernel = 2 * 2 * 27 * _WIDTH.value * 3 * np.prod(whole.clips.shape[:4])
     print(f"  the adaptive weight is {kernel / whole.flops():.2%} of the step's operations")
-    for gigabytes in map(float, _LARGEST.value):
-        if len(known) == 1:
-            program = Program(lpips, batch=_BATCH.value + 1).compile()
-            known[program.batch] = program.bytes
-            print(f"batch {program.batch}: {program.bytes / 2**30:.2f} GiB", flush=True)
-        batch = largest(lpips, gigabytes, known)
-        print(f"largest batch for {gigabytes:.0f} GB: {batch} ({known[batch] / 2**30:.1f} GiB)")
-        limit = (device.memory_stats() or {}).get("bytes_limit", 0)
-        if known[batch] < limit:
-            report("complete", Program(lpips, batch=batch))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import skimage.metrics
 from PIL import Image
 
+from odvae_jax import ODVAE
+from odvae_jax.data.clips import resolve
 from odvae_jax.data.video import inspect_video, read_frames
 from odvae_jax.evaluation import block_mean, evaluate, save_pictures
 from tests.conftest import small_model, write_clip
@@ -27,6 +31,13 @@ def test_each_clip_is_scaled_cropped_and_measured(videos, tmp_path):
     side_by_side = inspect_video(paths[0])
     assert (side_by_side.frames, side_by_side.width, side_by_side.height) == (5, 48, 24)
     assert Image.open(paths[-1]).size == (4 * 24, 2 * (2 * 24 + 8))
+
+
+def test_the_trained_model_reconstructs_what_it_has_not_seen():
+    vae = ODVAE.from_pretrained(Path(__file__).parents[1] / "models" / "small")
+    path = next(path for path in resolve("sample-clips") if "carphone" in path)
+    (result,) = evaluate(vae, path, frames=9, size=64, start=-9)
+    assert result.psnr > result.block_mean_psnr + 4
 
 
 def test_block_mean_averages_what_one_latent_stands_for():

@@ -115,6 +115,8 @@ def write_folder(
         building.chmod(0o755)
         (building / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_file(arrays, building / weights_file, metadata=metadata)
+        # safetensors lets nobody else read what it writes.
+        (building / weights_file).chmod((building / CONFIG_FILE).stat().st_mode)
         if path.exists():
             for file in building.iterdir():
                 os.replace(file, path / file.name)

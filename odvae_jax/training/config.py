@@ -185,12 +185,6 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
         mesh = make_mesh(**config.mesh, devices=devices)
     except ValueError as error:
         raise ValueError(f"config.mesh: {error}") from error
-    if min(mesh.shape.values()) > 1:
-        raise ValueError(
-            f"config.mesh has data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']} and "
-            f"height={mesh.shape['height']}: with all three over 1 XLA computes some gradients "
-            "wrong (by half a percent in the encoder); set data or fsdp to 1."
-        )
     shards, parts = clip_shards(mesh), config.accumulate
     if config.batch_size % (shards * parts):
         near = shards * parts * max(round(config.batch_size / (shards * parts)), 1)

@@ -1,4 +1,4 @@
-"""Loss and PSNR of one or more runs as a picture.
+"""Loss, PSNR and the discriminator's logits of one or more runs as a picture.
 
 `python -m odvae_jax.training.curves RUN... OUT.png`.
 """
@@ -27,28 +27,31 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def plot_curves(workdirs: list[Path], output: Path) -> None:
-    """Draws each run's reconstruction loss and held-out PSNR against its steps.
+    """Draws each run's reconstruction loss and held-out PSNR against its steps, in a PNG.
 
-    They stand side by side, in a PNG.
+    Beside them, where a discriminator is trained, its mean logits on real and reconstructed clips.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    runs = {Path(workdir).name: read_metrics(Path(workdir) / METRICS_FILE) for workdir in workdirs}
+    panels = [("reconstruction loss a frame", "reconstruction")]
+    panels.append(("PSNR of fixed clips, EMA weights [dB]", "psnr"))
+    if any("logits_real" in record for records in runs.values() for record in records):
+        panels.append(("discriminator's mean logits", "logits_real", "logits_fake"))
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for workdir in map(Path, workdirs):
-        records = read_metrics(workdir / METRICS_FILE)
-        for axes, name in ((left, "reconstruction"), (right, "psnr")):
-            points = [(r["step"], r[name]) for r in records if name in r]
-            if points:
-                marker = "o" if len(points) < 30 else None
-                axes.plot(
-                    *zip(*points, strict=True), label=workdir.name, marker=marker, markersize=3
-                )
-    left.set(xlabel="step", ylabel="reconstruction loss a frame", yscale="log")
-    right.set(xlabel="step", ylabel="PSNR of fixed clips, EMA weights [dB]")
-    for axes in (left, right):
+    for axes, (title, *names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for run, records in runs.items():
+            for name in names:
+                points = [(r["step"], r[name]) for r in records if name in r]
+                label = run if len(names) == 1 else f"{run}, {name.removeprefix('logits_')}"
+                if points:
+                    marker = "o" if len(points) < 30 else None
+                    axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
+        axes.set(xlabel="step", ylabel=title)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+        if names == ["reconstruction"]:
+            axes.set_yscale("log")
     figure.savefig(output, dpi=120)
 
 

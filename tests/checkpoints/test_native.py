@@ -24,6 +24,8 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path, param_dtype):
         np.testing.assert_array_equal(
             np.asarray(ours[name], np.float32), np.asarray(theirs[name], np.float32)
         )
+    modes = {p.stat().st_mode for p in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1, "the weights can be read by whoever can read the config"
 
 
 def test_precision_and_switches_can_be_changed_while_loading(tmp_path):

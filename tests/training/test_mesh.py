@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints.native import abstract_model
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
-from odvae_jax.training.config import check, default_config
+from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
 from odvae_jax.training.step import make_train_step
@@ -35,6 +35,8 @@ def problem():
     model = ODVAEConfig.variant(4, width=8, groups=4, precision="highest")
     config.model = model.to_dict()
     fields = {"loss.perceptual_weight": 0.0, "discriminator.start": START, "batch_size": 8}
+    # The gradient of L1 jumps where a pixel is nearly right: rounding decides its sign.
+    fields["loss.reconstruction"] = "l2"
     config.update_from_flattened_dict({**fields, "optimizer.learning_rate": 1e-4})
     optimizers = make_optimizers(config)
     adversary = Discriminator(8, seed=0, precision="highest")
@@ -88,6 +90,7 @@ def on_one_device():
             (1, 8, 1, AxisType.Auto),
             (2, 2, 1, AxisType.Auto),
             (2, 1, 2, AxisType.Auto),
+            (2, 2, 2, AxisType.Auto),
             (1, 2, 2, AxisType.Explicit),
         ),
     ],
@@ -101,16 +104,6 @@ def test_meshes_give_one_device_s_losses(case):
         np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
     # Kernels are all but a few per mille of the state.
     assert held < 1.05 * whole / shape[1]
-
-
-def test_a_mesh_whose_gradients_xla_computes_wrong_is_refused():
-    config = default_config()
-    config.data.path = "sample-clips"
-    config.mesh.update(data=2, fsdp=2, height=2)
-    with pytest.raises(ValueError, match="config.mesh has data=2, fsdp=2 and height=2"):
-        check(config, jax.devices())
-    config.mesh.update(data=1, fsdp=4)
-    assert check(config, jax.devices()).shape == {"data": 1, "fsdp": 4, "height": 2}
 
 
 def free_port():
