@@ -1,9 +1,13 @@
 """OD-VAE in JAX: a causal video autoencoder, 4× in time and 8×8 in space."""
 
-from odvae_jax.autoencoder import ODVAE
-from odvae_jax.config import ODVAEConfig
-from odvae_jax.inference import decode, decode_uint8, encode, encode_uint8
-from odvae_jax.posterior import DiagonalGaussian
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from odvae_jax.autoencoder import ODVAE
+    from odvae_jax.config import ODVAEConfig
+    from odvae_jax.inference import decode, decode_uint8, encode, encode_uint8
+    from odvae_jax.posterior import DiagonalGaussian
 
 __all__ = [
     "ODVAE",
@@ -15,3 +19,17 @@ __all__ = [
     "encode_uint8",
 ]
 __version__ = "0.1.0"
+
+# Each is imported when it is first asked for: processes that read videos need no JAX.
+_HOMES = {"ODVAE": "autoencoder", "DiagonalGaussian": "posterior", "ODVAEConfig": "config"}
+_HOMES |= dict.fromkeys(("decode", "decode_uint8", "encode", "encode_uint8"), "inference")
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,7 @@ from PIL import Image
 
 from odvae_jax.autoencoder import ODVAE, check_video_shape
 from odvae_jax.config import SPACE_COMPRESSION
-from odvae_jax.data.clips import resolve
+from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoError, centre_crop, inspect_video, read_frames, write_video
 from odvae_jax.inference import to_uint8, to_unit_range
 from odvae_jax.metrics.psnr import psnr

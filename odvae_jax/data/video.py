@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+T = TypeVar("T")
+# swscale's short cuts make every colour one level darker.
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 EXTENSIONS = frozenset(
     [
@@ -28,10 +37,6 @@ EXTENSIONS = frozenset(
         ".ogv",
     ]
 )
-
-
-# Containers whose frames keep their time stamps after a seek; others are decoded from the start.
-_EXACT_SEEKING = ("mp4", "matroska")
 
 
 class VideoError(ValueError):
@@ -56,25 +61,30 @@ class VideoInfo:
         return len(self.timestamps)
 
 
-def find_videos(path: str | os.PathLike) -> list[str]:
-    """Video files, by extension, anywhere below a folder, sorted; or the one file itself.
+def find_files(path: str | os.PathLike, extensions: frozenset[str], what: str) -> list[str]:
+    """Files with these extensions anywhere below a folder, sorted; or the one file itself.
 
     Raises:
       FileNotFoundError: if `path` does not exist.
-      ValueError: if there is no video below it.
+      ValueError: if there is none below it.
     """
     root = Path(path)
     if not root.exists():
-        raise FileNotFoundError(f"{root} does not exist; expected a folder of videos, or a video.")
+        raise FileNotFoundError(f"{root} does not exist; expected a folder of {what}s, or one.")
     if root.is_file():
         return [str(root)]
     files = [p for p in sorted(root.rglob("*")) if p.is_file()]
-    videos = [str(p) for p in files if p.suffix.lower() in EXTENSIONS]
-    if not videos:
+    found = [str(p) for p in files if p.suffix.lower() in extensions]
+    if not found:
         raise ValueError(
-            f"no video below {root}: found {len(files)} files, looked for {sorted(EXTENSIONS)}."
+            f"no {what} below {root}: found {len(files)} files, looked for {sorted(extensions)}."
         )
-    return videos
+    return found
+
+
+def find_videos(path: str | os.PathLike) -> list[str]:
+    """`find_files` for videos."""
+    return find_files(path, EXTENSIONS, "video")
 
 
 def inspect_video(path: str | os.PathLike) -> VideoInfo:
@@ -113,7 +123,7 @@ def read_frames(
       short_side: scales the frames so that the shorter side has this many pixels, antialiased.
 
     Returns:
-      uint8 RGB, [count, H, W, 3].
+      uint8 RGB, [count, H, W, 3], turned as the file says.
 
     Raises:
       VideoError: if the file does not yield these frames.
@@ -124,46 +134,193 @@ def read_frames(
         raise VideoError(
             f"{info.path} has {info.frames} frames; {start} to {start + count} were asked for."
         )
-    width, height = info.width, info.height
-    if short_side is not None:
-        scale = short_side / min(width, height)
-        width, height = (max(round(s * scale), short_side) for s in (width, height))
-    wanted = info.timestamps[start : start + count]
-    try:
-        frames = _decode_from(info, wanted[0], count) if start > 0 else []
+    with VideoReader(info.path, threads=0) as video:
+        base = float(video.time_base)
+        first = info.timestamps[start] * base
+        wanted = info.timestamps[start : start + count]
+        frames = []
+        if start > 0:
+            near = (f for t, f in video.frames_from(first) if t is None or t >= first - base / 2)
+            frames = list(itertools.islice(near, count))
         if [frame.pts for frame in frames] != list(wanted):
-            # Some containers cannot be sought exactly: count frames from the beginning.
-            frames = _decode_from(info, None, start + count)[start:]
-        arrays = [
-            frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-            for frame in frames
-        ]
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{info.path} cannot be decoded: {error}.") from error
-    if len(arrays) < count:
-        raise VideoError(
-            f"{info.path} yielded {len(arrays)} of {count} frames from frame {start} on."
-        )
-    return np.stack(arrays)
+            # Frames without time stamps, or that come in another order: count from the beginning.
+            shown = itertools.islice(video.frames_from(None), start, start + count)
+            frames = [frame for _, frame in shown]
+        if len(frames) < count:
+            raise VideoError(
+                f"{info.path} yielded {len(frames)} of {count} frames from frame {start} on."
+            )
+        return to_rgb(frames, short_side)
 
 
-def _decode_from(info: VideoInfo, first: int | None, count: int) -> list[av.VideoFrame]:
-    """Up to `count` frames from time stamp `first` on, or all from the beginning if it is None."""
-    frames = []
-    with av.open(info.path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        if first is not None:
-            if not any(name in container.format.name for name in _EXACT_SEEKING):
-                return []
-            container.seek(first, stream=stream, backward=True)
-        for frame in container.decode(stream):
-            if first is not None and (frame.pts is None or frame.pts < first):
-                continue
-            frames.append(frame)
-            if len(frames) == count:
-                break
-    return frames
+class VideoReader:
+    """An open video: what its header says, and its frames from any moment on.
+
+    Times are in seconds, as in the file.
+
+    Args:
+      source: a path, or the bytes of a file.
+      name: for messages; the path unless told.
+      threads: that decode; 0 lets FFmpeg choose.
+
+    Attributes:
+      start, end: when the first frame begins and the last one ends, as the header has it.
+      fps: frames a second, on average.
+
+    Raises (here, and wherever frames are decoded inside the `with` statement):
+      VideoError: if it cannot be opened, read or decoded.
+    """
+
+    def __init__(self, source: str | bytes, name: str | None = None, *, threads: int = 1):
+        self._source = source
+        self.name = name or (source if isinstance(source, str) else "a video in memory")
+        self._threads = threads
+
+    def __enter__(self) -> VideoReader:
+        try:
+            self._open()
+            self._read_header()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(self, _, error, __):
+        if getattr(self, "_container", None) is not None:
+            self._container.close()
+            self._container = None
+        if isinstance(error, (av.FFmpegError, OSError)):
+            raise VideoError(f"{self.name} cannot be read as a video: {error}.") from error
+
+    def _open(self):
+        self._container = None
+        source = self._source if isinstance(self._source, str) else io.BytesIO(self._source)
+        self._container = av.open(source)
+        if not self._container.streams.video:
+            raise VideoError(f"{self.name} holds no video stream.")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = self._threads
+        self._stream.thread_type = "SLICE" if self._threads == 1 else "AUTO"
+
+    def _read_header(self):
+        stream, container = self._stream, self._container
+        self.time_base = stream.time_base
+        self.codec = stream.codec_context.name
+        self.width, self.height = stream.width, stream.height
+        self.fps = float(stream.average_rate or stream.guessed_rate or 25)
+        self.start = float((stream.start_time or 0) * stream.time_base)
+        if stream.duration:
+            self.end = self.start + float(stream.duration * stream.time_base)
+        elif container.duration:
+            self.end = (
+                container.start_time or 0
+            ) / av.time_base + container.duration / av.time_base
+        else:  # nothing but the packets says how long it is
+            packets = [p.pts for p in container.demux(stream) if p.pts is not None]
+            if not packets:
+                raise VideoError(f"{self.name} holds no frames with time stamps.")
+            self.end = float(max(packets) * stream.time_base) + 1 / self.fps
+            self._container.close()
+            self._open()
+
+    def frames_from(self, moment: float | None) -> Iterator[tuple[float | None, av.VideoFrame]]:
+        """Time and frame, from a key frame at or before `moment` on, or from the beginning.
+
+        What lies before a key frame that was sought may refer to frames that were not read, so it
+        is left out. In formats that cannot be sought well, the beginning is where it begins.
+        """
+        if moment is not None:
+            for back in (0.0, 2.0, 10.0):
+                if moment - back <= self.start:
+                    break
+                frames = self._sought(moment - back)
+                first = next(frames, None)
+                if first is not None and first[0] <= moment + 0.5 / self.fps:
+                    yield first
+                    yield from frames
+                    return
+        self._container.close()
+        self._open()
+        for index, frame in enumerate(self._container.decode(self._stream)):
+            self._check(frame)
+            yield self.start + index / self.fps if frame.time is None else frame.time, frame
+
+    def _sought(self, moment):
+        try:
+            self._container.seek(int(moment / self.time_base), stream=self._stream, backward=True)
+        except av.FFmpegError:
+            return
+        begun = False
+        for frame in self._container.decode(self._stream):
+            if frame.time is None:
+                return
+            begun = begun or frame.key_frame
+            if begun:
+                self._check(frame)
+                yield frame.time, frame
+
+    def _check(self, frame):
+        if frame.is_corrupt:
+            raise VideoError(f"{self.name} is damaged at {frame.time} s.")
+
+
+def select_frames(
+    frames: Iterable[tuple[float, T]],
+    start: float,
+    count: int,
+    *,
+    rate: float,
+    stride: int = 1,
+    fps: float | None = None,
+) -> list[T]:
+    """Every `stride`-th of the frames from `start` on, or those on show at `fps` moments a second.
+
+    Args:
+      frames: time in seconds and frame, in order, from `start` or before on.
+      start: seconds.
+      count: how many.
+      rate: frames a second that they come in.
+      stride: of frames; without meaning if `fps` is given.
+      fps: moments a second; each shows the latest frame that has begun.
+
+    Returns:
+      `count` frames, or fewer if there are no more.
+    """
+    chosen: list[T] = []
+    if fps is None:
+        later = (frame for time, frame in frames if time >= start - 0.5 / rate)
+        return list(itertools.islice(later, 0, (count - 1) * stride + 1, stride))
+    moments = start + np.arange(count) / fps + 1e-6
+    shown, time = None, start
+    for time, frame in frames:
+        while shown is not None and len(chosen) < count and time > moments[len(chosen)]:
+            chosen.append(shown)
+        if len(chosen) == count:
+            return chosen
+        shown = frame
+    while shown is not None and len(chosen) < count and moments[len(chosen)] < time + 1 / rate:
+        chosen.append(shown)
+    return chosen
+
+
+def to_rgb(frames: Sequence[av.VideoFrame], short_side: int | None = None) -> np.ndarray:
+    """Frames as uint8 RGB [T, H, W, 3], scaled (antialiased) and turned as the file says."""
+    scaler = VideoReformatter()
+    width, height = scaled_size(frames[0].width, frames[0].height, short_side)
+    arrays = [
+        scaler.reformat(f, width, height, "rgb24", interpolation=_SCALING, threads=1).to_ndarray()
+        for f in frames
+    ]
+    quarter_turns = round(frames[0].rotation / 90) % 4
+    return np.rot90(np.stack(arrays), quarter_turns, axes=(1, 2))
+
+
+def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """Sides with the shorter one made `short_side`; as they are for None."""
+    if short_side is None:
+        return width, height
+    scale = short_side / min(width, height)
+    return tuple(max(round(s * scale), short_side) for s in (width, height))
 
 
 def centre_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -174,13 +331,29 @@ def centre_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
     """Writes uint8 RGB frames [T, H, W, 3] as H.264 (even sides) at high quality."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "14"}
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    Path(path).write_bytes(encode_h264(frames, fps, crf=14))
+
+
+def encode_h264(frames: np.ndarray, fps: float, *, crf: int, **options: str) -> bytes:
+    """The content of an mp4 file with these uint8 RGB frames [T, H, W, 3], sides cut to even ones.
+
+    Args:
+      frames: as above.
+      fps: frames a second.
+      crf: 0 to 51, lower is better.
+      options: more of them, of libx264.
+    """
+    file = io.BytesIO()
+    height, width = (side - side % 2 for side in frames.shape[1:3])
+    scaler = VideoReformatter()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = {"crf": str(crf), **options}
+        for array in frames[:, :height, :width]:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            container.mux(
+                stream.encode(scaler.reformat(frame, format="yuv420p", interpolation=_SCALING))
+            )
+        container.mux(stream.encode())
+    return file.getvalue()

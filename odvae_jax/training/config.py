@@ -24,6 +24,7 @@ CHOICES = {
     "discriminator.turns": ("together", "alternate"),
     "optimizer.decay": ("constant", "cosine"),
     "init.method": METHODS,
+    "data.crop": ("random", "centre"),
     "freeze": ("", "encoder"),
 }
 _AT_LEAST = {
@@ -40,6 +41,13 @@ _AT_LEAST = {
     "max_skipped_in_a_row": 1,
     "data.holdout": 0,
     "data.threads": 1,
+    "data.workers": 0,
+    "data.stride": 1,
+    "data.stride_max": 1,
+    "data.fps": 0,
+    "data.max_unusable": 0,
+    "data.image_rate": 0,
+    "data.image_batch_size": 1,
     "discriminator.start": 0,
     "discriminator.weight": 0,
     "discriminator.width": 1,
@@ -52,7 +60,8 @@ _AT_LEAST = {
 # What a run may be continued with though it was begun otherwise: how, how long and how often.
 _FREE = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "mesh")
 _FREE += ("keep_checkpoints", "keep_every", "max_skipped_in_a_row", "continue_with_changes")
-_FREE += ("data.threads", "data.in_memory", "model.remat", "init")
+_FREE += ("data.threads", "data.workers", "data.in_memory", "data.max_unusable")
+_FREE += ("model.remat", "init")
 # What it must agree in, changes asked for or not: its arrays, and the order of its data.
 _FIXED = ("model", "seed", "batch_size", "freeze", "loss.train_logvar", "loss.logvar")
 _FIXED += ("data.frames", "data.size", "data.short_side", "data.holdout")
@@ -71,13 +80,27 @@ def default_config() -> ml_collections.ConfigDict:
             # structure is taken as it is. Empty: random parameters.
             "init": {"from_pretrained": "", "revision": "", "subfolder": "", "method": "tail"},
             "data": {
-                "path": "",  # a folder of videos, a video, or "sample-clips"
+                # A folder of videos, "sample-clips", or any source, or several with their shares
+                # (odvae_jax/data/sources.py).
+                "path": "",
                 "frames": 25,  # T = 4k + 1
                 "size": 256,  # side of the square clips, a multiple of 8
                 "short_side": 256,  # videos are scaled to this before a random square is cut out
                 "holdout": 0,  # frames at the end of each video that training never sees
                 "in_memory": False,  # keep all videos decoded; for a few short ones
-                "threads": 4,  # that decode
+                "stride": 1,  # distance of a clip's frames, in frames; the least, if
+                "stride_max": 1,  # this is larger: then it is drawn for each clip
+                "fps": 0.0,  # a clip's frames a second, instead of a stride (0: as they come)
+                "crop": "random",  # or "centre"
+                "flip": True,  # mirror every other clip, by chance
+                "max_unusable": 0.2,  # share of unusable videos that ends the run
+                # Batches of pictures (such as "images:DIR") instead of clips, in this share of
+                # the steps.
+                "image_path": "",
+                "image_rate": 0.0,
+                "image_batch_size": 8,
+                "workers": 0,  # processes that decode; 0 for threads of the training's own
+                "threads": 4,  # that decode, in each of them
             },
             "loss": {
                 "reconstruction": "l1",  # or "l2"
@@ -186,13 +209,17 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
     except ValueError as error:
         raise ValueError(f"config.mesh: {error}") from error
     shards, parts = clip_shards(mesh), config.accumulate
-    if config.batch_size % (shards * parts):
-        near = shards * parts * max(round(config.batch_size / (shards * parts)), 1)
-        raise ValueError(
-            f"config.batch_size={config.batch_size} does not divide over {shards} devices"
-            + (f" in {parts} parts" if parts > 1 else "")
-            + f"; the nearest that does is {near}."
-        )
+    sizes = {"batch_size": config.batch_size}
+    if config.data.image_rate:
+        sizes["data.image_batch_size"] = config.data.image_batch_size
+    for name, size in sizes.items():
+        if size % (shards * parts):
+            near = shards * parts * max(round(size / (shards * parts)), 1)
+            raise ValueError(
+                f"config.{name}={size} does not divide over {shards} devices"
+                + (f" in {parts} parts" if parts > 1 else "")
+                + f"; the nearest that does is {near}."
+            )
     rows, height = SPACE_COMPRESSION * mesh.shape["height"], mesh.shape["height"]
     least = rows * LEAST_ROWS if height > 1 else rows
     if config.data.size % rows or config.data.size < least:
@@ -210,6 +237,11 @@ def _check_data(config, step):
         raise ValueError(
             "config.data.path is empty: give a folder of videos (--config.data.path=DIR), "
             'or "sample-clips".'
+        )
+    if bool(data.image_path) != bool(data.image_rate) or not data.image_rate <= 1:
+        raise ValueError(
+            f"config.data.image_rate={data.image_rate} and image_path={data.image_path!r}: for "
+            "pictures among the clips give both, the rate between 0 and 1."
         )
     if data.frames < 1 or (data.frames - 1) % step:
         near = step * max(round((data.frames - 1) / step), 0) + 1

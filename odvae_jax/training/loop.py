@@ -5,12 +5,14 @@ It goes from the first step or the last saved.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import jax
@@ -74,15 +76,8 @@ def train(
         begun = json.loads((workdir / CONFIG_FILE).read_text())
         config_lib.check_continues(begun, config, str(workdir))
     model = config_lib.model_config(config)
-    clips = RandomClips(
-        config.data.path,
-        frames=config.data.frames,
-        size=config.data.size,
-        short_side=config.data.short_side,
-        seed=config.seed,
-        holdout=config.data.holdout,
-        in_memory=config.data.in_memory,
-    )
+    clips = _clips(config, config.data.path, config.data.frames, config.data.holdout)
+    pictures = _clips(config, config.data.image_path, 1) if config.data.image_rate else None
     vae = abstract_model(model)
     lpips = _on_all(load_lpips("vgg", dtype=model.dtype), mesh) if _perceptual(config) else None
     validation = None
@@ -103,7 +98,16 @@ def train(
         multihost_utils.sync_global_devices("begin")
 
     with _StopSignal() as stop, Checkpoints(workdir, config) as checkpoints:
-        state, next_clip = _begin(config, initial, checkpoints, mesh)
+        state, position = _begin(config, initial, checkpoints, mesh)
+        counts = {"videos": len(clips), "pictures": len(pictures) if pictures else 0}
+        before = {name: position.get(name, count) for name, count in counts.items()}
+        if before != counts:
+            logger.warning(
+                "the run reads %d videos and %d pictures, where %d and %d were read before: their "
+                "order is another from here on",
+                *counts.values(),
+                *before.values(),
+            )
         first = int(state.step)
         if first >= config.steps:
             logger.info("%s has done its %d steps already", workdir, config.steps)
@@ -111,7 +115,7 @@ def train(
             write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
         reporter = Reporter(workdir, config, first, _step_flops(config, vae), mesh.size)
         steps = _Steps(config, vae, mesh, lpips, reporter)
-        feed = _feed(config, clips, mesh, next_clip)
+        feeds = _Feeds(config, clips, pictures, mesh, position)
         del initial
         pending: list[Metrics] = []
         with tqdm(
@@ -124,8 +128,7 @@ def train(
         ) as bar:
             for step in range(first + 1, config.steps + 1):
                 with reporter.waiting_for_data():
-                    batch = next(feed)
-                next_clip += config.batch_size
+                    batch = feeds(step - 1)
                 state, metrics = steps(update_of_step(config, step - 1), state, batch)
                 pending.append(metrics)
                 if len(pending) > _IN_FLIGHT:
@@ -145,7 +148,7 @@ def train(
                         jax.block_until_ready(state)
                         # While steps are skipped the last good checkpoint is not pushed out.
                         if int(state.skipped_in_a_row) == 0:
-                            run = {"next_clip": next_clip, "seed": config.seed}
+                            run = feeds.position | counts | {"seed": config.seed}
                             checkpoints.save(step, state, run)
                     finished = last and not stopping
                     if validation is not None and (step % config.validate_every == 0 or finished):
@@ -154,20 +157,22 @@ def train(
                 if stopping:
                     logger.warning("stopped after step %d; run the same command to continue", step)
                     break
+        feeds.close()
         reporter.close()
     _export(vae, state, workdir, mesh)
-    if clips.skipped:
-        names = ", ".join(sorted(clips.skipped))
-        logger.warning(
-            "%d of %d files were skipped: %s", len(clips.skipped), len(clips.files), names
-        )
+    for source in filter(None, (clips, pictures)):
+        if source.skipped:
+            names = ", ".join(sorted(source.skipped))
+            logger.warning(
+                "%d of %d videos were skipped: %s", len(source.skipped), len(source), names
+            )
     return state
 
 
 def _begin(
     config, initial: ODVAE | None, checkpoints: Checkpoints, mesh: Mesh
-) -> tuple[TrainState, int]:
-    """The state to go on from, spread over the mesh, and the index of the next clip."""
+) -> tuple[TrainState, dict[str, int]]:
+    """The state to go on from, spread over the mesh, and the position in the data."""
     optimizers = make_optimizers(config)
 
     def make(vae, seed):
@@ -181,13 +186,13 @@ def _begin(
             whole = np.asarray(array)
             return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
-        return jax.tree.map(place, make(initial, config.seed), shardings), 0
+        return jax.tree.map(place, make(initial, config.seed), shardings), {}
     logger.info("continuing from step %d of %s", checkpoints.latest, checkpoints.folder.parent)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
     )
     state, run = checkpoints.restore(abstract)
-    return state, run["next_clip"]
+    return state, run
 
 
 def _initial_model(config) -> ODVAE:
@@ -259,13 +264,14 @@ class _Steps:
         self._config, self._vae, self._mesh = config, vae, mesh
         self._lpips = lpips
         self._reporter = reporter
-        self._compiled: dict[Update, Callable] = {}
+        self._compiled: dict[tuple[Update, tuple[int, ...]], Callable] = {}
 
     def __call__(self, update: Update, state: TrainState, clips: jax.Array):
-        if update not in self._compiled:
+        key = update, clips.shape
+        if key not in self._compiled:
             with self._reporter.away():
-                self._compiled[update] = self._compile(update, state, clips)
-        return self._compiled[update](state, clips, self._lpips)
+                self._compiled[key] = self._compile(update, state, clips)
+        return self._compiled[key](state, clips, self._lpips)
 
     def _compile(self, update, state, clips):
         step = make_train_step(
@@ -291,21 +297,75 @@ class _Steps:
         return compiled
 
 
-def _feed(config, clips: RandomClips, mesh: Mesh, first: int) -> Iterator[jax.Array]:
+def _clips(config, path: str, frames: int, holdout: int = 0) -> RandomClips:
+    data = config.data
+    return RandomClips(
+        path,
+        frames=frames,
+        size=data.size,
+        short_side=data.short_side,
+        seed=config.seed,
+        holdout=holdout,
+        stride=(data.stride, max(data.stride, data.stride_max)),
+        fps=data.fps or None,
+        crop=data.crop,
+        flip=data.flip,
+        max_unusable=data.max_unusable,
+        in_memory=data.in_memory,
+    )
+
+
+class _Feeds:
+    """Batches on the devices, of clips or, at the rate that is set, of pictures.
+
+    The position, a number in each of the two orders, is all there is to save: it does not depend
+    on threads, workers, processes or devices.
+    """
+
+    def __init__(self, config, clips, pictures, mesh: Mesh, position: dict[str, int]):
+        self._rate = config.data.image_rate
+        sizes = {"clip": config.batch_size, "image": config.data.image_batch_size}
+        self._sizes = sizes
+        self.position = {f"next_{kind}": position.get(f"next_{kind}", 0) for kind in sizes}
+        feed = functools.partial(_feed, config, mesh)
+        self._feeds = {"clip": feed(clips, sizes["clip"], self.position["next_clip"])}
+        if pictures is not None:
+            self._feeds["image"] = feed(pictures, sizes["image"], self.position["next_image"])
+
+    def __call__(self, step: int) -> jax.Array:
+        """The batch of the step before which `step` were done."""
+        image = int((step + 1) * self._rate) > int(step * self._rate)
+        kind = "image" if image else "clip"
+        batch = next(self._feeds[kind])
+        self.position[f"next_{kind}"] += self._sizes[kind]
+        return batch
+
+    def close(self) -> None:
+        """Ends the processes that decode."""
+        for feed in self._feeds.values():
+            feed.close()
+
+
+def _feed(
+    config, mesh: Mesh, clips: RandomClips, batch_size: int, first: int
+) -> Generator[jax.Array, None, None]:
     """Batches on the devices, from clip number `first` on; every process reads its own rows."""
     data = config.data
-    shape = (config.batch_size, data.frames, data.size, data.size, 3)
+    shape = (batch_size, clips.sampling.frames, data.size, data.size, 3)
     sharding = clip_sharding(mesh)
     rows = local_rows(sharding, shape)
     place = {row: i for i, row in enumerate(rows)}
-    local = batches(clips, config.batch_size, first=first, rows=rows, threads=data.threads)
-    for batch in local:
+    local = batches(
+        clips, batch_size, first=first, rows=rows, threads=data.threads, workers=data.workers
+    )
+    with contextlib.closing(local):
+        for batch in local:
 
-        def part(index, batch=batch):
-            start, stop, _ = index[0].indices(config.batch_size)
-            return batch[place[start] : place[stop - 1] + 1][:, index[1], index[2]]
+            def part(index, batch=batch):
+                start, stop, _ = index[0].indices(batch_size)
+                return batch[place[start] : place[stop - 1] + 1][:, index[1], index[2]]
 
-        yield jax.make_array_from_callback(shape, sharding, part)
+            yield jax.make_array_from_callback(shape, sharding, part)
 
 
 def _step_flops(config, vae: ODVAE) -> float:

@@ -2,7 +2,7 @@ import av
 import numpy as np
 import pytest
 
-from odvae_jax.data.clips import resolve
+from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoError, find_videos, inspect_video, read_frames, write_video
 from tests.conftest import write_clip
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from odvae_jax.data.clips import resolve
+from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import inspect_video, read_frames
 from odvae_jax.metrics.ssim import ssim
 

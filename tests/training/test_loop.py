@@ -35,6 +35,7 @@ def tiny(videos, **fields):
             "data.size": 16,
             "data.short_side": 24,
             "data.holdout": 5,
+            "data.max_unusable": 0.5,
             "optimizer.learning_rate": 1e-3,
             "discriminator.start": 2,
             "discriminator.width": 4,
@@ -132,6 +133,36 @@ def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, t
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_pictures_among_the_clips(videos, tmp_path, monkeypatch, caplog):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 30), (80 * i, 10, 200)).save(pictures / f"{i}.png")
+    fields = {"data.image_path": f"images:{pictures}", "data.image_batch_size": 2}
+    fields |= {"data.image_rate": 0.5, "data.frames": 2, "discriminator.weight": 0.0}
+    seen = []
+    call = loop._Steps.__call__
+    monkeypatch.setattr(
+        loop._Steps, "__call__", lambda self, u, s, c: seen.append(c.shape) or call(self, u, s, c)
+    )
+
+    def run(workdir, steps):
+        config = tiny(videos, steps=steps, batch_size=4, validate_every=0, **fields)
+        return train(config, tmp_path / workdir)
+
+    whole = run("whole", 4)
+    assert seen == [(4, 2, 16, 16, 3), (2, 1, 16, 16, 3)] * 2
+    run("parts", 3)
+    seen.clear()
+    for a, b in zip(jax.tree.leaves(run("parts", 4)), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert seen == [(2, 1, 16, 16, 3)]
+    assert "order" not in caplog.text
+    Image.new("RGB", (40, 30)).save(pictures / "another.png")
+    run("parts", 5)
+    assert "reads 3 videos and 4 pictures, where 3 and 3 were read before" in caplog.text
+
+
 def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_path):
     sd_vae.save(small_model("image"), tmp_path / "sd" / "vae")
     config = tiny(videos, steps=1, validate_every=1, **{"data.frames": 5})
@@ -161,6 +192,12 @@ def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_
         ({"freeze": "decoder"}, ["config.freeze='decoder'", "encoder"]),
         ({"discriminator.turns": "both"}, ["config.discriminator.turns='both'", "alternate"]),
         ({"discriminator.loss": "wgan"}, ["config.discriminator.loss='wgan'", "hinge"]),
+        ({"data.crop": "corner"}, ["config.data.crop='corner'", "centre"]),
+        ({"data.image_rate": 0.5}, ["config.data.image_rate=0.5", "give both"]),
+        (
+            {"data.image_rate": 0.5, "data.image_path": "x", "data.image_batch_size": 3},
+            ["config.data.image_batch_size=3", "that does is 4"],
+        ),
         ({"steps": 0}, ["config.steps=0"]),
         ({"seed": -1}, ["config.seed=-1"]),
         ({"validation_clips": 0}, ["config.validation_clips=0"]),

@@ -1,0 +1,101 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odvae_jax.data.__main__ import main
+from odvae_jax.data.clips import RandomClips
+from odvae_jax.data.packing import pack_videos
+from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.data.video import VideoError, inspect_video, read_frames
+from tests.conftest import write_clip
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {"short_side": 24, "seconds": 1.0, "videos_per_shard": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos")
+    for i in range(4):
+        write_clip(path / f"clip{i}.mp4", frames=16 + 4 * i, seed=i, fps=12)
+    (path / "fake.mp4").write_text("not a video")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["raw", "h264"])
+def test_what_is_packed_is_what_was_there(folder, tmp_path, kind):
+    summary = pack_videos(str(folder), tmp_path / "packed", kind=kind, crf=1, **OPTIONS)
+    assert "1 unusable" in summary and "fake.mp4" in summary
+    source = open_source(f"array_record:{tmp_path / 'packed'}")
+    # Parts of 12 frames, the last of 6 to 17: 16; 20 = 12 + 8; 24 = 12 + 12; 28 = 12 + 16.
+    lengths, parts = [], []
+    for i in range(len(source)):
+        source.read(i, Sampling(1), 1, lambda n: lengths.append(n) or 0)
+        parts.append(source.read(i, Sampling(lengths[-1]), 1, lambda n: 0))
+    assert lengths == [16, 12, 8, 12, 12, 12, 16]
+    wholes = [
+        read_frames(inspect_video(folder / f"clip{i}.mp4"), 0, 16 + 4 * i, short_side=24)
+        for i in range(4)
+    ]
+    error = np.concatenate(parts).astype(int) - np.concatenate(wholes)
+    if kind == "raw":
+        assert not error.any()
+    else:  # these colours change from pixel to pixel, and the format keeps them for every fourth
+        assert np.abs(error.mean(-1)).mean() < 6 and abs(error.mean()) < 1
+    clips = RandomClips(f"array_record:{tmp_path / 'packed'}", frames=5, size=16)
+    assert clips[3].shape == (5, 16, 16, 3) and not clips.skipped
+    with pytest.raises(VideoError, match=r"clip0.mp4#0 has 16 frames, .*clips need 17"):
+        source.read(0, Sampling(17), 1, lambda n: 0)
+
+
+def test_an_interrupted_packing_goes_on_where_it_was(folder, tmp_path):
+    whole = tmp_path / "whole"
+    pack_videos(str(folder), whole, kind="raw", **OPTIONS)
+    command = [sys.executable, "-m", "odvae_jax.data", "pack", str(folder), str(tmp_path / "cut")]
+    command += ["--short-side=24", "--seconds=1", "--videos-per-shard=2", "--kind=raw"]
+    command += ["--workers=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    while not list((tmp_path / "cut").glob("videos-00000*")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = next((tmp_path / "cut").glob("videos-00000*"))
+    before = first.stat()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    after = first.stat()
+    if (tmp_path / "cut" / "packed.json").exists() and before.st_ino == after.st_ino:
+        assert before.st_mtime_ns == after.st_mtime_ns, "a finished file is not written again"
+    a, b = (open_source(f"array_record:{p}") for p in (whole, tmp_path / "cut"))
+    assert [a._record(i) for i in range(len(a))] == [b._record(i) for i in range(len(b))]
+    with pytest.raises(ValueError, match="holds another packing .short_side differ"):
+        pack_videos(str(folder), whole, kind="raw", **{**OPTIONS, "short_side": 32})
+    with pytest.raises(ValueError, match="holds other files"):
+        pack_videos(str(folder), folder, **OPTIONS)
+
+
+def test_several_processes_pack_the_same(folder, tmp_path):
+    for workers in (1, 2):
+        pack_videos(str(folder), tmp_path / str(workers), kind="raw", workers=workers, **OPTIONS)
+    a, b = (open_source(f"array_record:{tmp_path / str(n)}") for n in (1, 2))
+    assert [a._record(i) for i in range(len(a))] == [b._record(i) for i in range(len(b))]
+
+
+def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    options = ["--frames=5", "--size=24", "--clips=3", f"--output={sheet}", "--workers=1"]
+    main(["inspect", str(folder), *options])
+    out = capsys.readouterr().out
+    assert re.search(r"videos +5\nhours +0.00204\nresolutions +64×48 \(4\)\n", out), out
+    assert re.search(r"frames/s +12 \(4\)\nunusable +1\n .*fake.mp4 cannot be read", out), out
+    assert Image.open(sheet).size == (4 * 24, 3 * 24)
+    with pytest.raises(SystemExit, match=r"odvae_jax.data inspect: .*nowhere does not exist"):
+        main(["inspect", "nowhere"])
+    assert os.path.exists(sheet)
