@@ -181,13 +181,13 @@ class RandomClips:
     def _cut(self, source, video: int, rng: np.random.Generator) -> np.ndarray:
         low, high = self.sampling.stride
         stride = int(rng.integers(low, high + 1))
-        frames = source.read(video, self.sampling, stride, lambda n: int(rng.integers(n)))
-        if self._crop == "centre":
-            clip = centre_crop(frames, self.size, self.size)
-        else:
-            top, left = (int(rng.integers(s - self.size + 1)) for s in frames.shape[1:3])
-            clip = frames[:, top : top + self.size, left : left + self.size]
-        return np.ascontiguousarray(clip[:, :, ::-1] if self._flip and rng.integers(2) else clip)
+        frames = source.frames(video, self.sampling, stride, lambda n: int(rng.integers(n)))
+        free = [side - self.size for side in frames[0].shape[:2]]
+        top, left = (s // 2 if self._crop == "centre" else int(rng.integers(s + 1)) for s in free)
+        mirrored = -1 if self._flip and rng.integers(2) else 1
+        # Cut before the frames are put together: only what is wanted is copied.
+        rows, columns = slice(top, top + self.size), slice(left, left + self.size)
+        return np.stack([frame[rows, columns][:, ::mirrored] for frame in frames])
 
 
 def _turn(seed: int, weights: tuple[float, ...], index: int) -> tuple[int, int]:

@@ -112,14 +112,20 @@ class Source(abc.ABC):
         """What messages call a video."""
 
     @abc.abstractmethod
-    def read(
+    def frames(
         self, index: int, sampling: Sampling, stride: int, where: Callable[[int], int]
-    ) -> np.ndarray:
-        """A clip's frames, uint8 [T, H, W, 3]; see `Extent.clip_start`.
+    ) -> list[np.ndarray]:
+        """A clip's frames, T of uint8 [H, W, 3]; see `Extent.clip_start`.
 
         Raises:
           VideoError: if the video cannot be used, or this part of it cannot be decoded.
         """
+
+    def read(
+        self, index: int, sampling: Sampling, stride: int, where: Callable[[int], int]
+    ) -> np.ndarray:
+        """The same as one array, [T, H, W, 3]."""
+        return np.stack(self.frames(index, sampling, stride, where))
 
     @abc.abstractmethod
     def rate(self, index: int) -> float:
@@ -172,11 +178,11 @@ class Files(Source):
         with VideoReader(self._entries[index][0]) as video:
             return video.fps
 
-    def read(self, index, sampling, stride, where):
+    def frames(self, index, sampling, stride, where):
         path = self._entries[index][0]
         if self._cache is not None:
             video, frames = self._decoded(path, sampling.short_side)
-            return self._cut(video, lambda _: frames, index, sampling, stride, where, np.stack)
+            return self._cut(video, lambda _: frames, index, sampling, stride, where, list)
         with VideoReader(path) as video:
             convert = functools.partial(to_rgb, short_side=sampling.short_side)
             return self._cut(video, video.frames_from, index, sampling, stride, where, convert)
@@ -232,11 +238,11 @@ class Pictures(Source):
     def rate(self, index):
         return 1.0
 
-    def read(self, index, sampling, stride, where):
+    def frames(self, index, sampling, stride, where):
         _needs_one_frame(self.name(index), sampling)
         try:
             with open(self._paths[index], "rb") as file:
-                return _decoded_image(file, sampling.short_side)[None]
+                return [_decoded_image(file, sampling.short_side)]
         except OSError as error:
             raise VideoError(f"{self.name(index)} cannot be read as an image: {error}.") from error
 
@@ -332,7 +338,7 @@ class TFDS(_Records):
     def rate(self, index):
         return self._fps
 
-    def read(self, index, sampling, stride, where):
+    def frames(self, index, sampling, stride, where):
         from tensorflow_datasets.proto import tf_example_pb2
 
         example = tf_example_pb2.Example.FromString(self._record(index))
@@ -344,7 +350,7 @@ class TFDS(_Records):
             times, moment, sampling.frames, rate=self._fps, stride=stride, fps=sampling.fps
         )
         try:
-            return np.stack([_decoded_image(io.BytesIO(b), sampling.short_side) for b in chosen])
+            return [_decoded_image(io.BytesIO(b), sampling.short_side) for b in chosen]
         except OSError as error:
             raise VideoError(f"{extent.name} holds a broken image: {error}.") from error
 
@@ -358,7 +364,7 @@ class Packed(_Records):
     def rate(self, index):
         return unpack(self._record(index), self.name(index))[0]["fps"]
 
-    def read(self, index, sampling, stride, where):
+    def frames(self, index, sampling, stride, where):
         header, content = unpack(self._record(index), self.name(index))
         if header["kind"] == "raw":
             shape = [header[n] for n in ("frames", "height", "width")]
@@ -369,7 +375,7 @@ class Packed(_Records):
             frames = select_frames(
                 times, moment, sampling.frames, rate=extent.rate, stride=stride, fps=sampling.fps
             )
-            return np.stack([_resized(frame, sampling.short_side) for frame in frames])
+            return [_resized(frame, sampling.short_side) for frame in frames]
         with VideoReader(content, header["name"]) as video:
             extent = Extent(header["name"], video.start, video.end, video.fps)
             moment = extent.clip_start(sampling, stride, where)

@@ -150,7 +150,7 @@ def read_frames(
             raise VideoError(
                 f"{info.path} yielded {len(frames)} of {count} frames from frame {start} on."
             )
-        return to_rgb(frames, short_side)
+        return np.stack(to_rgb(frames, short_side))
 
 
 class VideoReader:
@@ -303,16 +303,16 @@ def select_frames(
     return chosen
 
 
-def to_rgb(frames: Sequence[av.VideoFrame], short_side: int | None = None) -> np.ndarray:
-    """Frames as uint8 RGB [T, H, W, 3], scaled (antialiased) and turned as the file says."""
+def to_rgb(frames: Sequence[av.VideoFrame], short_side: int | None = None) -> list[np.ndarray]:
+    """Frames as uint8 RGB [H, W, 3], scaled (antialiased) and turned as the file says."""
     scaler = VideoReformatter()
     width, height = scaled_size(frames[0].width, frames[0].height, short_side)
+    turns = round(frames[0].rotation / 90) % 4
     arrays = [
         scaler.reformat(f, width, height, "rgb24", interpolation=_SCALING, threads=1).to_ndarray()
         for f in frames
     ]
-    quarter_turns = round(frames[0].rotation / 90) % 4
-    return np.rot90(np.stack(arrays), quarter_turns, axes=(1, 2))
+    return [np.rot90(array, turns) for array in arrays] if turns else arrays
 
 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
