@@ -44,7 +44,7 @@ def main(arguments=None):
         if command == "inspect":
             from odvae_jax.data.inspection import contact_sheet, survey
 
-            report = survey(given["source"], workers=given["workers"])
+            report = survey(given["source"], frames=given["frames"], workers=given["workers"])
             print(report)
             if report.usable:
                 options = {n: given[n] for n in ("frames", "size", "clips")}

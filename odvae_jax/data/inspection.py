@@ -53,17 +53,22 @@ class Report:
         return "\n".join(lines)
 
 
-def survey(text: str, *, workers: int = 1) -> Report:
+def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
     """Reads the header and one frame of every video that a string names (`data.sources`).
+
+    Args:
+      text: as above.
+      frames: that a video must have to be usable.
+      workers: processes.
 
     Raises:
       FileNotFoundError, ValueError: if there is no such source.
     """
     report = Report()
     sources = [source for _, source in open_sources(text)]
-    jobs = [(source, index) for source in sources for index in range(len(source))]
+    jobs = [(source, index, frames) for source in sources for index in range(len(source))]
     with tqdm(total=len(jobs), unit="video", dynamic_ncols=True) as bar:
-        for (source, index), found in zip(jobs, in_processes(_look, jobs, workers), strict=True):
+        for (source, index, _), found in zip(jobs, in_processes(_look, jobs, workers), strict=True):
             report.videos += 1
             if isinstance(found, str):
                 report.unusable[source.name(index)] = found
@@ -76,7 +81,7 @@ def survey(text: str, *, workers: int = 1) -> Report:
     return report
 
 
-def _look(source: Source, index: int):
+def _look(source: Source, index: int, frames: int):
     """Seconds, frames a second and (width, height); or why the video cannot be used."""
     places = []
     try:
@@ -85,6 +90,8 @@ def _look(source: Source, index: int):
         rate = source.rate(index)
     except VideoError as error:
         return str(error)
+    if places[0] < frames:
+        return f"{source.name(index)} has {places[0]} frames; clips need {frames}."
     return places[0] / rate, rate, frame.shape[1::-1]
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from odvae_jax.data.inspection import in_processes
 from odvae_jax.data.sources import PACKED_SUFFIX, Files, Sampling, open_source, pack
 from odvae_jax.data.video import VideoError, VideoReader, encode_h264, to_rgb
+from odvae_jax.files import write_whole
 
 INFO_FILE = "packed.json"
 _KEY_FRAMES = 12  # distance of key frames: a clip begins anywhere
@@ -69,6 +70,8 @@ def pack_videos(
     elif dest.exists() and any(dest.iterdir()):
         raise ValueError(f"{dest} holds other files; choose an empty folder, or a new one.")
     dest.mkdir(parents=True, exist_ok=True)
+    # Before the first shard, so that one that is whole but not yet noted is known as ours.
+    write_whole(info_file, json.dumps({**info, **done}, indent=1) + "\n")
     shards = -(-len(source) // videos_per_shard)
     with tqdm(total=len(source), unit="video", dynamic_ncols=True) as bar:
         for shard in range(shards):
@@ -96,9 +99,7 @@ def pack_videos(
             writer.close()
             os.replace(building, dest / name)
             done["shards"][name] = count
-            temporary = info_file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({**info, **done}, indent=1) + "\n")
-            os.replace(temporary, info_file)
+            write_whole(info_file, json.dumps({**info, **done}, indent=1) + "\n")
     total = sum(done["shards"].values())
     if not total:
         reasons = "\n  ".join(list(done["unusable"].values())[:20])

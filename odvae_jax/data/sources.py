@@ -23,8 +23,9 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -44,6 +45,7 @@ IMAGE_EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", 
 PACKED_SUFFIX = ".array_record"
 _MAGIC = b"odvae1"
 _LEAST_SHARE = 1e-3
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,31 @@ class Source(abc.ABC):
         """
 
 
+def _cut(
+    frames_from: Callable[[float], Iterable[tuple[float, T]]],
+    extent: Extent,
+    sampling: Sampling,
+    stride: int,
+    where: Callable[[int], int],
+) -> list[T]:
+    """The frames of one clip of a video, in whatever form `frames_from` gives them with times."""
+    moment = extent.clip_start(sampling, stride, where)
+    frames = select_frames(
+        frames_from(moment),
+        moment,
+        sampling.frames,
+        rate=extent.rate,
+        stride=stride,
+        fps=sampling.fps,
+    )
+    if len(frames) < sampling.frames:
+        raise VideoError(
+            f"{extent.name} yielded {len(frames)} of {sampling.frames} frames from "
+            f"{moment:.3f} s on."
+        )
+    return frames
+
+
 class Files(Source):
     """Video files, or parts of them.
 
@@ -182,34 +209,20 @@ class Files(Source):
         path = self._entries[index][0]
         if self._cache is not None:
             video, frames = self._decoded(path, sampling.short_side)
-            return self._cut(video, lambda _: frames, index, sampling, stride, where, list)
+            return _cut(lambda _: frames, self._extent(index, video), sampling, stride, where)
         with VideoReader(path) as video:
-            convert = functools.partial(to_rgb, short_side=sampling.short_side)
-            return self._cut(video, video.frames_from, index, sampling, stride, where, convert)
+            extent = self._extent(index, video)
+            chosen = _cut(video.frames_from, extent, sampling, stride, where)
+            return to_rgb(chosen, sampling.short_side)
 
-    def _cut(self, video, frames_from, index, sampling, stride, where, convert):
+    def _extent(self, index, video):
         _, start, end = self._entries[index]
-        extent = Extent(
+        return Extent(
             self.name(index),
             video.start if start is None else max(start, video.start),
             video.end if end is None else min(end, video.end),
             video.fps,
         )
-        moment = extent.clip_start(sampling, stride, where)
-        frames = select_frames(
-            frames_from(moment),
-            moment,
-            sampling.frames,
-            rate=video.fps,
-            stride=stride,
-            fps=sampling.fps,
-        )
-        if len(frames) < sampling.frames:
-            raise VideoError(
-                f"{extent.name} yielded {len(frames)} of {sampling.frames} frames from "
-                f"{moment:.3f} s on."
-            )
-        return convert(frames)
 
     def _decoded(self, path, short_side):
         with self._lock:
@@ -344,11 +357,8 @@ class TFDS(_Records):
         example = tf_example_pb2.Example.FromString(self._record(index))
         images = example.features.feature[self._feature].bytes_list.value
         extent = Extent(self.name(index), 0.0, len(images) / self._fps, self._fps)
-        moment = extent.clip_start(sampling, stride, where)
-        times = ((i / self._fps, image) for i, image in enumerate(images))
-        chosen = select_frames(
-            times, moment, sampling.frames, rate=self._fps, stride=stride, fps=sampling.fps
-        )
+        times = [(i / self._fps, image) for i, image in enumerate(images)]
+        chosen = _cut(lambda _: times, extent, sampling, stride, where)
         try:
             return [_decoded_image(io.BytesIO(b), sampling.short_side) for b in chosen]
         except OSError as error:
@@ -370,28 +380,13 @@ class Packed(_Records):
             shape = [header[n] for n in ("frames", "height", "width")]
             raw = np.frombuffer(content, np.uint8).reshape(*shape, 3)
             extent = Extent(header["name"], 0.0, len(raw) / header["fps"], header["fps"])
-            moment = extent.clip_start(sampling, stride, where)
-            times = ((i / extent.rate, frame) for i, frame in enumerate(raw))
-            frames = select_frames(
-                times, moment, sampling.frames, rate=extent.rate, stride=stride, fps=sampling.fps
-            )
-            return [_resized(frame, sampling.short_side) for frame in frames]
+            times = [(i / extent.rate, frame) for i, frame in enumerate(raw)]
+            chosen = _cut(lambda _: times, extent, sampling, stride, where)
+            return [_resized(frame, sampling.short_side) for frame in chosen]
         with VideoReader(content, header["name"]) as video:
             extent = Extent(header["name"], video.start, video.end, video.fps)
-            moment = extent.clip_start(sampling, stride, where)
-            frames = select_frames(
-                video.frames_from(moment),
-                moment,
-                sampling.frames,
-                rate=video.fps,
-                stride=stride,
-                fps=sampling.fps,
-            )
-            if len(frames) < sampling.frames:
-                raise VideoError(
-                    f"{extent.name} yielded {len(frames)} of {sampling.frames} frames."
-                )
-            return to_rgb(frames, sampling.short_side)
+            chosen = _cut(video.frames_from, extent, sampling, stride, where)
+            return to_rgb(chosen, sampling.short_side)
 
 
 def pack(header: dict, content: bytes) -> bytes:

@@ -27,6 +27,7 @@ from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
 from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
 from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.files import write_whole
 from odvae_jax.flops import count_flops
 from odvae_jax.inflation import inflate
 from odvae_jax.metrics.lpips import LPIPS, load_lpips
@@ -35,7 +36,7 @@ from odvae_jax.training import config as config_lib
 from odvae_jax.training.checkpoints import Checkpoints, has_checkpoint
 from odvae_jax.training.curves import plot_curves
 from odvae_jax.training.discriminator import Discriminator
-from odvae_jax.training.reporting import Reporter, write_whole
+from odvae_jax.training.reporting import Reporter
 from odvae_jax.training.state import TrainState, create_state, make_optimizers, model_parameters
 from odvae_jax.training.step import Metrics, Update, make_train_step, update_of_step
 from odvae_jax.training.validation import Validation

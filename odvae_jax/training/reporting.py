@@ -18,6 +18,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from odvae_jax.files import write_whole
 from odvae_jax.flops import peak_flops
 from odvae_jax.training.curves import METRICS_FILE, read_metrics
 
@@ -182,10 +183,3 @@ def _append(path: Path, line: str) -> None:
     except OSError:
         os.truncate(path, size)  # nothing of a line that does not fit
         raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)

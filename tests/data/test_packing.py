@@ -96,6 +96,8 @@ def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):
     assert re.search(r"videos +5\nhours +0.00204\nresolutions +64×48 \(4\)\n", out), out
     assert re.search(r"frames/s +12 \(4\)\nunusable +1\n .*fake.mp4 cannot be read", out), out
     assert Image.open(sheet).size == (4 * 24, 3 * 24)
+    main(["inspect", str(folder), "--frames=20", *options[1:]])
+    assert "clip0.mp4 has 16 frames; clips need 20." in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"odvae_jax.data inspect: .*nowhere does not exist"):
         main(["inspect", "nowhere"])
     assert os.path.exists(sheet)
