@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -18,10 +19,11 @@ import numpy as np
 from absl import flags
 
 from odvae_jax.data.sources import Sampling, open_sources
-from odvae_jax.data.video import VideoError, centre_crop
+from odvae_jax.data.video import PartError, VideoError, centre_crop
 
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 64
+_PARTS = 4  # parts of one video that are tried
 _BLOCK = 10_000  # clips over which the sources' shares come out exactly
 _FEW = 20  # videos that are looked at before too many unusable ones end a run
 
@@ -121,10 +123,16 @@ class RandomClips:
                 epoch, place = divmod(turn, len(source))
                 video = _shuffled(place, len(source), self.seed + 7919 * which + epoch)
             name = source.name(video)
-            try:
-                return Drawn(self._cut(source, video, rng), name, tuple(passed_over.items()))
-            except VideoError as error:
-                passed_over.setdefault(name, str(error))
+            for earlier in range(_PARTS):
+                try:
+                    clip = self._cut(source, video, rng, earlier)
+                    return Drawn(clip, name, tuple(passed_over.items()))
+                except PartError as error:  # the header may promise more frames than there are
+                    reason = error
+                except VideoError as error:
+                    reason = error
+                    break
+            passed_over.setdefault(name, str(reason))
         reasons = "\n  ".join(list(passed_over.values())[:5])
         raise VideoError(
             f"no usable video for clip {index} in {_ATTEMPTS} draws; "
@@ -144,8 +152,10 @@ class RandomClips:
                 if name not in self.skipped:
                     self.skipped[name] = reason
                     logger.warning("skipped (%d so far): %s", len(self.skipped), reason)
-            enough = len(self._seen) >= min(_FEW, len(self))
-            if enough and len(self.skipped) > self._max_unusable * len(self._seen):
+            seen, share = len(self._seen), self._max_unusable
+            # Some more than the share may be chance, until all are seen.
+            chance = 3 * (seen * share * (1 - share)) ** 0.5 if seen < len(self) else 0.0
+            if seen >= min(_FEW, len(self)) and len(self.skipped) > share * seen + chance:
                 listed = "\n  ".join(list(self.skipped.values())[:50])
                 raise VideoError(
                     f"{len(self.skipped)} of the {len(self._seen)} videos looked at cannot be "
@@ -159,16 +169,24 @@ class RandomClips:
         They are of the first n = `count` usable videos, the beginning of what `holdout` leaves
         out, or the last frames if that is less than a clip; centre-cropped.
         """
-        plain = Sampling(self.sampling.frames, self.sampling.short_side, fps=self.sampling.fps)
-        later = max(self.sampling.holdout - self.sampling.frames, 0)
+        sampling = self.sampling
+        plain = dataclasses.replace(sampling, holdout=0)
         clips, reasons = [], []
         for source in self.sources:
             for video in range(len(source)):
                 if len(clips) == count:
                     return np.stack(clips)
                 try:
+                    span = (sampling.frames - 1) * sampling.stride[0] + 1
+                    if sampling.fps is not None:
+                        seconds = (sampling.frames - 1) / sampling.fps
+                        span = round(seconds * source.rate(video)) + 1
+                    later = max(sampling.holdout - span, 0)
                     frames = source.read(
-                        video, plain, self.sampling.stride[0], lambda n: max(n - 1 - later, 0)
+                        video,
+                        plain,
+                        sampling.stride[0],
+                        lambda n, later=later: max(n - 1 - later, 0),
                     )
                     clips.append(centre_crop(frames, self.size, self.size))
                 except VideoError as error:
@@ -178,10 +196,13 @@ class RandomClips:
             raise VideoError(f"none of {len(reasons)} videos can be used:\n  {listed}")
         return np.stack(clips)
 
-    def _cut(self, source, video: int, rng: np.random.Generator) -> np.ndarray:
+    def _cut(self, source, video: int, rng: np.random.Generator, earlier: int) -> np.ndarray:
+        """A clip; from the first half of the video, quarter and so on for `earlier` = 1, 2, ..."""
         low, high = self.sampling.stride
         stride = int(rng.integers(low, high + 1))
-        frames = source.frames(video, self.sampling, stride, lambda n: int(rng.integers(n)))
+        frames = source.frames(
+            video, self.sampling, stride, lambda n: int(rng.integers(n)) >> earlier
+        )
         free = [side - self.size for side in frames[0].shape[:2]]
         top, left = (s // 2 if self._crop == "centre" else int(rng.integers(s + 1)) for s in free)
         mirrored = -1 if self._flip and rng.integers(2) else 1
@@ -267,7 +288,7 @@ def batches(
     drawn = numbers.map(draw).to_iter_dataset(options).mp_prefetch(ahead)
     iterator = iter(drawn)
     try:
-        with _own_main() if workers else contextlib.nullcontext():
+        with own_main() if workers else contextlib.nullcontext():
             pending = [next(iterator)]  # the workers are started here
         while True:
             pending += [next(iterator) for _ in range(len(rows) - len(pending))]
@@ -298,7 +319,7 @@ def _let_grain_read_its_flags():
 
 
 @contextlib.contextmanager
-def _own_main():
+def own_main():
     """Lets processes that are started here run `worker.py` first, and not the caller's script.
 
     Python would import the script in every one of them, and with it JAX.

@@ -6,15 +6,16 @@ import collections
 import concurrent.futures
 import dataclasses
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from odvae_jax.data.clips import RandomClips
+from odvae_jax.data.clips import RandomClips, own_main
 from odvae_jax.data.sources import Sampling, Source, open_sources
 from odvae_jax.data.video import VideoError
 
@@ -66,9 +67,11 @@ def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
     """
     report = Report()
     sources = [source for _, source in open_sources(text)]
-    jobs = [(source, index, frames) for source in sources for index in range(len(source))]
+    jobs = [(which, i) for which, source in enumerate(sources) for i in range(len(source))]
+    found_of_all = in_processes(_look, (sources, frames), jobs, workers)
     with tqdm(total=len(jobs), unit="video", dynamic_ncols=True) as bar:
-        for (source, index, _), found in zip(jobs, in_processes(_look, jobs, workers), strict=True):
+        for (which, index), found in zip(jobs, found_of_all, strict=True):
+            source = sources[which]
             report.videos += 1
             if isinstance(found, str):
                 report.unusable[source.name(index)] = found
@@ -81,9 +84,10 @@ def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
     return report
 
 
-def _look(source: Source, index: int, frames: int):
+def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
     """Seconds, frames a second and (width, height); or why the video cannot be used."""
-    places = []
+    (sources, frames), (which, index) = shared, job
+    source, places = sources[which], []
     try:
         # The first frame; and how many places there are for one.
         frame = source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)[0]
@@ -95,20 +99,44 @@ def _look(source: Source, index: int, frames: int):
     return places[0] / rate, rate, frame.shape[1::-1]
 
 
-def in_processes(function, jobs: list[tuple], workers: int) -> Iterable:
-    """`function(*job)` for each, in order, a bounded number ahead; in this process for one."""
+_SHARED = None  # what all jobs of a process share
+
+
+def _share(shared):
+    global _SHARED
+    _SHARED = shared
+
+
+def _with_shared(function, job):
+    return function(_SHARED, job)
+
+
+def in_processes(function: Callable, shared: Any, jobs: Sequence, workers: int) -> Generator:
+    """`function(shared, job)` for each job, in order, a bounded number ahead.
+
+    With one worker, in this process. The others do without JAX and the caller's script, as those
+    that training reads with, and are sent `shared` once.
+    """
     if workers < 2 or len(jobs) < 2:
-        yield from (function(*job) for job in jobs)
+        yield from (function(shared, job) for job in jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        pending = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_share,
+        initargs=(shared,),
+    )
+    pending = collections.deque()
+    try:
         for job in jobs:
-            pending.append(pool.submit(function, *job))
-            if len(pending) > 4 * workers:
+            with own_main():
+                pending.append(pool.submit(_with_shared, function, job))
+            if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def contact_sheet(

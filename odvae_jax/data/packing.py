@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odvae_jax.data.inspection import in_processes
-from odvae_jax.data.sources import PACKED_SUFFIX, Files, Sampling, open_source, pack
+from odvae_jax.data.sources import PACKED_SUFFIX, Files, Sampling, Source, open_source, pack
 from odvae_jax.data.video import VideoError, VideoReader, encode_h264, to_rgb
 from odvae_jax.files import write_whole
 
@@ -73,23 +74,27 @@ def pack_videos(
     # Before the first shard, so that one that is whole but not yet noted is known as ours.
     write_whole(info_file, json.dumps({**info, **done}, indent=1) + "\n")
     shards = -(-len(source) // videos_per_shard)
-    with tqdm(total=len(source), unit="video", dynamic_ncols=True) as bar:
-        for shard in range(shards):
-            indices = range(
-                shard * videos_per_shard, min((shard + 1) * videos_per_shard, len(source))
-            )
-            name = f"videos-{shard:05d}-of-{shards:05d}{PACKED_SUFFIX}"
-            if name in done["shards"]:
-                bar.update(len(indices))
-                continue
+    names = [f"videos-{i:05d}-of-{shards:05d}{PACKED_SUFFIX}" for i in range(shards)]
+    parts = [
+        range(i, min(i + videos_per_shard, len(source)))
+        for i in range(0, len(source), videos_per_shard)
+    ]
+    todo = [(n, part) for n, part in zip(names, parts, strict=True) if n not in done["shards"]]
+    packed = in_processes(_packed, (source, how), [i for _, part in todo for i in part], workers)
+    left = sum(len(part) for _, part in todo)
+    with (
+        tqdm(
+            total=len(source), initial=len(source) - left, unit="video", dynamic_ncols=True
+        ) as bar,
+        contextlib.closing(packed),
+    ):
+        for name, part in todo:
             building = dest / f".{name}.tmp"
             # One record a group: a record is read without its neighbours.
             writer = ArrayRecordWriter(str(building), "group_size:1,uncompressed")
             count = 0
-            jobs = [(source, index, how) for index in indices]
-            for index, (records, error) in zip(
-                indices, in_processes(_packed, jobs, workers), strict=True
-            ):
+            for index in part:
+                records, error = next(packed)
                 for record in records:
                     writer.write(record)
                 count += len(records)
@@ -112,8 +117,9 @@ def pack_videos(
     return "\n  ".join([*lines, *done["unusable"].values()])
 
 
-def _packed(source, index: int, how: dict) -> tuple[list[bytes], str]:
+def _packed(shared: tuple[Source, dict], index: int) -> tuple[list[bytes], str]:
     """The records of a video, and what was wrong with it if anything was."""
+    source, how = shared
     records = []
     try:
         for part, (fps, frames) in enumerate(_parts(source, index, how)):
@@ -140,6 +146,8 @@ def _parts(source, index: int, how: dict) -> Iterator[tuple[float, np.ndarray]]:
         with VideoReader(path) as video:
             most = max(round(how["seconds"] * video.fps), 1)
             waiting = []
+            start = None if start is None else video.start + start
+            end = None if end is None else video.start + end
             for time, frame in video.frames_from(start):
                 if start is not None and time < start - 0.5 / video.fps:
                     continue

@@ -19,6 +19,7 @@ import functools
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import re
 import struct
@@ -28,9 +29,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from odvae_jax.data.video import (
+    PartError,
     VideoError,
     VideoReader,
     find_files,
@@ -45,6 +47,10 @@ IMAGE_EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", 
 PACKED_SUFFIX = ".array_record"
 _MAGIC = b"odvae1"
 _LEAST_SHARE = 1e-3
+# What Pillow raises for broken images of one kind or another.
+_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+_IMAGE_ERRORS += (Image.DecompressionBombError,)
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -156,7 +162,7 @@ def _cut(
         fps=sampling.fps,
     )
     if len(frames) < sampling.frames:
-        raise VideoError(
+        raise PartError(
             f"{extent.name} yielded {len(frames)} of {sampling.frames} frames from "
             f"{moment:.3f} s on."
         )
@@ -219,8 +225,8 @@ class Files(Source):
         _, start, end = self._entries[index]
         return Extent(
             self.name(index),
-            video.start if start is None else max(start, video.start),
-            video.end if end is None else min(end, video.end),
+            video.start if start is None else video.start + start,
+            video.end if end is None else min(video.start + end, video.end),
             video.fps,
         )
 
@@ -256,7 +262,7 @@ class Pictures(Source):
         try:
             with open(self._paths[index], "rb") as file:
                 return [_decoded_image(file, sampling.short_side)]
-        except OSError as error:
+        except _IMAGE_ERRORS as error:
             raise VideoError(f"{self.name(index)} cannot be read as an image: {error}.") from error
 
 
@@ -361,8 +367,8 @@ class TFDS(_Records):
         chosen = _cut(lambda _: times, extent, sampling, stride, where)
         try:
             return [_decoded_image(io.BytesIO(b), sampling.short_side) for b in chosen]
-        except OSError as error:
-            raise VideoError(f"{extent.name} holds a broken image: {error}.") from error
+        except _IMAGE_ERRORS as error:
+            raise PartError(f"{extent.name} holds a broken image: {error}.") from error
 
 
 class Packed(_Records):
@@ -486,7 +492,7 @@ def resolve(path: str | os.PathLike) -> list[str]:
 
 def _manifest(path: Path) -> list[tuple[str, float | None, float | None]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".jsonl":
                 rows = [json.loads(line) for line in file if line.strip()]
             else:
@@ -499,20 +505,31 @@ def _manifest(path: Path) -> list[tuple[str, float | None, float | None]]:
             f"{path}: expected a column path, and optionally start and end in seconds; found "
             f"{columns or 'no rows'}. Write a first line such as `path,start,end`."
         )
-
-    def seconds(row, name):
-        value = row.get(name)
-        if value in (None, ""):
-            return None
+    if unused := [name for name in columns if name not in ("path", "start", "end")]:
+        logger.warning("%s: of its columns %s are not used; path, start and end are", path, unused)
+    entries = []
+    for number, row in enumerate(rows, 1):
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{path}: {name}={value!r} is not a number of seconds.") from None
+            start, end = (_seconds(row.get(name)) for name in ("start", "end"))
+            if not row["path"] or (end is not None and end <= (start or 0)):
+                raise ValueError
+            # Paths are relative to the manifest.
+            entries.append((str(path.parent / row["path"]), start, end))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(
+                f"{path}: row {number} is {row}; expected a path, and start and end as numbers of "
+                "seconds with 0 <= start < end, or empty."
+            ) from None
+    return entries
 
-    # Paths are relative to the manifest.
-    return [
-        (str(path.parent / row["path"]), seconds(row, "start"), seconds(row, "end")) for row in rows
-    ]
+
+def _seconds(value) -> float | None:
+    if value in (None, ""):
+        return None
+    seconds = float(value)
+    if not 0 <= seconds < np.inf:
+        raise ValueError
+    return seconds
 
 
 def _open_tfds(text: str) -> TFDS:
@@ -564,7 +581,10 @@ def _needs_one_frame(name, sampling):
 
 
 def _decoded_image(file, short_side) -> np.ndarray:
-    return _resized(np.asarray(Image.open(file).convert("RGB")), short_side)
+    image = ImageOps.exif_transpose(Image.open(file))
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return _resized(np.asarray(image.convert("RGB")), short_side)
 
 
 def _resized(image: np.ndarray, short_side: int | None) -> np.ndarray:

@@ -35,12 +35,23 @@ EXTENSIONS = frozenset(
         ".gif",
         ".3gp",
         ".ogv",
+        ".asf",
+        ".f4v",
+        ".m2ts",
+        ".m2v",
+        ".mts",
+        ".mxf",
+        ".vob",
     ]
 )
 
 
 class VideoError(ValueError):
     """A file that cannot be used as a video; the message names it and says why."""
+
+
+class PartError(VideoError):
+    """A part of a video that cannot be used; others may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +84,28 @@ def find_files(path: str | os.PathLike, extensions: frozenset[str], what: str) -
         raise FileNotFoundError(f"{root} does not exist; expected a folder of {what}s, or one.")
     if root.is_file():
         return [str(root)]
-    files = [p for p in sorted(root.rglob("*")) if p.is_file()]
-    found = [str(p) for p in files if p.suffix.lower() in extensions]
+    files = sorted(_files_below(root))
+    # What begins with ._ are macOS's notes on files of other disks.
+    found = [
+        str(p) for p in files if p.suffix.lower() in extensions and not p.name.startswith("._")
+    ]
     if not found:
         raise ValueError(
             f"no {what} below {root}: found {len(files)} files, looked for {sorted(extensions)}."
         )
     return found
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Links to folders are followed, each folder once."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
 
 
 def find_videos(path: str | os.PathLike) -> list[str]:
@@ -189,13 +215,15 @@ class VideoReader:
         if getattr(self, "_container", None) is not None:
             self._container.close()
             self._container = None
-        if isinstance(error, (av.FFmpegError, OSError)):
+        if isinstance(error, (av.FFmpegError, OSError, ValueError, MemoryError)) and not isinstance(
+            error, VideoError
+        ):
             raise VideoError(f"{self.name} cannot be read as a video: {error}.") from error
 
     def _open(self):
         self._container = None
         source = self._source if isinstance(self._source, str) else io.BytesIO(self._source)
-        self._container = av.open(source)
+        self._container = av.open(source, metadata_errors="replace")
         if not self._container.streams.video:
             raise VideoError(f"{self.name} holds no video stream.")
         self._stream = self._container.streams.video[0]
@@ -261,7 +289,7 @@ class VideoReader:
 
     def _check(self, frame):
         if frame.is_corrupt:
-            raise VideoError(f"{self.name} is damaged at {frame.time} s.")
+            raise PartError(f"{self.name} is damaged at {frame.time} s.")
 
 
 def select_frames(

@@ -83,12 +83,13 @@ def train(
     lpips = _on_all(load_lpips("vgg", dtype=model.dtype), mesh) if _perceptual(config) else None
     validation = None
     if config.validate_every:
-        if config.data.holdout < config.data.frames:
+        span = (config.data.frames - 1) * (1 if config.data.fps else config.data.stride) + 1
+        if config.data.holdout < span:
             logger.warning(
                 "config.data.holdout=%d is less than the %d frames of a clip: what is measured "
                 "during training is trained on too",
                 config.data.holdout,
-                config.data.frames,
+                span,
             )
         fixed_clips = clips.held_out(config.validation_clips)
         validation = Validation(vae, fixed_clips, _lpips_for_validation(mesh), mesh)
@@ -98,7 +99,11 @@ def train(
     if jax.process_count() > 1:  # nobody looks at the folder after another has begun to write
         multihost_utils.sync_global_devices("begin")
 
-    with _StopSignal() as stop, Checkpoints(workdir, config) as checkpoints:
+    with (
+        _StopSignal() as stop,
+        _reported(clips, pictures),
+        Checkpoints(workdir, config) as checkpoints,
+    ):
         state, position = _begin(config, initial, checkpoints, mesh)
         counts = {"videos": len(clips), "pictures": len(pictures) if pictures else 0}
         before = {name: position.get(name, count) for name, count in counts.items()}
@@ -119,14 +124,18 @@ def train(
         feeds = _Feeds(config, clips, pictures, mesh, position)
         del initial
         pending: list[Metrics] = []
-        with tqdm(
-            total=config.steps,
-            initial=first,
-            unit="step",
-            dynamic_ncols=True,
-            smoothing=0.05,
-            disable=jax.process_index() > 0,
-        ) as bar:
+        with (
+            contextlib.closing(feeds),
+            contextlib.closing(reporter),
+            tqdm(
+                total=config.steps,
+                initial=first,
+                unit="step",
+                dynamic_ncols=True,
+                smoothing=0.05,
+                disable=jax.process_index() > 0,
+            ) as bar,
+        ):
             for step in range(first + 1, config.steps + 1):
                 with reporter.waiting_for_data():
                     batch = feeds(step - 1)
@@ -158,15 +167,7 @@ def train(
                 if stopping:
                     logger.warning("stopped after step %d; run the same command to continue", step)
                     break
-        feeds.close()
-        reporter.close()
     _export(vae, state, workdir, mesh)
-    for source in filter(None, (clips, pictures)):
-        if source.skipped:
-            names = ", ".join(sorted(source.skipped))
-            logger.warning(
-                "%d of %d videos were skipped: %s", len(source.skipped), len(source), names
-            )
     return state
 
 
@@ -314,6 +315,20 @@ def _clips(config, path: str, frames: int, holdout: int = 0) -> RandomClips:
         max_unusable=data.max_unusable,
         in_memory=data.in_memory,
     )
+
+
+@contextlib.contextmanager
+def _reported(*sources: RandomClips | None):
+    """Says at the end, however it comes, which videos could not be used."""
+    try:
+        yield
+    finally:
+        for source in filter(None, sources):
+            if source.skipped:
+                names = ", ".join(sorted(source.skipped))
+                logger.warning(
+                    "%d of %d videos were skipped: %s", len(source.skipped), len(source), names
+                )
 
 
 class _Feeds:

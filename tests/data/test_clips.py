@@ -177,6 +177,40 @@ def test_held_out_frames_are_never_drawn(tmp_path):
     assert drawn == {True, False}, "without holdout they are drawn"
 
 
+def test_held_out_clips_with_a_stride_are_not_trained_on(tmp_path):
+    frames = np.full((60, 16, 16, 3), 4, np.uint8) * np.arange(60, dtype=np.uint8).reshape(
+        -1, 1, 1, 1
+    )
+    write_video(tmp_path / "clip.mp4", frames, fps=10)
+    for options in ({"stride": (4, 4)}, {"fps": 2.5}):
+        source = clips(tmp_path, size=16, short_side=16, holdout=20, **options)
+        shown = source.held_out(1)[0].mean((1, 2, 3)) / 4
+        assert shown.min() > 39, options
+        assert max(source[i].max() for i in range(40)) / 4 < 41
+
+
+SIGNALLED = """
+import os, signal, sys, time
+from odvae_jax.data.clips import RandomClips, batches
+signal.signal(signal.SIGINT, lambda *_: print("noted", flush=True))
+feed = batches(RandomClips(sys.argv[1], frames=5, size=32), 2, workers=2, threads=1)
+next(feed)
+os.killpg(0, signal.SIGINT)
+for _ in range(20):
+    next(feed)
+start = time.monotonic()
+feed.close()
+print("closed", time.monotonic() - start < 20)
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_be(folder):
+    command = [sys.executable, "-c", SIGNALLED, str(folder)]
+    group = {"start_new_session": True, "env": ENV, "cwd": ROOT, "check": True}
+    run = subprocess.run(command, capture_output=True, text=True, **group)
+    assert run.stdout.split() == ["noted", "closed", "True"], run.stderr
+
+
 def test_unusable_files_are_skipped_named_and_counted(tmp_path, caplog):
     write_clip(tmp_path / "good.mp4")
     write_clip(tmp_path / "short.mp4", frames=3)

@@ -228,6 +228,28 @@ def test_a_folder_of_images_gives_clips_of_one_frame(tmp_path):
         open_source(f"images:{tmp_path}").read(0, Sampling(5), 1, lambda n: 0)
 
 
+def test_pictures_are_turned_and_of_eight_bits(tmp_path):
+    image = Image.fromarray(np.zeros((40, 80, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(tmp_path / "a.jpg", exif=exif)
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "b.png")
+    source = open_source(f"images:{tmp_path}")
+    turned, deep = (source.read(i, Sampling(1), 1, lambda n: 0)[0] for i in range(2))
+    assert turned.shape == (80, 40, 3)
+    np.testing.assert_array_equal(deep[..., 0], ramp >> 8)
+
+
+def test_a_video_shorter_than_its_header_says_is_used_as_far_as_it_goes(tmp_path):
+    path = Path(write(tmp_path / "whole.mkv", moving(FRAMES, 48, 64), "ffv1"))
+    (tmp_path / "cut").mkdir()
+    size = path.stat().st_size
+    (tmp_path / "cut" / "clip.mkv").write_bytes(path.read_bytes()[: size * 6 // 10])
+    clips = RandomClips(tmp_path / "cut", frames=5, size=48)
+    assert all(clips[i].shape == (5, 48, 48, 3) for i in range(20)) and not clips.skipped
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_manifest_names_files_and_parts_of_them(tmp_path, kind):
     path = write(tmp_path / "clip.mp4", moving(FRAMES, 32, 32))
@@ -259,6 +281,7 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
     (tmp_path / "list.csv").write_text("file,begin\nx.mp4,0\n")
     (tmp_path / "bad.csv").write_text("path,start\nx.mp4,soon\n")
     (tmp_path / "torn.jsonl").write_text('{"path": ')
+    (tmp_path / "nan.jsonl").write_text('{"path": "x.mp4"}\n{"path": "x.mp4", "start": NaN}\n')
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for text, words in {
@@ -268,7 +291,8 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
         str(
             tmp_path / "list.csv"
         ): r"expected a column path.*found \['file', 'begin'\].*path,start",
-        str(tmp_path / "bad.csv"): "start='soon' is not a number of seconds",
+        str(tmp_path / "bad.csv"): "row 1 is .*soon.*numbers of seconds",
+        str(tmp_path / "nan.jsonl"): "row 2 is .*nan.*numbers of seconds",
         str(tmp_path / "torn.jsonl"): "torn.jsonl is not a manifest",
         f"array_record:{tmp_path / 'empty'}": "holds no .*array_record.*odvae_jax.data pack SOURCE",
         "array_record:nowhere": "nowhere does not exist; write it with .*data pack SOURCE",
