@@ -9,15 +9,14 @@ import logging
 import os
 import sys
 import threading
-import types
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
+from odvae_jax.data.processes import own_main
 from odvae_jax.data.sources import Sampling, open_sources
 from odvae_jax.data.video import PartError, VideoError, centre_crop
 
@@ -80,7 +79,7 @@ class RandomClips:
     ):
         sources = open_sources(path, in_memory=in_memory)
         self.sources = [source for _, source in sources]
-        self._weights = [weight for weight, _ in sources]
+        self._weights = tuple(weight for weight, _ in sources)
         self.sampling = Sampling(frames, short_side or size, stride, fps, holdout)
         self.size = size
         self.seed = seed
@@ -113,7 +112,7 @@ class RandomClips:
 
     def draw(self, index: int) -> Drawn:
         """As `self[index]`, with what was passed over, which is not noted."""
-        which, turn = _turn(self.seed, tuple(self._weights), index)
+        which, turn = _turn(self.seed, self._weights, index)
         source = self.sources[which]
         passed_over = {}
         for attempt in range(_ATTEMPTS):
@@ -316,18 +315,3 @@ def _let_grain_read_its_flags():
     for name in flags.FLAGS:
         if name.startswith("grain_"):
             flags.FLAGS[name].present = max(flags.FLAGS[name].present, 1)
-
-
-@contextlib.contextmanager
-def own_main():
-    """Lets processes that are started here run `worker.py` first, and not the caller's script.
-
-    Python would import the script in every one of them, and with it JAX.
-    """
-    stand_in = types.ModuleType("__main__")
-    stand_in.__file__ = str(Path(__file__).with_name("worker.py"))
-    before, sys.modules["__main__"] = sys.modules["__main__"], stand_in
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = before

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
-import multiprocessing
-from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from odvae_jax.data.clips import RandomClips, own_main
+from odvae_jax.data.clips import RandomClips
+from odvae_jax.data.processes import in_processes
 from odvae_jax.data.sources import Sampling, Source, open_sources
 from odvae_jax.data.video import VideoError
 
@@ -97,46 +94,6 @@ def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
     if places[0] < frames:
         return f"{source.name(index)} has {places[0]} frames; clips need {frames}."
     return places[0] / rate, rate, frame.shape[1::-1]
-
-
-_SHARED = None  # what all jobs of a process share
-
-
-def _share(shared):
-    global _SHARED
-    _SHARED = shared
-
-
-def _with_shared(function, job):
-    return function(_SHARED, job)
-
-
-def in_processes(function: Callable, shared: Any, jobs: Sequence, workers: int) -> Generator:
-    """`function(shared, job)` for each job, in order, a bounded number ahead.
-
-    With one worker, in this process. The others do without JAX and the caller's script, as those
-    that training reads with, and are sent `shared` once.
-    """
-    if workers < 2 or len(jobs) < 2:
-        yield from (function(shared, job) for job in jobs)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_share,
-        initargs=(shared,),
-    )
-    pending = collections.deque()
-    try:
-        for job in jobs:
-            with own_main():
-                pending.append(pool.submit(_with_shared, function, job))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def contact_sheet(

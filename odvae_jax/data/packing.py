@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from odvae_jax.data.inspection import in_processes
+from odvae_jax.data.processes import in_processes
 from odvae_jax.data.sources import PACKED_SUFFIX, Files, Sampling, Source, open_source, pack
 from odvae_jax.data.video import VideoError, VideoReader, encode_h264, to_rgb
 from odvae_jax.files import write_whole

@@ -166,7 +166,7 @@ def read_frames(
         wanted = info.timestamps[start : start + count]
         frames = []
         if start > 0:
-            near = (f for t, f in video.frames_from(first) if t is None or t >= first - base / 2)
+            near = (f for t, f in video.frames_from(first) if t >= first - base / 2)
             frames = list(itertools.islice(near, count))
         if [frame.pts for frame in frames] != list(wanted):
             # Frames without time stamps, or that come in another order: count from the beginning.
@@ -233,8 +233,6 @@ class VideoReader:
     def _read_header(self):
         stream, container = self._stream, self._container
         self.time_base = stream.time_base
-        self.codec = stream.codec_context.name
-        self.width, self.height = stream.width, stream.height
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
         self.start = float((stream.start_time or 0) * stream.time_base)
         if stream.duration:
@@ -251,7 +249,7 @@ class VideoReader:
             self._container.close()
             self._open()
 
-    def frames_from(self, moment: float | None) -> Iterator[tuple[float | None, av.VideoFrame]]:
+    def frames_from(self, moment: float | None) -> Iterator[tuple[float, av.VideoFrame]]:
         """Time and frame, from a key frame at or before `moment` on, or from the beginning.
 
         What lies before a key frame that was sought may refer to frames that were not read, so it

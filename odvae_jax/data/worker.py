@@ -1,4 +1,4 @@
-"""What a process that decodes videos runs first (`clips.batches`): it is to do without JAX.
+"""What a process that decodes videos runs first (`processes.own_main`): it is to do without JAX.
 
 grain imports JAX if it can, which takes seconds and memory in each process, and a GPU if one is
 touched; without it, grain has what it needs.

@@ -13,7 +13,7 @@ from PIL import Image
 from odvae_jax.data.__main__ import main
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.packing import pack_videos
-from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.data.sources import Sampling, open_source, unpack
 from odvae_jax.data.video import VideoError, inspect_video, read_frames
 from tests.conftest import write_clip
 
@@ -79,6 +79,15 @@ def test_an_interrupted_packing_goes_on_where_it_was(folder, tmp_path):
         pack_videos(str(folder), whole, kind="raw", **{**OPTIONS, "short_side": 32})
     with pytest.raises(ValueError, match="holds other files"):
         pack_videos(str(folder), folder, **OPTIONS)
+
+
+def test_what_cannot_be_packed_or_was_not_is_said(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "fake.mp4").write_text("not a video")
+    with pytest.raises(ValueError, match=r"none of 1 videos could be packed:(.|\n)*fake.mp4"):
+        pack_videos(str(tmp_path / "in"), tmp_path / "out", **OPTIONS)
+    with pytest.raises(VideoError, match="a.bin was not written by `python -m odvae_jax.data pack"):
+        unpack(b"something else", "a.bin")
 
 
 def test_several_processes_pack_the_same(folder, tmp_path):

@@ -15,7 +15,7 @@ from av.video.reformatter import Interpolation
 from PIL import Image
 
 from odvae_jax.data.clips import RandomClips
-from odvae_jax.data.sources import Files, Sampling, open_source, open_sources
+from odvae_jax.data.sources import TFDS, Files, Sampling, open_source, open_sources
 from odvae_jax.data.video import (
     VideoError,
     VideoReader,
@@ -304,6 +304,34 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             open_sources(text)
+
+
+def test_tfds_features_without_one_video_are_listed(tmp_path):
+    split = {"name": "train", "shardLengths": ["1"]}
+    info = {"name": "x", "fileFormat": "array_record", "splits": [split]}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(FileNotFoundError, match=r"features.json does not exist; expected a prep"):
+        TFDS(tmp_path)
+    features = {
+        "a": {"pythonClassName": "x.Video", "video": {}},
+        "b": {"pythonClassName": "x.Text"},
+    }
+    for names, words in (("b", "expected one Video.*'b': 'Text'"), ("aa", "no Video feature 'c'")):
+        kept = {"featuresDict": {"features": {n: features[n] for n in names}}}
+        (tmp_path / "features.json").write_text(json.dumps(kept))
+        with pytest.raises(ValueError, match=words):
+            TFDS(tmp_path, feature="c" if names == "aa" else "")
+
+
+def test_a_file_without_video_is_a_fault(tmp_path):
+    path = str(tmp_path / "sound.mkv")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    with pytest.raises(VideoError, match="sound.mkv holds no video stream"):
+        Files([(path, None, None)]).read(0, Sampling(1), 1, lambda n: 0)
 
 
 BUILDER = """
