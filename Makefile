@@ -20,7 +20,7 @@ install: .venv/installed
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet '$(TORCH)' && $(BIN)/pip install --quiet --no-deps lpips \
+	$(BIN)/pip install --quiet '$(TORCH)' && $(BIN)/pip install --quiet --no-deps lpips cd-fvd \
 	|| { test -z "$$CI" && echo \
 	"No CPU build of PyTorch was found, so its parity tests will be skipped. To run them, let pip see" \
 	"PyTorch's CPU index (PIP_EXTRA_INDEX_URL), or name another build: make test TORCH=torch"; }

