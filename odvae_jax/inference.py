@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from odvae_jax.autoencoder import ODVAE, check_array, check_latents, check_video_shape
+from odvae_jax.autoencoder import ODVAE, check_array, check_latents, check_video, check_video_shape
 from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.tiling import TemporalTiling
 from odvae_jax.types import AnyArray
 
 
-def encode(vae: ODVAE, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
-    """The posterior of a video in [-1, 1]; the same as `vae.encode(video)`."""
-    return vae.encode(video)
+def encode(
+    vae: ODVAE, video: Float[AnyArray, "b t h w 3"], *, tiling: TemporalTiling | None = None
+) -> DiagonalGaussian:
+    """The posterior of a video in [-1, 1]: `vae.encode(video)`, or in groups as `tiling` says."""
+    if tiling is None:
+        return vae.encode(video)
+    check_video(video, vae.config)
+    return _encode_tiled(vae, video, tiling)
 
 
-def decode(vae: ODVAE, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"]:
-    """The float32 video of unscaled latents; the same as `vae.decode(latents)`."""
-    return vae.decode(latents)
+def decode(
+    vae: ODVAE, latents: Float[AnyArray, "b t h w c"], *, tiling: TemporalTiling | None = None
+) -> Float[Array, "b u v x 3"]:
+    """The float32 video of unscaled latents: `vae.decode(latents)`, or in groups."""
+    if tiling is None:
+        return vae.decode(latents)
+    check_latents(latents, vae.config)
+    return _decode_tiled(vae, latents, tiling)
 
 
-def encode_uint8(vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
+def encode_uint8(
+    vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"], *, tiling: TemporalTiling | None = None
+) -> DiagonalGaussian:
     """The posterior of a uint8 video, 0 to 255, scaled to [-1, 1] on the device.
 
     Raises:
@@ -37,17 +52,19 @@ def encode_uint8(vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"]) -> DiagonalGau
     if len(shape) != 5:
         raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
     check_video_shape(shape, vae.config)
-    return _encode_uint8(vae, video)
+    return _encode_tiled(vae, video, tiling)
 
 
-def decode_uint8(vae: ODVAE, latents: Float[AnyArray, "b t h w c"]) -> UInt8[Array, "b u v x 3"]:
+def decode_uint8(
+    vae: ODVAE, latents: Float[AnyArray, "b t h w c"], *, tiling: TemporalTiling | None = None
+) -> UInt8[Array, "b u v x 3"]:
     """The video of unscaled latents as uint8, rounded to the nearest and clipped on the device.
 
     Raises:
       ValueError: for latents that `ODVAE.decode` refuses.
     """
     check_latents(latents, vae.config)
-    return _decode_uint8(vae, latents)
+    return _decode_tiled(vae, latents, tiling, uint8=True)
 
 
 def to_unit_range(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -60,11 +77,23 @@ def to_uint8(video: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     return jnp.clip(jnp.round((video.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-@jax.jit
-def _encode_uint8(vae, video):
-    return vae.encode(to_unit_range(video))
+@functools.partial(jax.jit, static_argnames="tiling")
+def _encode_tiled(vae, video, tiling):
+    """Groups of uint8 are scaled one by one, so that the whole is never there in float32."""
+
+    def moments(group):
+        return vae.moments(to_unit_range(group) if group.dtype == jnp.uint8 else group)
+
+    whole = moments(video) if tiling is None else tiling.encode(moments, video)
+    return DiagonalGaussian.from_moments(whole)
 
 
-@jax.jit
-def _decode_uint8(vae, latents):
-    return to_uint8(vae.decode(latents))
+@functools.partial(jax.jit, static_argnames=("tiling", "uint8"))
+def _decode_tiled(vae, latents, tiling, uint8=False):
+    def frames(group):
+        decoded = vae.decode(group)
+        return to_uint8(decoded) if uint8 else decoded
+
+    if tiling is None:
+        return frames(latents)
+    return tiling.decode(frames, latents, vae.config.time_compression)
