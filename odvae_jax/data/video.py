@@ -18,6 +18,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 T = TypeVar("T")
 # swscale's short cuts make every colour one level darker.
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# From PyAV 19 on titles and the like that are no UTF-8 never keep a file from being opened.
+_OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 EXTENSIONS = frozenset(
     [
@@ -223,7 +225,7 @@ class VideoReader:
     def _open(self):
         self._container = None
         source = self._source if isinstance(self._source, str) else io.BytesIO(self._source)
-        self._container = av.open(source, metadata_errors="replace")
+        self._container = av.open(source, **_OPEN_OPTIONS)
         if not self._container.streams.video:
             raise VideoError(f"{self.name} holds no video stream.")
         self._stream = self._container.streams.video[0]
