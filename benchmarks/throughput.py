@@ -14,6 +14,7 @@ import jax
 from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig, decode, encode
+from odvae_jax.evaluation.speed import time_calls
 from odvae_jax.flops import count_flops
 
 _WORK = flags.DEFINE_list(
@@ -28,20 +29,7 @@ _UPSAMPLE = flags.DEFINE_enum(
 )
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
-_IN_FLIGHT = 4  # calls between waits, so that the host's work on one overlaps with another
 _CHAIN = 10  # matrix products a call, so that launching costs nothing
-
-
-def time_calls(function, *args, repeats):
-    """Seconds a call, `repeats` times, each over a few calls in flight as in a stream of clips."""
-    for _ in range(2):
-        jax.block_until_ready(function(*args))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready([function(*args) for _ in range(_IN_FLIGHT)])
-        seconds.append((time.perf_counter() - start) / _IN_FLIGHT)
-    return seconds
 
 
 def matrix_rate(dtype, repeats):

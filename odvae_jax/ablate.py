@@ -1,0 +1,263 @@
+"""Variants, initialisations and tiling compared in one run (Fig. 4, Table 4):
+
+python -m odvae_jax.ablate --config=configs/ablation.py --workdir=DIR --config.data.path=VIDEOS
+
+trains every variant from the same 2D model by tail initialisation, and one of them by each
+initialisation, all from the same data and seed; then measures them on the videos' held-out ends,
+whole and tiled. The same command continues what was interrupted, run by run and step by step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags
+from absl import logging as absl_logging
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER
+from odvae_jax.config import ODVAEConfig
+from odvae_jax.evaluation.clips import FixedClips
+from odvae_jax.evaluation.models import load_contenders
+from odvae_jax.evaluation.results import Results, as_markdown, as_text, notes, table
+from odvae_jax.evaluation.run import evaluate, load_meters
+from odvae_jax.files import write_whole
+from odvae_jax.training import config as config_lib
+from odvae_jax.training.curves import METRICS_FILE, read_metrics
+from odvae_jax.training.loop import CONFIG_FILE, train
+
+logger = logging.getLogger("odvae_jax.ablate")
+IMAGE_RUN = "image"
+
+
+def default_ablation() -> ml_collections.ConfigDict:
+    """What is compared, beside the fields of a training run."""
+    return ml_collections.ConfigDict(
+        {
+            "variants": (1, 2, 3, 4),  # each from the 2D model by tail initialisation
+            "initialisations": ("tail", "average", "random"),  # of the next
+            "variant": 4,
+            "image_steps": 100_000,  # of the 2D model's training, where no other is given
+            "image_batch_size": 64,
+            "image_learning_rate": 1e-4,
+            "frames": 97,  # of the clips that all are measured on in the end
+            "tiling": 33,  # a group's frames
+            "fvd": True,
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One of the trainings that are compared."""
+
+    structure: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder and in tables."""
+        return f"{self.structure}-{self.method}"
+
+
+def arms(config: ml_collections.ConfigDict) -> list[Arm]:
+    """The trainings that a config asks for, each once.
+
+    Raises:
+      ValueError: for variants or initialisations that do not exist.
+    """
+    ablation = config.ablation
+    structures = [f"v{i}" for i in ablation.variants]
+    if unknown := {*structures, f"v{ablation.variant}"} - {"v1", "v2", "v3", "v4"}:
+        raise ValueError(f"config.ablation: {sorted(unknown)} are no variants; there are 1 to 4.")
+    if unknown := set(ablation.initialisations) - set(config_lib.METHODS):
+        raise ValueError(
+            f"config.ablation.initialisations: {sorted(unknown)} are not known; there are "
+            f"{list(config_lib.METHODS)}."
+        )
+    chosen = [Arm(structure, "tail") for structure in structures]
+    chosen += [Arm(f"v{ablation.variant}", method) for method in ablation.initialisations]
+    return list(dict.fromkeys(chosen))
+
+
+def ablate(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, init: str | None = None
+) -> tuple[Results, Results]:
+    """Trains, measures and compares.
+
+    Writes into `workdir` a folder for each training, `whole/` and `tiled/` with the evaluations,
+    and `ablation.json`, `ablation.md` and `ablation.png`.
+
+    Args:
+      config: of a training run, with a section `ablation`.
+      workdir: the folder.
+      init: the 2D model that all start from; None first trains one on single frames of the same
+        videos.
+
+    Returns:
+      The results on whole clips and on tiled ones.
+
+    Raises:
+      ValueError, FileNotFoundError, FloatingPointError: as the training and the evaluation.
+    """
+    workdir, chosen = Path(workdir), arms(config)
+    ablation = config.ablation
+    for arm in chosen:
+        config_lib.check(_arm_config(config, arm, init or ""))
+    clips = FixedClips(
+        config.data.path,
+        frames=ablation.frames,
+        size=config.data.size,
+        start=-ablation.frames,
+        stride=config.data.stride,
+        fps=config.data.fps or None,
+    )
+    if config.data.holdout < ablation.frames:
+        logger.warning(
+            "config.data.holdout=%d is less than the %d frames of a clip: what is measured is "
+            "trained on too",
+            config.data.holdout,
+            ablation.frames,
+        )
+    if init is None:
+        _train(_image_config(config), workdir / IMAGE_RUN)
+        init = str(workdir / IMAGE_RUN)
+    for arm in chosen:
+        _train(_arm_config(config, arm, init), workdir / arm.name)
+    contenders = load_contenders([f"{a.name}={workdir / a.name}" for a in chosen], dtype="float32")
+    meters = load_meters(fvd=ablation.fvd)
+    both = [
+        evaluate(contenders, clips, meters, tiling=tiling, output=workdir / folder)[0]
+        for folder, tiling in (("whole", None), ("tiled", ablation.tiling))
+    ]
+    _report(chosen, both, workdir)
+    return both[0], both[1]
+
+
+def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
+    """Trains unless that is done already, and says which."""
+    records = read_metrics(folder / METRICS_FILE)
+    model = folder / RUN_MODEL_FOLDER / "config.json"
+    if records and records[-1]["step"] >= config.steps and model.exists():
+        begun = json.loads((folder / CONFIG_FILE).read_text())
+        config_lib.check_continues(begun, config, str(folder))
+        logger.info("%s is trained already", folder)
+        return
+    logger.info("training %s", folder)
+    train(config, folder)
+    jax.clear_caches()
+
+
+def _training_config(config, structure: str) -> ml_collections.ConfigDict:
+    """The section `ablation` left out, the model's structure put in."""
+    fields = config.to_dict()
+    del fields["ablation"]
+    model = fields["model"] | {"structure": structure}
+    if structure == "image":
+        model = ODVAEConfig.image(
+            **{n: model[n] for n in ("width", "groups", "dtype", "remat", "latent_channels")}
+        ).to_dict()
+    fields["model"] = ODVAEConfig.from_dict(model).to_dict()
+    return ml_collections.ConfigDict(fields)
+
+
+def _image_config(config) -> ml_collections.ConfigDict:
+    changed = _training_config(config, "image")
+    changed.data.frames = 1
+    changed.steps = config.ablation.image_steps
+    changed.batch_size = config.ablation.image_batch_size
+    changed.optimizer.learning_rate = config.ablation.image_learning_rate
+    changed.discriminator.weight = 0.0
+    return changed
+
+
+def _arm_config(config, arm: Arm, init: str) -> ml_collections.ConfigDict:
+    changed = _training_config(config, arm.structure)
+    changed.init.from_pretrained = init
+    changed.init.method = arm.method
+    return changed
+
+
+def _report(chosen: list[Arm], both: list[Results], workdir: Path) -> None:
+    curves = {arm.name: _curve(workdir / arm.name) for arm in chosen}
+    _plot(chosen, curves, workdir / "ablation.png")
+    steps = max(curve[-1]["step"] for curve in curves.values() if curve)
+    titles, rows = _joined(*both)
+    whole, tiled = both
+    said = [f"{steps} steps each.", *notes(whole)]
+    said.append(f"Tiled: temporal tiling in groups of {tiled.settings['tiling']} frames.")
+    text = "\n\n".join([as_markdown(titles, rows), "\n".join(f"- {line}" for line in said)])
+    write_whole(workdir / "ablation.md", text + "\n")
+    write_whole(workdir / "ablation.json", json.dumps({"curves": curves}, indent=1) + "\n")
+    print("\n".join([as_text(titles, rows), "", *said]))
+    for name in ("ablation.md", "ablation.json", "ablation.png"):
+        print(workdir / name)
+
+
+def _curve(folder: Path) -> list[dict[str, float]]:
+    """What was measured during a training, on its fixed clips with the EMA weights."""
+    keep = ("step", "psnr", "ssim", "lpips")
+    records = [r for r in read_metrics(folder / METRICS_FILE) if "psnr" in r]
+    return [{name: r[name] for name in keep if name in r} for r in records]
+
+
+def _joined(whole: Results, tiled: Results) -> tuple[list[str], list[list[str]]]:
+    """The table on whole clips, with PSNR and LPIPS of tiled ones beside."""
+    titles, rows = table(whole)
+    _, tiled_rows = table(tiled)
+    columns = [i for i, title in enumerate(titles) if title.startswith(("PSNR", "LPIPS"))]
+    return (
+        [*titles, *(f"tiled: {titles[i]}" for i in columns)],
+        [[*a, *(b[i] for i in columns)] for a, b in zip(rows, tiled_rows, strict=True)],
+    )
+
+
+def _plot(chosen: list[Arm], curves: dict[str, Any], output: Path) -> None:
+    """PSNR and LPIPS against steps: of the variants above, of the initialisations below."""
+    metrics = [
+        m for m in ("psnr", "lpips") if any(m in p for points in curves.values() for p in points)
+    ]
+    structures = {arm.structure: arm for arm in chosen if arm.method == "tail"}
+    several = {a.structure for a in chosen if a.method != "tail"} or {chosen[-1].structure}
+    groups = [
+        ("variants, tail initialisation", list(structures.values())),
+        ("initialisations", [a for a in chosen if a.structure in several]),
+    ]
+    figure = Figure(figsize=(6 * len(metrics), 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, len(metrics), squeeze=False)
+    for row, (title, group) in zip(panels, groups, strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            for arm in group:
+                points = [(p["step"], p[metric]) for p in curves[arm.name] if metric in p]
+                axes.plot(*zip(*points, strict=True), label=arm.name, marker="o", markersize=3)
+            label = {"psnr": "PSNR [dB]", "lpips": "LPIPS"}[metric]
+            axes.set(xlabel="step", ylabel=label, title=title)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+    figure.savefig(output, dpi=120)
+
+
+def main(_) -> None:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("odvae_jax").setLevel(logging.INFO)
+    try:
+        ablate(flags.FLAGS.config, flags.FLAGS.workdir, init=flags.FLAGS.init)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"odvae_jax.ablate: {error}") from error
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "what to compare", lock_config=True)
+    flags.DEFINE_string("workdir", None, "where all goes; the same command goes on")
+    flags.DEFINE_string("init", None, "a 2D model to start from, such as an SD-VAE")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

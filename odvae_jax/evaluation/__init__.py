@@ -1,0 +1,1 @@
+"""How well models reconstruct: the paper's tables (section 4)."""

@@ -1,0 +1,95 @@
+"""Figures of metrics by frame, and clips beside their reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from odvae_jax.data.video import write_video
+from odvae_jax.evaluation.results import TITLES, Results, first_of_group
+
+MAGNIFIED = 5
+"""How many times differences are magnified."""
+_HEADER = 24  # pixels above each picture, for its name
+
+
+def plot_by_frame(results: Results, output: Path) -> None:
+    """Draws each metric by frame, the first frames of groups marked, in a PNG."""
+    metrics = [m for m in TITLES if any(m in row.by_frame for row in results.rows)]
+    figure = Figure(figsize=(5 * len(metrics), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    starts = first_of_group(results.settings["frames"], results.settings["tiling"])
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for row in results.rows:
+            values = row.by_frame.get(metric)
+            if values is not None:
+                (line,) = axes.plot(values, label=row.contender.label, linewidth=1.2)
+                axes.plot(np.flatnonzero(starts), values[starts], "o", color=line.get_color())
+        axes.set(xlabel="frame (dots: the first of a group)", ylabel=TITLES[metric])
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(output, dpi=120)
+
+
+def side_by_side(
+    original: UInt8[np.ndarray, "t h w 3"],
+    reconstructions: dict[str, UInt8[np.ndarray, "t h w 3"]],
+) -> UInt8[np.ndarray, "t y x 3"]:
+    """The original and each reconstruction in a row; below them the magnified differences."""
+    t, h, w, _ = original.shape
+    top = [_named("original", original)]
+    bottom = [np.full((t, h + _HEADER, w, 3), 255, np.uint8)]
+    for name, made in reconstructions.items():
+        difference = np.abs(made.astype(np.int16) - original)
+        bottom.append(
+            _named(
+                f"{MAGNIFIED} × difference",
+                np.minimum(difference * MAGNIFIED, 255).astype(np.uint8),
+            )
+        )
+        top.append(_named(name, made))
+    return np.concatenate([np.concatenate(row, axis=2) for row in (top, bottom)], axis=1)
+
+
+def write_side_by_side(
+    folder: Path, stem: str, frames: np.ndarray, fps: float
+) -> tuple[Path, Path]:
+    """Writes what `side_by_side` made as an mp4, and its first, middle and last frame as a PNG."""
+    video, picture = folder / f"{stem}.mp4", folder / f"{stem}.png"
+    _, h, w, _ = frames.shape
+    even = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+    write_video(video, even, fps)
+    shown = sorted({0, len(frames) // 2, len(frames) - 1})
+    Image.fromarray(np.concatenate(frames[shown])).save(picture)
+    return video, picture
+
+
+def overview(pairs: Sequence[tuple[np.ndarray, np.ndarray]], output: Path) -> None:
+    """Four frames of each of some clips, and below them of its reconstruction, in a PNG."""
+    rows = []
+    for original, made in pairs:
+        shown = np.linspace(0, len(original) - 1, num=min(4, len(original)), dtype=int)
+        pair = np.stack([original[shown], made[shown]])
+        row = rearrange(pair, "pair n h w c -> (pair h) (n w) c")
+        rows.append(np.pad(row, ((0, 8), (0, 0), (0, 0)), constant_values=255))
+    Image.fromarray(np.concatenate(rows)).save(output)
+
+
+def _named(name: str, frames: np.ndarray) -> np.ndarray:
+    """Frames with their name above."""
+    width = frames.shape[2]
+    header = Image.new("RGB", (width, _HEADER), "white")
+    font = ImageFont.load_default(13)
+    while len(name) > 1 and font.getlength(name) > width - 6:
+        name = "…" + name.lstrip("…")[1:]
+    ImageDraw.Draw(header).text((4, 4), name, fill="black", font=font)
+    strip = np.broadcast_to(np.asarray(header), (len(frames), _HEADER, width, 3))
+    return np.concatenate([strip, frames], axis=1)

@@ -1,0 +1,177 @@
+"""What an evaluation leaves in its folder: numbers, figures, clips, and a page that shows them."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import mimetypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from odvae_jax.evaluation import pictures
+from odvae_jax.evaluation.clips import FixedClips
+from odvae_jax.evaluation.measure import Reconstructor
+from odvae_jax.evaluation.models import BlockMean, Contender
+from odvae_jax.evaluation.results import (
+    Results,
+    as_json,
+    as_markdown,
+    first_and_rest,
+    notes,
+    table,
+)
+from odvae_jax.files import write_whole
+
+_OVERVIEW = 4  # clips in the picture of frames
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
+color:#1c1c1c;background:#fff}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .8rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}tr.best td{background:#f3f8f3}
+img,video{max-width:100%;height:auto;display:block}video{min-width:min(100%,640px)}figure{margin:1rem 0}
+figcaption,.note{color:#555;font-size:.9rem}
+"""
+
+
+def write_report(
+    results: Results,
+    contenders: Sequence[Contender],
+    clips: FixedClips,
+    reconstructor: Reconstructor,
+    output: Path,
+) -> list[Path]:
+    """Writes numbers, figures, clips and the page into a folder; returns the paths.
+
+    `results.json`, `results.md`, `by_frame.png`, `frames.png`, `clips/best.*`, `clips/worst.*` by
+    the models' mean PSNR, and `results.html`, which holds all of it in one file.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "results.json", json.dumps(as_json(results), indent=1) + "\n")
+    write_whole(output / "results.md", markdown(results))
+    written = [output / "results.json", output / "results.md"]
+    if any(row.by_frame for row in results.rows):
+        pictures.plot_by_frame(results, output / "by_frame.png")
+        written.append(output / "by_frame.png")
+    shown = _chosen(results, clips)
+    captions = {}
+    folder = output / "clips"
+    folder.mkdir(exist_ok=True)
+    for stem, index in shown.items():
+        clip = clips.read(index)
+        made = {c.label: reconstructor(clip, c) for c in contenders}
+        frames = pictures.side_by_side(clip.frames, made)
+        written += pictures.write_side_by_side(folder, stem, frames, clip.fps)
+        scores = [
+            f"{row.contender.label} {row.by_clip[clip.name]['psnr']:.2f} dB"
+            for row in results.rows
+            if clip.name in row.by_clip
+        ]
+        captions[stem] = f"{Path(clip.name).name}: {', '.join(scores)}"
+    if shown:
+        pairs = [(c.frames, reconstructor(c, contenders[0])) for c in _first(clips, results)]
+        pictures.overview(pairs, output / "frames.png")
+        written.append(output / "frames.png")
+    write_whole(output / "results.html", _page(results, output, captions))
+    return [*written, output / "results.html"]
+
+
+def markdown(results: Results) -> str:
+    """The tables and the notes."""
+    parts = [as_markdown(*table(results)), "\n".join(_as_list(notes(results)))]
+    parts += ["First frames of groups against the others:", as_markdown(*first_and_rest(results))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_list(lines: list[str]) -> list[str]:
+    return [f"  - {line.strip()}" if line.startswith("  ") else f"- {line}" for line in lines]
+
+
+def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
+    """The clips that are best and worst by the models' mean PSNR, by what they are called."""
+    rows = [r for r in results.rows if not isinstance(r.contender.model, BlockMean)] or results.rows
+    common = set.intersection(*(set(row.by_clip) for row in rows))
+    if not common:
+        return {}
+    psnr = {name: np.mean([row.by_clip[name]["psnr"] for row in rows]) for name in common}
+    ordered = sorted(psnr, key=lambda name: (psnr[name], name))
+    index = {clips.name(i): i for i in range(len(clips))}
+    if len(ordered) == 1:
+        return {"only": index[ordered[0]]}
+    return {"best": index[ordered[-1]], "worst": index[ordered[0]]}
+
+
+def _first(clips: FixedClips, results: Results):
+    names = set(results.rows[0].by_clip)
+    count = 0
+    for index in range(len(clips)):
+        if clips.name(index) in names and count < _OVERVIEW:
+            count += 1
+            yield clips.read(index)
+
+
+def _page(results: Results, output: Path, captions: dict[str, str]) -> str:
+    """One file that needs no network."""
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        f"<title>Reconstruction quality</title><style>{_STYLE}</style></head><body>",
+        "<h1>Reconstruction quality</h1>",
+        _table(*table(results)),
+        *(f'<p class="note">{html.escape(line)}</p>' for line in notes(results)),
+    ]
+    if (output / "by_frame.png").exists():
+        parts += ["<h2>By frame</h2>", _figure(output / "by_frame.png", "")]
+        parts.append(_table(*first_and_rest(results)))
+    for stem, caption in captions.items():
+        title = {"best": "Best clip", "worst": "Worst clip"}.get(stem, "The clip")
+        parts.append(f"<h2>{title}</h2>")
+        parts.append(_figure(output / "clips" / f"{stem}.mp4", caption))
+    if captions:
+        parts.append("<h2>Frames</h2>")
+        label = results.rows[0].contender.label
+        parts.append(_figure(output / "frames.png", f"Originals above, {label} below."))
+    rows = [row for row in results.rows if row.by_clip]
+    if rows:
+        names = list(rows[0].by_clip)
+        titles = ["clip", *(f"{row.contender.label}, PSNR [dB]" for row in rows)]
+        cells = [
+            [
+                Path(name).name,
+                *(
+                    f"{row.by_clip[name]['psnr']:.2f}" if name in row.by_clip else "–"
+                    for row in rows
+                ),
+            ]
+            for name in names
+        ]
+        parts += ["<h2>Clips</h2>", _table(titles, cells)]
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        '<div class="wide"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _figure(path: Path, caption: str) -> str:
+    kind = mimetypes.guess_type(path.name)[0]
+    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    alt = html.escape(caption or path.stem)
+    media = (
+        f'<video controls loop muted playsinline src="{data}"></video>'
+        if path.suffix == ".mp4"
+        else f'<img alt="{alt}" src="{data}">'
+    )
+    return f"<figure>{media}<figcaption>{html.escape(caption)}</figcaption></figure>"

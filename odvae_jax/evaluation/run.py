@@ -1,0 +1,110 @@
+"""An evaluation from beginning to end: models and data in, tables and pictures out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from odvae_jax.autoencoder import check_video_shape
+from odvae_jax.evaluation.clips import FixedClips
+from odvae_jax.evaluation.measure import Meters, Reconstructor, measure
+from odvae_jax.evaluation.models import BlockMean, Contender, floor
+from odvae_jax.evaluation.report import write_report
+from odvae_jax.evaluation.results import Results, summarise
+from odvae_jax.metrics.i3d import TorchI3D, load_i3d
+from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.tiling import TemporalTiling
+
+MEASUREMENTS_FOLDER = "measurements"
+
+
+def load_meters(*, fvd: bool = True, i3d: str | os.PathLike | None = None) -> Meters:
+    """The trained networks that measure; what cannot be had is noted as missing.
+
+    Args:
+      fvd: whether to compute the Fréchet video distance, which takes most of the time.
+      i3d: an `i3d_torchscript.pt` instead of the network of our own.
+
+    Raises:
+      FileNotFoundError: if `i3d` is given and cannot be had.
+    """
+    lpips, features, missing = None, None, {}
+    try:
+        lpips = load_lpips("alex")
+    except FileNotFoundError as error:
+        missing["lpips"] = str(error).rstrip(".")
+    if not fvd:
+        missing["rfvd"] = "it was not asked for"
+    elif i3d:
+        features = TorchI3D(i3d)
+    else:
+        try:
+            features = load_i3d()
+        except FileNotFoundError as error:
+            missing["rfvd"] = str(error).rstrip(".")
+    return Meters(lpips, features, missing)
+
+
+def evaluate(
+    contenders: Sequence[Contender],
+    clips: FixedClips,
+    meters: Meters,
+    *,
+    tiling: int | None = None,
+    output: str | os.PathLike | None = None,
+    batch: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    with_floor: bool = True,
+    progress: bool = True,
+) -> tuple[Results, list[Path]]:
+    """Measures models on clips and writes a report (Tables 1 and 4).
+
+    Args:
+      contenders: the models.
+      clips: what they reconstruct.
+      meters: the networks that measure.
+      tiling: frames of a group of temporal tiling; None reconstructs clips whole.
+      output: folder of the report, and of what was measured so far: the same call continues. None
+        keeps all in memory and writes nothing.
+      batch: clips a device at once.
+      devices: all of this process's, unless told.
+      shard: measure only the i-th of n parts, without a report; a call without it then writes it.
+      with_floor: add, as a model, the mean over the blocks that one latent stands for.
+      progress: show a bar.
+
+    Returns:
+      The numbers, and the paths of what was written.
+
+    Raises:
+      ValueError: for clips that a model does not take, a group that is not 4k + 1, no clip that can
+        be used, or an output folder that holds an evaluation on other clips.
+    """
+    shape = (1, clips.sampling.frames, clips.size, clips.size, 3)
+    for c in contenders:
+        check_video_shape(shape, c.model.config)
+    contenders = list(contenders)
+    if with_floor:
+        contenders += [floor(t) for t in sorted({c.time_compression for c in contenders})]
+    tiles = TemporalTiling(tiling) if tiling else None
+    folder = None if output is None else Path(output) / MEASUREMENTS_FOLDER
+    measurements = measure(
+        contenders,
+        clips,
+        meters,
+        tiling=tiles,
+        folder=folder,
+        batch=batch,
+        devices=devices,
+        shard=shard,
+        progress=progress,
+    )
+    results = summarise(measurements, contenders)
+    if output is None or shard[1] > 1:
+        return results, []
+    models = [c for c in contenders if not isinstance(c.model, BlockMean)]
+    written = write_report(results, models, clips, Reconstructor(tiles), Path(output))
+    return results, written

@@ -1,0 +1,105 @@
+"""Compression speed as in Table 3: clips a second, batch 1 and the best batch, with memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.inference import decode, encode
+
+IN_FLIGHT = 4
+"""Calls between waits, so that the host's work on one overlaps with another."""
+_GAIN = 1.02  # by which a batch twice as large must be faster for a larger one to be tried
+_LARGEST_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast batches of one size are encoded or decoded.
+
+    Attributes:
+      work: "encode" or "decode".
+      batch: clips a call.
+      clips_per_second: the median over calls in flight.
+      spread: 10th and 90th percentile of it.
+      gigabytes: that the compiled program needs, model, input and output included, 1e9 bytes.
+      compile_seconds: of this batch's program; short where the compilation cache holds it.
+    """
+
+    work: str
+    batch: int
+    clips_per_second: float
+    spread: tuple[float, float]
+    gigabytes: float
+    compile_seconds: float
+
+
+def time_calls(function: Callable[..., Any], *args: Any, repeats: int) -> list[float]:
+    """Seconds a call, `repeats` times, each over a few calls in flight as in a stream of clips."""
+    for _ in range(2):
+        jax.block_until_ready(function(*args))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready([function(*args) for _ in range(IN_FLIGHT)])
+        seconds.append((time.perf_counter() - start) / IN_FLIGHT)
+    return seconds
+
+
+def speeds(vae: ODVAE, work: str, frames: int, size: int, *, repeats: int = 10) -> Iterator[Speed]:
+    """Times batch 1, 2, 4 … as long as that makes clips a second more and memory suffices.
+
+    Args:
+      vae: the model; its weights do not matter.
+      work: "encode" or "decode".
+      frames: of a clip.
+      size: side of a clip.
+      repeats: timings, of four calls each.
+    """
+    best, batch = 0.0, 1
+    while batch <= _LARGEST_BATCH:
+        try:
+            speed = _speed(vae, work, (batch, frames, size, size, 3), repeats)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or batch == 1:
+                raise
+            return
+        yield speed
+        if speed.clips_per_second < best * _GAIN:
+            return
+        best, batch = max(best, speed.clips_per_second), 2 * batch
+
+
+def _speed(vae, work, shape, repeats):
+    if work == "encode":
+        function = lambda vae, video: encode(vae, video).mean  # noqa: E731
+    else:
+        function, shape = decode, vae.config.latent_shape(shape)
+    x = jax.random.uniform(jax.random.key(1), shape, jnp.float32, -1.0, 1.0)
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(vae, x).compile()
+    compile_seconds = time.perf_counter() - start
+    rates = sorted(shape[0] / s for s in time_calls(compiled, vae, x, repeats=repeats))
+    deciles = statistics.quantiles(rates, n=10) if len(rates) > 1 else rates * 9
+    memory = compiled.memory_analysis()
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    return Speed(
+        work,
+        shape[0],
+        statistics.median(rates),
+        (deciles[0], deciles[-1]),
+        (needed + memory.output_size_in_bytes) / 1e9,
+        compile_seconds,
+    )
+
+
+def best_of(measured: list[Speed]) -> Speed:
+    """The one with most clips a second."""
+    return max(measured, key=lambda speed: speed.clips_per_second)
