@@ -33,7 +33,8 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .8rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}tr.best td{background:#f3f8f3}
-img,video{max-width:100%;height:auto;display:block}video{min-width:min(100%,640px)}figure{margin:1rem 0}
+img,video{max-width:100%;height:auto;display:block}video{min-width:min(100%,640px)}
+figure{margin:1rem 0}
 figcaption,.note{color:#555;font-size:.9rem}
 """
 
