@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ _POOLED_BRANCH = 3
 _LOGITS = "Logits/Conv3d_0c_1x1"
 
 
+@runtime_checkable
 class VideoFeatures(Protocol):
     """What turns clips into the vectors whose distributions are compared."""
 

