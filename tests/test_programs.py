@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from odvae_jax import ODVAE
-from tests.conftest import small_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,18 +64,6 @@ def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_
     assert steps == list(range(1, stopped + 2))
 
 
-def test_eval_prints_the_psnr_of_every_clip_and_their_mean(videos, tmp_path):
-    small_model().save_pretrained(tmp_path / "model")
-    output = tmp_path / "out"
-    arguments = ("--ckpt", tmp_path / "model", "--data", videos, "--frames=5", "--size=16")
-    done = run("eval.py", *arguments, "--output", output)
-    assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()[1:4]}
-    assert rows.keys() == {"clip0", "clip1", "mean"}
-    assert rows["mean"] == pytest.approx((rows["clip0"] + rows["clip1"]) / 2, abs=0.011)
-    assert {p.name for p in output.iterdir()} == {"clip0.mp4", "clip1.mp4", "frames.png"}
-
-
 @pytest.mark.parametrize(
     "program, arguments, words",
     [
@@ -98,7 +85,6 @@ def test_eval_prints_the_psnr_of_every_clip_and_their_mean(videos, tmp_path):
         ("train.py", ["--config=configs/v9.py"], "configs/v9.py"),
         ("train.py", ["--config=configs/v4.py", "--config.data.pth=x"], 'Did you mean "path"'),
         ("train.py", ["--config=configs/quick.py:film"], "there are :image and :video"),
-        ("eval.py", ["--ckpt=nowhere", "--data=sample-clips"], "nowhere does not exist"),
     ],
     ids=str,
 )
@@ -109,15 +95,6 @@ def test_what_cannot_work_is_said_at_once(program, arguments, words, tmp_path):
     assert done.returncode != 0
     assert words in done.stderr + done.stdout
     assert not (tmp_path / "run").exists()
-
-
-def test_eval_refuses_a_file_that_is_no_video(tmp_path):
-    small_model().save_pretrained(tmp_path / "model")
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "fake.mp4").write_text("not a video")
-    done = run("eval.py", f"--ckpt={tmp_path / 'model'}", f"--data={tmp_path / 'videos'}")
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "fake.mp4 cannot be read as a video" in done.stderr
 
 
 def test_the_table_of_variants_is_printed():

@@ -1,0 +1,114 @@
+"""The ablations of Figure 4 and Table 4 as one run."""
+
+import json
+
+import jax
+import pytest
+from PIL import Image
+
+import odvae_jax.ablate as module
+from configs.ablation import get_config
+from odvae_jax import ODVAE
+from odvae_jax.ablate import ablate, arms
+from tests.conftest import small_model
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    first = jax.devices()[:1]
+    monkeypatch.setattr("jax.devices", lambda *_: first)
+    monkeypatch.setattr("jax.local_devices", lambda *_: first)
+
+
+def tiny(videos, **fields):
+    """A run of one step each, on 16×16."""
+    config = get_config()
+    config.update_from_flattened_dict(
+        {
+            "model.width": 8,
+            "model.groups": 4,
+            "model.dtype": "float32",
+            "data.path": str(videos),
+            "data.frames": 5,
+            "data.size": 16,
+            "data.short_side": 16,
+            "data.holdout": 9,
+            "data.threads": 1,
+            "batch_size": 1,
+            "steps": 2,
+            "log_every": 1,
+            "validate_every": 1,
+            "validation_clips": 1,
+            "loss.perceptual_weight": 0.0,
+            "ablation.variants": (4,),
+            "ablation.initialisations": ("tail",),
+            "ablation.image_steps": 1,
+            "ablation.image_batch_size": 1,
+            "ablation.frames": 9,
+            "ablation.tiling": 5,
+            "ablation.fvd": False,
+            **fields,
+        }
+    )
+    return config
+
+
+def test_the_paper_s_comparisons_are_six_trainings():
+    names = [arm.name for arm in arms(get_config())]
+    assert names == ["v1-tail", "v2-tail", "v3-tail", "v4-tail", "v4-average", "v4-random"]
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"ablation.variants": (4, 5)}, r"\['v5'\] are no variants; there are 1 to 4"),
+        ({"ablation.initialisations": ("head",)}, r"\['head'\] are not known; there are \['tail'"),
+        ({"data.frames": 6}, "data.frames=6 is not 4k"),
+        ({"data.path": "nowhere"}, "nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(fields, words, videos, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        ablate(tiny(videos, **fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "inits", [("tail",), pytest.param(("tail", "average"), marks=pytest.mark.full)], ids=str
+)
+def test_one_command_trains_measures_and_compares_and_goes_on(
+    inits, videos, tmp_path, monkeypatch, capsys
+):
+    names = [f"v4-{method}" for method in inits]
+    image, init = tmp_path / "image2d", None
+    if len(inits) == 1:  # else it trains a 2D model of its own first
+        small_model("image").save_pretrained(image)
+        init = str(image)
+    config = tiny(videos, **{"ablation.initialisations": inits})
+    whole, tiled = ablate(config, tmp_path / "run", init=init)
+    printed = capsys.readouterr().out
+    assert [row.contender.label for row in whole.rows][:-1] == names
+    assert (whole.settings["tiling"], tiled.settings["tiling"]) == (None, 5)
+    assert "2 steps each." in printed and "groups of 5 frames" in printed
+    for row, other in zip(whole.rows, tiled.rows, strict=True):
+        line = next(x for x in printed.splitlines() if x.startswith(row.contender.label))
+        for score in (row.scores["psnr"], other.scores["psnr"]):
+            assert f"{score.mean:.2f}" in line
+    curves = json.loads((tmp_path / "run" / "ablation.json").read_text())["curves"]
+    assert {name: [p["step"] for p in points] for name, points in curves.items()} == {
+        name: [1, 2] for name in names
+    }
+    assert Image.open(tmp_path / "run" / "ablation.png").size[1] == 7 * 120
+    assert (tmp_path / "run" / "image").exists() == (init is None)
+    trained = ODVAE.from_pretrained(tmp_path / "run" / names[0])
+    assert (trained.config.structure, trained.config.width) == ("v4", 8)
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(module, "train", never)
+    ablate(config, tmp_path / "run", init=init)
+    assert capsys.readouterr().out == printed
+    with pytest.raises(ValueError, match="optimizer.learning_rate"):
+        ablate(tiny(videos, **{"optimizer.learning_rate": 0.5}), tmp_path / "run", init=init)
