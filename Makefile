@@ -36,8 +36,8 @@ demo: install
 	$(BIN)/python train.py --config=configs/quick.py:image --workdir=$(RUNS)/image
 	$(BIN)/python train.py --config=configs/quick.py:video --workdir=$(RUNS)/video \
 	    --config.init.from_pretrained=$(RUNS)/image
-	$(BIN)/python eval.py --ckpt=$(RUNS)/video --data=sample-clips --frames=17 --size=128 --start=-17 \
-	    --output=$(RUNS)/eval
+	$(BIN)/python eval.py --ckpt=$(RUNS)/video --ckpt=$(RUNS)/image --data=sample-clips --frames=17 --size=128 \
+	    --start=-17 --nofvd --output=$(RUNS)/eval
 	$(BIN)/python -m odvae_jax.training.curves $(RUNS)/image $(RUNS)/video $(RUNS)/curves.png
 
 test: .venv/installed-test

@@ -25,6 +25,7 @@ _CLIPS = flags.DEFINE_integer("clips", 0, "use the first so many videos only; 0 
 _TILING = flags.DEFINE_integer("tiling", None, "frames of a group of temporal tiling, such as 33")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for results and for going on")
 _BATCH = flags.DEFINE_integer("batch", 1, "clips a device at once", lower_bound=1)
+_RAW = flags.DEFINE_bool("raw", False, "training runs' raw weights, from their last checkpoints")
 _DTYPE = flags.DEFINE_string("dtype", None, "of the computation; a model's own unless told")
 _FVD = flags.DEFINE_bool("fvd", True, "compute the Fréchet video distance")
 _I3D = flags.DEFINE_string("i3d", None, "an i3d_torchscript.pt for it, run by PyTorch on the CPU")
@@ -57,7 +58,8 @@ def compare():
         fps=_FPS.value,
         limit=_CLIPS.value,
     )
-    contenders = load_contenders(_CKPT.value, **({"dtype": _DTYPE.value} if _DTYPE.value else {}))
+    overrides = {"dtype": _DTYPE.value} if _DTYPE.value else {}
+    contenders = load_contenders(_CKPT.value, raw=_RAW.value, **overrides)
     results, written = evaluate(
         contenders,
         clips,

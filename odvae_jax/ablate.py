@@ -31,8 +31,9 @@ from odvae_jax.evaluation.results import Results, as_markdown, as_text, notes, t
 from odvae_jax.evaluation.run import evaluate, load_meters
 from odvae_jax.files import write_whole
 from odvae_jax.training import config as config_lib
+from odvae_jax.training.checkpoints import CONFIG_FILE
 from odvae_jax.training.curves import METRICS_FILE, read_metrics
-from odvae_jax.training.loop import CONFIG_FILE, train
+from odvae_jax.training.loop import train
 
 logger = logging.getLogger("odvae_jax.ablate")
 IMAGE_RUN = "image"

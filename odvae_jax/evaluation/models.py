@@ -20,6 +20,7 @@ from odvae_jax.checkpoints.native import named_parameters
 from odvae_jax.config import SPACE_COMPRESSION
 from odvae_jax.inference import decode, encode
 from odvae_jax.tiling import TemporalTiling
+from odvae_jax.training.checkpoints import load_raw
 from odvae_jax.types import AnyArray
 
 
@@ -81,12 +82,15 @@ def floor(time_compression: int) -> Contender:
     return Contender(label, label, BlockMean(time_compression), f"blocks{time_compression}")
 
 
-def load_contenders(checkpoints: Sequence[str], **overrides: str) -> list[Contender]:
+def load_contenders(
+    checkpoints: Sequence[str], *, raw: bool = False, **overrides: str
+) -> list[Contender]:
     """Loads models, each named by `LABEL=PATH` or by a path alone, with labels that differ.
 
     Args:
       checkpoints: paths or hub ids, as `ODVAE.from_pretrained` takes them; of training runs, the
         EMA weights.
+      raw: take training runs' raw weights instead, from their last checkpoints.
       **overrides: config fields, such as `dtype`.
 
     Raises:
@@ -99,8 +103,9 @@ def load_contenders(checkpoints: Sequence[str], **overrides: str) -> list[Conten
     labels = [label or _shortest(path, [p for _, p in named]) for label, path in named]
     if doubled := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(f"several models are called {doubled}; name them with LABEL=PATH.")
+    load = load_raw if raw else ODVAE.from_pretrained
     return [
-        contender(label, path, ODVAE.from_pretrained(path, **overrides))
+        contender(label, path, load(path, **overrides))
         for label, (_, path) in zip(labels, named, strict=True)
     ]
 

@@ -33,7 +33,7 @@ from odvae_jax.inflation import inflate
 from odvae_jax.metrics.lpips import LPIPS, load_lpips
 from odvae_jax.sharding import clip_sharding, local_rows, replicated, state_shardings
 from odvae_jax.training import config as config_lib
-from odvae_jax.training.checkpoints import Checkpoints, has_checkpoint
+from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, has_checkpoint
 from odvae_jax.training.curves import plot_curves
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.reporting import Reporter
@@ -43,7 +43,6 @@ from odvae_jax.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
 _IN_FLIGHT = 2  # steps that the host may be ahead of the devices
 _AGREE_EVERY = 10  # steps between questions to the other processes whether to stop
 

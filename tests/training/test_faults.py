@@ -89,6 +89,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.mark.full
 def test_a_full_disk_does_not_stop_the_run_and_costs_no_good_checkpoint(videos, small_disk):  # noqa: F811
     fields = {"discriminator.weight": 0.0, "validate_every": 0}
     run = small_disk / "run"

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import sd_vae
 from odvae_jax.training import loop
+from odvae_jax.training.checkpoints import load_raw
 from odvae_jax.training.config import default_config
 from tests.conftest import full, small_model, write_clip
 
@@ -86,6 +87,10 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     np.testing.assert_array_equal(vae.quant_conv.kernel[...], state.ema["quant_conv.kernel"])
     assert state.discriminator["layers.0.kernel"].shape[-1] == 4
     assert (state.ema["quant_conv.kernel"] != state.parameters["quant_conv.kernel"]).any()
+    raw = load_raw(workdir)
+    np.testing.assert_array_equal(raw.quant_conv.kernel[...], state.parameters["quant_conv.kernel"])
+    with pytest.raises(FileNotFoundError, match="model holds no checkpoint of a training run"):
+        load_raw(workdir / "model")
     records = lines(workdir)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "psnr" in r] == [3, 6]
@@ -254,6 +259,7 @@ def test_a_run_is_continued_with_its_own_config_unless_a_change_is_asked_for(who
     train(own(**faster, continue_with_changes=True), workdir)
 
 
+@pytest.mark.full
 def test_kept_checkpoints_are_the_last_ones_and_every_nth(videos, tmp_path):
     fields = {"steps": 7, "checkpoint_every": 1, "keep_checkpoints": 2, "keep_every": 3}
     train(tiny(videos, validate_every=0, log_every=4, **fields), tmp_path / "run")

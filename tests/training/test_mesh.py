@@ -84,11 +84,11 @@ def on_one_device():
 @pytest.mark.parametrize(
     "case",
     [
-        (1, 2, 2, AxisType.Auto),
+        (2, 2, 1, AxisType.Auto),
         *full(
             (8, 1, 1, AxisType.Auto),
             (1, 8, 1, AxisType.Auto),
-            (2, 2, 1, AxisType.Auto),
+            (1, 2, 2, AxisType.Auto),
             (2, 1, 2, AxisType.Auto),
             (2, 2, 2, AxisType.Auto),
             (1, 2, 2, AxisType.Explicit),
