@@ -21,18 +21,22 @@ _SIZE = flags.DEFINE_integer("size", 256, "side of the square clips, a multiple 
 _START = flags.DEFINE_integer("start", 0, "first frame of the clip; negative counts from the end")
 _STRIDE = flags.DEFINE_integer("stride", 1, "distance of a clip's frames", lower_bound=1)
 _FPS = flags.DEFINE_float("fps", None, "frames a second of the clips, instead of a stride")
-_CLIPS = flags.DEFINE_integer("clips", 0, "use the first so many videos only; 0 uses all")
+_CLIPS = flags.DEFINE_integer(
+    "clips", 0, "use the first so many videos only; 0 uses all", lower_bound=0
+)
 _TILING = flags.DEFINE_integer("tiling", None, "frames of a group of temporal tiling, such as 33")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for results and for going on")
 _BATCH = flags.DEFINE_integer("batch", 1, "clips a device at once", lower_bound=1)
 _RAW = flags.DEFINE_bool("raw", False, "training runs' raw weights, from their last checkpoints")
-_DTYPE = flags.DEFINE_string("dtype", None, "of the computation; a model's own unless told")
+_DTYPE = flags.DEFINE_string("dtype", None, "of the computation: float32; bfloat16 for --speed")
 _FVD = flags.DEFINE_bool("fvd", True, "compute the Fréchet video distance")
 _I3D = flags.DEFINE_string("i3d", None, "an i3d_torchscript.pt for it, run by PyTorch on the CPU")
 _FLOOR = flags.DEFINE_bool("floor", True, "add the mean over each latent's block of pixels")
 _SHARD = flags.DEFINE_string("shard", "0/1", "measure the i-th of n parts of the clips, as in 0/4")
 _SPEED = flags.DEFINE_bool("speed", False, "time --ckpt, or else the four variants at random")
-_WORK = flags.DEFINE_list("work", ["encode", "decode"], "what --speed times")
+_WORK = flags.DEFINE_multi_enum(
+    "work", ["encode", "decode"], ["encode", "decode"], "what --speed times"
+)
 
 
 def compare():
@@ -58,7 +62,8 @@ def compare():
         fps=_FPS.value,
         limit=_CLIPS.value,
     )
-    overrides = {"dtype": _DTYPE.value} if _DTYPE.value else {}
+    # In full float32 results do not depend on the batch.
+    overrides = {"dtype": _DTYPE.value or "float32", "precision": "highest"}
     contenders = load_contenders(_CKPT.value, raw=_RAW.value, **overrides)
     results, written = evaluate(
         contenders,
@@ -89,11 +94,13 @@ def speed():
     from odvae_jax.evaluation.models import load_contenders
     from odvae_jax.evaluation.speed import best_of, speeds
 
+    if _TILING.value is not None or _DATA.value:
+        raise ValueError("--speed times whole random clips: leave out --tiling and --data.")
     frames = _FRAMES.value if flags.FLAGS["frames"].present else 81  # the paper's for speed
     dtype = _DTYPE.value or "bfloat16"
-    models = [(c.label, c.model) for c in load_contenders(_CKPT.value, dtype=dtype)] or (
-        (f"variant {i}", ODVAE(ODVAEConfig.variant(i, dtype=dtype, param_dtype=dtype), rngs=0))
-        for i in range(1, 5)
+    same = {"dtype": dtype, "param_dtype": dtype}
+    models = [(c.label, c.model) for c in load_contenders(_CKPT.value, **same)] or (
+        (f"variant {i}", ODVAE(ODVAEConfig.variant(i, **same), rngs=0)) for i in range(1, 5)
     )
     print(
         f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {dtype}, clips of "
@@ -122,8 +129,15 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     try:
         status = speed() if _SPEED.value else compare()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"eval.py: {error}") from error
+    except RuntimeError as error:  # JAX's, which has no class of its own for it
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise SystemExit(
+            "eval.py: the device's memory does not suffice: try --batch=1, --tiling, shorter or "
+            "smaller clips, or --dtype=bfloat16."
+        ) from error
     except KeyboardInterrupt:
         raise SystemExit("eval.py: interrupted; the same command goes on.") from None
     raise SystemExit(status)

@@ -23,13 +23,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER
+from odvae_jax.autoencoder import ODVAE, check_video_shape
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.evaluation.clips import FixedClips
-from odvae_jax.evaluation.models import load_contenders
+from odvae_jax.evaluation.models import contender, load_contenders
 from odvae_jax.evaluation.results import Results, as_markdown, as_text, notes, table
 from odvae_jax.evaluation.run import evaluate, load_meters
 from odvae_jax.files import write_whole
+from odvae_jax.tiling import TemporalTiling
 from odvae_jax.training import config as config_lib
 from odvae_jax.training.checkpoints import CONFIG_FILE
 from odvae_jax.training.curves import METRICS_FILE, read_metrics
@@ -37,6 +38,8 @@ from odvae_jax.training.loop import train
 
 logger = logging.getLogger("odvae_jax.ablate")
 IMAGE_RUN = "image"
+_SETTINGS = "settings.json"
+_TRAINED = "trained.json"  # in a training's folder once it is done
 
 
 def default_ablation() -> ml_collections.ConfigDict:
@@ -94,6 +97,8 @@ def ablate(
 ) -> tuple[Results, Results]:
     """Trains, measures and compares.
 
+    A signal to stop lets the training under way save, and ends all; the same call then goes on.
+
     Writes into `workdir` a folder for each training, `whole/` and `tiled/` with the evaluations,
     and `ablation.json`, `ablation.md` and `ablation.png`.
 
@@ -107,33 +112,29 @@ def ablate(
       The results on whole clips and on tiled ones.
 
     Raises:
-      ValueError, FileNotFoundError, FloatingPointError: as the training and the evaluation.
+      ValueError: before anything is trained, for what cannot be trained or measured, and for a
+        folder that holds other ablations; FileNotFoundError, FloatingPointError: as the training.
+      InterruptedError: when a training was told to stop.
     """
     workdir, chosen = Path(workdir), arms(config)
     ablation = config.ablation
     for arm in chosen:
         config_lib.check(_arm_config(config, arm, init or ""))
-    clips = FixedClips(
-        config.data.path,
-        frames=ablation.frames,
-        size=config.data.size,
-        start=-ablation.frames,
-        stride=config.data.stride,
-        fps=config.data.fps or None,
-    )
-    if config.data.holdout < ablation.frames:
-        logger.warning(
-            "config.data.holdout=%d is less than the %d frames of a clip: what is measured is "
-            "trained on too",
-            config.data.holdout,
-            ablation.frames,
-        )
+    if init is None:
+        config_lib.check(_image_config(config))
+    if not config.validate_every:
+        raise ValueError("config.validate_every=0: the curves are of what is measured meanwhile.")
+    TemporalTiling(ablation.tiling)
+    clips = _clips(config)
+    _begin(config, workdir, init)
     if init is None:
         _train(_image_config(config), workdir / IMAGE_RUN)
         init = str(workdir / IMAGE_RUN)
     for arm in chosen:
         _train(_arm_config(config, arm, init), workdir / arm.name)
-    contenders = load_contenders([f"{a.name}={workdir / a.name}" for a in chosen], dtype="float32")
+    contenders = load_contenders(
+        [f"{a.name}={workdir / a.name}" for a in chosen], dtype="float32", precision="highest"
+    )
     meters = load_meters(fvd=ablation.fvd)
     both = [
         evaluate(contenders, clips, meters, tiling=tiling, output=workdir / folder)[0]
@@ -143,17 +144,66 @@ def ablate(
     return both[0], both[1]
 
 
+def _clips(config) -> FixedClips:
+    """The videos' last clips, if models can take them and a video holds one."""
+    ablation, data = config.ablation, config.data
+    clips = FixedClips(
+        data.path,
+        frames=ablation.frames,
+        size=data.size,
+        start=None,
+        stride=data.stride,
+        fps=data.fps or None,
+    )
+    check_video_shape((1, ablation.frames, data.size, data.size, 3), ODVAEConfig.variant(4))
+    some = next((c for c in map(clips.read, range(len(clips))) if c.frames is not None), None)
+    if some is None:
+        raise ValueError(
+            f"no video of {data.path} holds a clip of config.ablation.frames={ablation.frames}: "
+            f"{clips.read(0).reason}"
+        )
+    span = clips.span(clips.rate(some.index))
+    if data.holdout < span:
+        logger.warning(
+            "config.data.holdout=%d is less than the %d frames of a clip: what is measured is "
+            "trained on too",
+            data.holdout,
+            span,
+        )
+    return clips
+
+
+def _begin(config, workdir: Path, init: str | None) -> None:
+    """Notes what all trainings share, so that a later call compares none with others."""
+    if init is None:
+        image = config.ablation
+        start = {n: image[n] for n in image if n.startswith("image_")}
+    else:
+        start = {"init": contender("", init, ODVAE.from_pretrained(init)).digest}
+    settings = {"steps": config.steps, **start}
+    path = workdir / _SETTINGS
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(settings) + "\n")
+    elif (before := json.loads(path.read_text())) != settings:
+        raise ValueError(
+            f"{workdir} holds ablations with {before}, not with {settings}: go on with theirs, or "
+            "choose another workdir."
+        )
+
+
 def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
     """Trains unless that is done already, and says which."""
-    records = read_metrics(folder / METRICS_FILE)
-    model = folder / RUN_MODEL_FOLDER / "config.json"
-    if records and records[-1]["step"] >= config.steps and model.exists():
+    if (folder / _TRAINED).exists():
         begun = json.loads((folder / CONFIG_FILE).read_text())
         config_lib.check_continues(begun, config, str(folder))
         logger.info("%s is trained already", folder)
         return
     logger.info("training %s", folder)
-    train(config, folder)
+    done = int(train(config, folder).step)
+    if done < config.steps:
+        raise InterruptedError(f"{folder} stopped after step {done}; the same command goes on.")
+    write_whole(folder / _TRAINED, json.dumps({"step": done}) + "\n")
     jax.clear_caches()
 
 
@@ -195,6 +245,7 @@ def _report(chosen: list[Arm], both: list[Results], workdir: Path) -> None:
     whole, tiled = both
     said = [f"{steps} steps each.", *notes(whole)]
     said.append(f"Tiled: temporal tiling in groups of {tiled.settings['tiling']} frames.")
+    said += [f"Tiled: {line}" for line in notes(tiled) if line not in said and "finite" in line]
     text = "\n\n".join([as_markdown(titles, rows), "\n".join(f"- {line}" for line in said)])
     write_whole(workdir / "ablation.md", text + "\n")
     write_whole(workdir / "ablation.json", json.dumps({"curves": curves}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """The ablations of Figure 4 and Table 4 as one run."""
 
 import json
+import types
 
 import jax
 import pytest
@@ -65,6 +66,10 @@ def test_the_paper_s_comparisons_are_six_trainings():
         ({"ablation.initialisations": ("head",)}, r"\['head'\] are not known; there are \['tail'"),
         ({"data.frames": 6}, "data.frames=6 is not 4k"),
         ({"data.path": "nowhere"}, "nowhere does not exist"),
+        ({"ablation.tiling": 6}, "a group of 6 frames is not 4k"),
+        ({"ablation.frames": 8}, r"T must be 4k \+ 1"),
+        ({"ablation.frames": 33}, "no video of .* holds a clip of config.ablation.frames=33: .*24"),
+        ({"validate_every": 0}, "config.validate_every=0"),
     ],
     ids=str,
 )
@@ -112,3 +117,27 @@ def test_one_command_trains_measures_and_compares_and_goes_on(
     assert capsys.readouterr().out == printed
     with pytest.raises(ValueError, match="optimizer.learning_rate"):
         ablate(tiny(videos, **{"optimizer.learning_rate": 0.5}), tmp_path / "run", init=init)
+    with pytest.raises(ValueError, match="holds ablations with {'steps': 2"):
+        ablate(tiny(videos, steps=3), tmp_path / "run", init=init)
+
+
+def test_one_that_was_told_to_stop_begins_no_other(videos, tmp_path, monkeypatch):
+    """Nor is a model that was not trained to its end the start of others."""
+    config = tiny(videos, **{"ablation.initialisations": ("tail", "average")})
+    trained = []
+
+    def stopped(config, folder):
+        trained.append(folder.name)
+        folder.mkdir(exist_ok=True)
+        return types.SimpleNamespace(step=config.steps - (len(trained) == stops_at))
+
+    monkeypatch.setattr(module, "train", stopped)
+    stops_at = 1
+    with pytest.raises(InterruptedError, match="image stopped after step 0; the same command"):
+        ablate(config, tmp_path / "run")
+    stops_at = 3
+    with pytest.raises(InterruptedError, match="v4-tail stopped after step 1"):
+        ablate(config, tmp_path / "run")
+    assert trained == ["image", "image", "v4-tail"]
+    with pytest.raises(ValueError, match="holds ablations with .*'image_steps': 1"):
+        ablate(tiny(videos, **{"ablation.image_steps": 2}), tmp_path / "run")

@@ -119,6 +119,10 @@ class Source(abc.ABC):
     def name(self, index: int) -> str:
         """What messages call a video."""
 
+    def bytes_behind(self, index: int) -> int:
+        """How many bytes hold the video, 0 if that is not known: a change of them is noticed."""
+        return 0
+
     @abc.abstractmethod
     def frames(
         self, index: int, sampling: Sampling, stride: int, where: Callable[[int], int]
@@ -211,6 +215,10 @@ class Files(Source):
         with VideoReader(self._entries[index][0]) as video:
             return video.fps
 
+    def bytes_behind(self, index):
+        path = self._entries[index][0]
+        return os.path.getsize(path) if os.path.exists(path) else 0
+
     def frames(self, index, sampling, stride, where):
         path = self._entries[index][0]
         if self._cache is not None:
@@ -257,6 +265,10 @@ class Pictures(Source):
     def rate(self, index):
         return 1.0
 
+    def bytes_behind(self, index):
+        path = self._paths[index]
+        return os.path.getsize(path) if os.path.exists(path) else 0
+
     def frames(self, index, sampling, stride, where):
         _needs_one_frame(self.name(index), sampling)
         try:
@@ -276,6 +288,10 @@ class _Records(Source):
 
     def __len__(self):
         return int(self._ends[-1])
+
+    def bytes_behind(self, index):
+        """Those of its shard."""
+        return os.path.getsize(self._paths[int(np.searchsorted(self._ends, index, side="right"))])
 
     def _record(self, index: int) -> bytes:
         shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator
 
@@ -28,6 +30,11 @@ class Clip:
     frames: np.ndarray | None = None
     reason: str = ""
 
+    @property
+    def digest(self) -> str:
+        """Of the frames."""
+        return hashlib.blake2b(np.ascontiguousarray(self.frames), digest_size=8).hexdigest()
+
 
 class FixedClips:
     """One clip of every video: the short side scaled to `size`, the centre cropped (section 4.1).
@@ -36,7 +43,7 @@ class FixedClips:
       source: what `odvae_jax.data.sources.open_source` takes.
       frames: of a clip.
       size: side of the square clips.
-      start: first frame; negative counts from the video's end.
+      start: first frame; negative counts from the video's end; None takes the last clip that fits.
       stride: distance of the frames.
       fps: the clips' frames a second, instead of a stride.
       limit: of the videos only so many, from the first on; 0 takes all.
@@ -52,7 +59,7 @@ class FixedClips:
         *,
         frames: int = 25,
         size: int = 256,
-        start: int = 0,
+        start: int | None = 0,
         stride: int = 1,
         fps: float | None = None,
         limit: int = 0,
@@ -74,11 +81,11 @@ class FixedClips:
 
     def settings(self) -> dict:
         """What decides which frames the clips hold, as JSON can hold it."""
-        names = "\n".join(self.name(i) for i in range(len(self)))
+        videos = [(self.name(i), self._source.bytes_behind(i)) for i in range(len(self))]
         return {
             "data": self.source,
             "videos": len(self),
-            "names": hashlib.sha256(names.encode()).hexdigest()[:16],
+            "names and sizes": hashlib.sha256(json.dumps(videos).encode()).hexdigest()[:16],
             "frames": self.sampling.frames,
             "size": self.size,
             "start": self.start,
@@ -91,7 +98,8 @@ class FixedClips:
         name = self.name(index)
         try:
             rate = self._source.rate(index)
-            frames = self._source.read(index, self.sampling, self.stride, self._place)
+            where = functools.partial(self._place, self.span(rate))
+            frames = self._source.read(index, self.sampling, self.stride, where)
         except (VideoError, OSError) as error:
             return Clip(index, name, reason=str(error))
         fps = self.sampling.fps or rate / self.stride
@@ -107,12 +115,20 @@ class FixedClips:
                 ahead += [pool.submit(self.read, i) for i in itertools.islice(indices, 1)]
                 yield clip
 
-    def _place(self, places: int) -> int:
-        """Which of the places at which a clip can begin."""
-        place = self.start
-        if self.start < 0:
-            span = 1 if self.sampling.fps else (self.sampling.frames - 1) * self.stride + 1
-            place += places - 1 + span
+    def span(self, rate: float) -> int:
+        """How many frames of a video of `rate` frames a second a clip stretches over."""
+        step = rate / self.sampling.fps if self.sampling.fps else self.stride
+        return int((self.sampling.frames - 1) * step + 0.5) + 1
+
+    def rate(self, index: int) -> float:
+        """A video's frames a second."""
+        return self._source.rate(index)
+
+    def _place(self, span: int, places: int) -> int:
+        """Which of the places at which a clip can begin; the last ends with the video."""
+        if self.start is None:
+            return places - 1
+        place = self.start if self.start >= 0 else places - 1 + span + self.start
         if not 0 <= place < places:
             raise VideoError(
                 f"it has {places} places for a clip of {self.sampling.frames} frames, none of "

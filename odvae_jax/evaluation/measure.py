@@ -48,8 +48,10 @@ class Meters:
 
     def for_clips(self, frames: int, size: int) -> Meters:
         """Without what these clips are too small or too short for."""
-        missing = dict(self.missing)
         lpips, features = self.lpips, self.features
+        absent = {"lpips": lpips is None, "rfvd": features is None}
+        missing = {name: "no network was given" for name, is_absent in absent.items() if is_absent}
+        missing |= self.missing
         if size < WINDOW:
             missing["ssim"] = f"needs frames of {WINDOW}×{WINDOW}"
         if lpips is not None and size < SMALLEST["alex"]:
@@ -69,15 +71,17 @@ class Measurements:
       settings: which frames of which data.
       names: of the clips that could be used, by their number.
       skipped: names of those that could not, to the reason.
+      frames: digests of the clips' frames, by number.
       originals: feature vectors of the clips, by number.
       values: a model's digest to clip numbers to its record: "psnr", "ssim" and "lpips" by frame,
-        "features"; an empty one where the reconstruction was not finite.
+        and "features"; or "finite", False, where the reconstruction was not.
       missing: metrics that could not be had, and why.
     """
 
     settings: dict[str, Any]
     names: dict[int, str]
     skipped: dict[str, str]
+    frames: dict[int, str]
     originals: dict[int, np.ndarray]
     values: dict[str, dict[int, dict[str, np.ndarray]]]
     missing: dict[str, str]
@@ -117,23 +121,27 @@ class Store:
             write_whole(path, json.dumps(settings, indent=1) + "\n")
 
     def read(self, name: str) -> dict[int, dict]:
-        """A file's records by clip; lines torn by a sudden end are left out."""
+        """A file's records by clip, those of one clip as one; torn lines are left out."""
         if name not in self._memory:
-            records = {}
+            records: dict[int, dict] = {}
             paths = sorted(self._folder.glob(f"{name}*.jsonl")) if self._folder else []
             for line in (line for path in paths for line in path.read_text().splitlines()):
                 try:
                     record = json.loads(line)
-                    records[record["clip"]] = _from_json(record)
+                    records.setdefault(record["clip"], {}).update(_from_json(record))
                 except (json.JSONDecodeError, KeyError, ValueError):
                     continue
             self._memory[name] = records
         return self._memory[name]
 
     def add(self, name: str, index: int, record: dict) -> None:
-        """Writes a record at the end of its file."""
-        self.read(name)[index] = record
-        if self._folder is None:
+        """Writes a record at the end of its file; its fields join those that are known already."""
+        known = self.read(name).setdefault(index, {})
+        new = {field: value for field, value in record.items() if field not in known}
+        if record.get("skipped") not in (None, known.get("skipped")):
+            new["skipped"] = record["skipped"]
+        known.update(new)
+        if self._folder is None or not new:
             return
         with (self._folder / f"{name}{self._suffix}.jsonl").open("a+b") as file:
             file.seek(0, 2)
@@ -141,7 +149,7 @@ class Store:
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write(json.dumps({"clip": index, **_to_json(record)}).encode() + b"\n")
+            file.write(json.dumps({"clip": index, **_to_json(new)}).encode() + b"\n")
 
 
 def _to_json(record):
@@ -175,7 +183,7 @@ def measure(
     devices: Sequence[jax.Device] | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> Measurements:
+) -> Measurements | None:
     """Measures every model on every clip; what `folder` holds already is not measured again.
 
     Args:
@@ -186,20 +194,28 @@ def measure(
       folder: where records go after every batch; None keeps them in memory.
       batch: clips a device at once. Results do not depend on it, nor on the devices.
       devices: this process's, unless told.
-      shard: measure only the i-th of n parts of the clips; the last call, without it, reads all.
+      shard: measure only the i-th of n parts of the clips, and return None; the last call, without
+        it, reads all.
       progress: show a bar.
 
     Raises:
-      ValueError: if no clip can be used, with the reasons; or as `Store` does.
+      ValueError: if no clip can be used, with the reasons; if a video is another than when it was
+        measured; or as `Store` does.
     """
     meters = meters.for_clips(clips.sampling.frames, clips.size)
     settings = clips.settings() | {"tiling": tiling.group if tiling else None}
     store = Store(folder, settings, shard)
     mine = range(shard[0], len(clips), shard[1])
-    pending = [i for i in mine if _pending(store, i, contenders, meters)]
+    wanted = _Wanted(meters)
+    pending = [
+        i
+        for i in mine
+        if not wanted.has_clip(store.read(_CLIPS).get(i, {}))
+        or any(not wanted.has_model(store.read(c.digest).get(i, {})) for c in contenders)
+    ]
     devices = list(jax.local_devices() if devices is None else devices)
     devices = devices[: max(1, min(len(devices), -(-len(pending) // batch)))]
-    runner = _Runner(meters, tiling, batch, devices)
+    runner = _Runner(wanted, store, tiling, batch, devices)
     with tqdm(
         total=len(mine),
         initial=len(mine) - len(pending),
@@ -210,31 +226,32 @@ def measure(
         for group in _batches(clips.read_all(pending), batch * len(devices)):
             usable = [clip for clip in group if clip.frames is not None]
             if usable:
-                runner.measure(usable, contenders, store)
+                runner.measure(usable, contenders)
             for clip in group:
                 if clip.frames is None:
                     store.add(_CLIPS, clip.index, {"skipped": clip.reason})
             bar.update(len(group))
-    return _gathered(store, clips, contenders, settings, meters)
+    return None if shard[1] > 1 else _gathered(store, clips, contenders, settings, wanted)
 
 
-def _pending(store: Store, index: int, contenders, meters: Meters) -> bool:
-    known = store.read(_CLIPS).get(index)
-    if known is None:
-        return True
-    if "skipped" in known:
-        return False
-    if meters.features is not None and "features" not in known:
-        return True
-    return any(not _complete(store.read(c.digest).get(index), meters) for c in contenders)
+class _Wanted:
+    """Which fields records must have, for what can be measured now."""
 
+    def __init__(self, meters: Meters):
+        self.meters = meters
+        features = meters.features
+        self.features = None if features is None else f"features {features.digest}"
+        self._model = {"psnr"} | {"ssim", "lpips"} - meters.missing.keys()
+        if self.features:
+            self._model.add(self.features)
 
-def _complete(record: dict | None, meters: Meters) -> bool:
-    """Whether a record holds all that can be measured now."""
-    if record is None or not record:
-        return record is not None
-    wanted = {"lpips": meters.lpips, "features": meters.features}
-    return all(name in record for name, meter in wanted.items() if meter is not None)
+    def has_clip(self, record: dict) -> bool:
+        """Whether a clip's own record is complete; videos that were skipped are tried again."""
+        return "frames" in record and (self.features is None or self.features in record)
+
+    def has_model(self, record: dict) -> bool:
+        """Whether a model's record is."""
+        return record.get("finite") is False or self._model <= record.keys()
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
@@ -249,20 +266,35 @@ def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
         yield group
 
 
-def _gathered(store, clips, contenders, settings, meters) -> Measurements:
-    known = store.read(_CLIPS)
-    usable = sorted(i for i, record in known.items() if "skipped" not in record)
-    skipped = {clips.name(i): known[i]["skipped"] for i in sorted(known) if "skipped" in known[i]}
-    if known and not usable:
+def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
+    known = {i: record for i, record in sorted(store.read(_CLIPS).items()) if i < len(clips)}
+    usable = [i for i, record in known.items() if "frames" in record]
+    skipped = {clips.name(i): r["skipped"] for i, r in known.items() if "frames" not in r}
+    if not usable:
         reasons = "\n".join(f"  {name}: {why}" for name, why in skipped.items())
         raise ValueError(f"none of the {len(known)} videos of {clips.source} is usable:\n{reasons}")
-    values = {
-        c.digest: {i: store.read(c.digest)[i] for i in usable if i in store.read(c.digest)}
-        for c in contenders
-    }
-    originals = {i: known[i]["features"] for i in usable if "features" in known[i]}
-    names = {i: clips.name(i) for i in usable}
-    return Measurements(settings, names, skipped, originals, values, meters.missing)
+
+    def named(record):
+        renamed = {"features" if n == wanted.features else n: v for n, v in record.items()}
+        return {n: v for n, v in renamed.items() if not n.startswith("features ")}
+
+    return Measurements(
+        settings,
+        names={i: clips.name(i) for i in usable},
+        skipped=skipped,
+        frames={i: known[i]["frames"] for i in usable},
+        originals={i: known[i][wanted.features] for i in usable} if wanted.features else {},
+        values={c.digest: {i: named(store.read(c.digest)[i]) for i in usable} for c in contenders},
+        missing=wanted.meters.missing,
+    )
+
+
+def check_unchanged(clip: Clip, digest: str) -> None:
+    """Raises ValueError if a clip's frames are not those with the digest, which were measured."""
+    if clip.digest != digest:
+        raise ValueError(
+            f"{clip.name} holds other frames than when it was measured: choose another --output."
+        )
 
 
 class Reconstructor:
@@ -283,37 +315,49 @@ class Reconstructor:
 class _Runner:
     """Batches through the models, spread over the devices, the last padded."""
 
-    def __init__(self, meters: Meters, tiling, batch: int, devices: Sequence[jax.Device]):
-        self._meters, self._tiling = meters, tiling
+    def __init__(
+        self, wanted: _Wanted, store: Store, tiling, batch: int, devices: Sequence[jax.Device]
+    ):
+        self._wanted, self._store, self._tiling = wanted, store, tiling
         self._mesh = make_mesh(devices=devices)
         self._size = batch * len(devices)
-        self._lpips = self._on_all(meters.lpips)
+        self._lpips = self._on_all(wanted.meters.lpips)
         self._placed: dict[str, Any] = {}
 
-    def measure(self, clips: list[Clip], contenders: Sequence[Contender], store: Store) -> None:
+    def measure(self, clips: list[Clip], contenders: Sequence[Contender]) -> None:
+        """Adds the records that are not complete, the clips' own last."""
+        own = self._store.read(_CLIPS)
+        for clip in clips:
+            check_unchanged(clip, own.get(clip.index, {}).get("frames", clip.digest))
         video = np.stack([clip.frames for clip in clips])
         padding = [(0, self._size - len(clips))] + [(0, 0)] * 4
         video = jax.device_put(np.pad(video, padding, mode="edge"), clip_sharding(self._mesh))
         for c in contenders:
-            shown, quality, finite = _measured(
-                self._model(c), video, self._lpips, tiling=self._tiling
-            )
-            quality, finite = jax.device_get((quality, finite))
-            features = self._features(shown)
-            for row, clip in enumerate(clips):
-                record = {name: np.array(value[row]) for name, value in quality.items()}
-                if features is not None:
-                    record["features"] = np.array(features[row])
-                store.add(c.digest, clip.index, record if finite[row] else {})
-        features = self._features(to_unit_range(video))
+            records = [self._store.read(c.digest).get(clip.index, {}) for clip in clips]
+            if not all(map(self._wanted.has_model, records)):
+                self._measure_model(c, clips, video)
+        features = None
+        if not all(self._wanted.has_clip(own.get(clip.index, {})) for clip in clips):
+            features = self._features(to_unit_range(video))
         for row, clip in enumerate(clips):
-            record = {} if features is None else {"features": np.array(features[row])}
-            store.add(_CLIPS, clip.index, record)
+            record = {"frames": clip.digest}
+            if features is not None:
+                record[self._wanted.features] = np.array(features[row])
+            self._store.add(_CLIPS, clip.index, record)
+
+    def _measure_model(self, c: Contender, clips: list[Clip], video: jax.Array) -> None:
+        made, quality, finite = _measured(self._model(c), video, self._lpips, tiling=self._tiling)
+        quality, finite = jax.device_get((quality, finite))
+        features = self._features(made)
+        for row, clip in enumerate(clips):
+            record = {name: np.array(value[row]) for name, value in quality.items()}
+            if features is not None:
+                record[self._wanted.features] = np.array(features[row])
+            self._store.add(c.digest, clip.index, record if finite[row] else {"finite": False})
 
     def _features(self, video):
-        if self._meters.features is None:
-            return None
-        return np.asarray(self._meters.features.features(video))
+        features = self._wanted.meters.features
+        return None if features is None else np.asarray(features.features(video))
 
     def _model(self, c: Contender):
         if c.digest not in self._placed:
@@ -328,14 +372,15 @@ class _Runner:
 def _measured(model, clips, lpips, *, tiling):
     """Reconstructions [B, T, H, W, 3], metrics [B, T] each, and whether all is finite, [B]."""
     video = to_unit_range(clips)
-    reconstruction = reconstruct(model, video, tiling)
+    decoded = reconstruct(model, video, tiling)
+    reconstruction = jnp.clip(decoded, -1.0, 1.0)
     pair = (video + 1.0) / 2.0, (reconstruction + 1.0) / 2.0
     quality = {"psnr": psnr(*pair)}
     if min(clips.shape[2:4]) >= WINDOW:
         quality["ssim"] = ssim(*pair)
     if lpips is not None:
         quality["lpips"] = lpips(video, reconstruction)
-    finite = jnp.all(jnp.isfinite(reconstruction), axis=(1, 2, 3, 4))
+    finite = jnp.all(jnp.isfinite(decoded), axis=(1, 2, 3, 4))
     return reconstruction, quality, finite
 
 

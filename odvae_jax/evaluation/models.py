@@ -123,11 +123,11 @@ def _shortest(path: str, paths: list[str]) -> str:
 def reconstruct(
     model: ODVAE | BlockMean, video: Float[Array, "b t h w 3"], tiling: TemporalTiling | None
 ) -> Float[Array, "b t h w 3"]:
-    """A video in [-1, 1] through encoder and decoder, clipped; latents are the posterior's mean."""
+    """A video in [-1, 1] through encoder and decoder; latents are the posterior's mean."""
     if isinstance(model, BlockMean):
         return jax.vmap(lambda clip: block_mean(clip, model.time_compression))(video)
     latents = encode(model, video, tiling=tiling).mode()
-    return jnp.clip(decode(model, latents, tiling=tiling), -1.0, 1.0)
+    return decode(model, latents, tiling=tiling)
 
 
 def block_mean(

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from odvae_jax.evaluation import pictures
-from odvae_jax.evaluation.clips import FixedClips
-from odvae_jax.evaluation.measure import Reconstructor
+from odvae_jax.evaluation.clips import Clip, FixedClips
+from odvae_jax.evaluation.measure import Reconstructor, check_unchanged
 from odvae_jax.evaluation.models import BlockMean, Contender
 from odvae_jax.evaluation.results import (
     Results,
@@ -43,10 +43,13 @@ def write_report(
     results: Results,
     contenders: Sequence[Contender],
     clips: FixedClips,
+    frames_digests: dict[int, str],
     reconstructor: Reconstructor,
     output: Path,
 ) -> list[Path]:
     """Writes numbers, figures, clips and the page into a folder; returns the paths.
+
+    `frames_digests` are those of the clips that were measured, by number.
 
     `results.json`, `results.md`, `by_frame.png`, `frames.png`, `clips/best.*`, `clips/worst.*` by
     the models' mean PSNR, and `results.html`, which holds all of it in one file.
@@ -58,12 +61,14 @@ def write_report(
     if any(row.by_frame for row in results.rows):
         pictures.plot_by_frame(results, output / "by_frame.png")
         written.append(output / "by_frame.png")
+    elif (output / "by_frame.png").exists():
+        (output / "by_frame.png").unlink()  # of an earlier call
     shown = _chosen(results, clips)
     captions = {}
     folder = output / "clips"
     folder.mkdir(exist_ok=True)
     for stem, index in shown.items():
-        clip = clips.read(index)
+        clip = _read(clips, index, frames_digests)
         made = {c.label: reconstructor(clip, c) for c in contenders}
         frames = pictures.side_by_side(clip.frames, made)
         written += pictures.write_side_by_side(folder, stem, frames, clip.fps)
@@ -74,7 +79,9 @@ def write_report(
         ]
         captions[stem] = f"{Path(clip.name).name}: {', '.join(scores)}"
     if shown:
-        pairs = [(c.frames, reconstructor(c, contenders[0])) for c in _first(clips, results)]
+        few = list(frames_digests)[:_OVERVIEW]
+        read = [_read(clips, index, frames_digests) for index in few]
+        pairs = [(clip.frames, reconstructor(clip, contenders[0])) for clip in read]
         pictures.overview(pairs, output / "frames.png")
         written.append(output / "frames.png")
     write_whole(output / "results.html", _page(results, output, captions))
@@ -95,7 +102,8 @@ def _as_list(lines: list[str]) -> list[str]:
 def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
     """The clips that are best and worst by the models' mean PSNR, by what they are called."""
     rows = [r for r in results.rows if not isinstance(r.contender.model, BlockMean)] or results.rows
-    common = set.intersection(*(set(row.by_clip) for row in rows))
+    common = set.intersection(*([set(row.by_clip) for row in rows if row.clips] or [set()]))
+    rows = [row for row in rows if row.clips]
     if not common:
         return {}
     psnr = {name: np.mean([row.by_clip[name]["psnr"] for row in rows]) for name in common}
@@ -106,13 +114,12 @@ def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
     return {"best": index[ordered[-1]], "worst": index[ordered[0]]}
 
 
-def _first(clips: FixedClips, results: Results):
-    names = set(results.rows[0].by_clip)
-    count = 0
-    for index in range(len(clips)):
-        if clips.name(index) in names and count < _OVERVIEW:
-            count += 1
-            yield clips.read(index)
+def _read(clips: FixedClips, index: int, digests: dict[int, str]) -> Clip:
+    clip = clips.read(index)
+    if clip.frames is None:
+        raise ValueError(f"{clip.name} was measured, and cannot be read any more: {clip.reason}")
+    check_unchanged(clip, digests[index])
+    return clip
 
 
 def _page(results: Results, output: Path, captions: dict[str, str]) -> str:

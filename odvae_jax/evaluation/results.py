@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 
 from odvae_jax.evaluation.measure import METRICS, Measurements
-from odvae_jax.evaluation.models import Contender, parameter_count
+from odvae_jax.evaluation.models import BlockMean, Contender, parameter_count
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 FEW_CLIPS = 400
@@ -35,7 +35,8 @@ class Row:
 
     Attributes:
       contender: the model.
-      clips: that the numbers are means of.
+      clips: that the numbers are means of, the same for all models; 0 if it has no finite
+        reconstruction at all.
       scores: metric to mean and interval; a metric that could not be had is left out.
       first, rest: metric to mean over the first frame of every group, and over the other frames.
       by_frame: metric to means by frame, [T].
@@ -72,51 +73,54 @@ class Results:
 
 def summarise(measurements: Measurements, contenders: Sequence[Contender]) -> Results:
     """Means, intervals and Fréchet distances of what was measured."""
+    finite = {
+        c.digest: {i for i, r in measurements.values[c.digest].items() if r.get("finite", True)}
+        for c in contenders
+    }
+    some = [clips for clips in finite.values() if clips]
+    common = sorted(set.intersection(*some)) if some else []
+    rows = [_row(c, measurements, common if finite[c.digest] else []) for c in contenders]
     missing = dict(measurements.missing)
-    rows = []
-    for c in contenders:
-        row = _row(c, measurements)
-        rows.append(row)
-        if "rfvd" not in row.scores:
-            missing.setdefault("rfvd", "needs two clips at least")
+    if len(common) < 2:
+        missing.setdefault("rfvd", "needs two clips at least")
     return Results(measurements.settings, tuple(rows), measurements.skipped, missing)
 
 
 def first_of_group(frames: int, tiling: int | None) -> np.ndarray:
-    """Which frames are the first that an encoder sees: of the clip, or of each tile."""
-    return np.arange(frames) % (tiling - 1 if tiling else frames) == 0
+    """Which frames are the first shown of a group: of the clip, and after every seam of tiling.
+
+    A group's very first frame is the one before's last, and is shown there.
+    """
+    starts = np.zeros(frames, bool)
+    starts[0] = True
+    if tiling:
+        starts[tiling :: tiling - 1] = True
+    return starts
 
 
-def _row(c: Contender, measurements: Measurements) -> Row:
-    records = measurements.values[c.digest]
-    finite = {i: record for i, record in sorted(records.items()) if record}
-    names = measurements.names
+def _row(c: Contender, measurements: Measurements, clips: list[int]) -> Row:
+    records, names = measurements.values[c.digest], measurements.names
     starts = first_of_group(measurements.settings["frames"], measurements.settings["tiling"])
     scores, first, rest, by_frame = {}, {}, {}, {}
-    by_clip: dict[str, dict[str, float]] = {names[i]: {} for i in finite}
+    by_clip: dict[str, dict[str, float]] = {names[i]: {} for i in clips}
     for metric in METRICS:
-        if not finite or not all(metric in record for record in finite.values()):
+        if metric in measurements.missing or not clips:
             continue
-        values = np.stack([record[metric] for record in finite.values()]).astype(np.float64)
+        values = np.stack([records[i][metric] for i in clips]).astype(np.float64)
         by_frame[metric] = values.mean(axis=0)
         first[metric] = values[:, starts].mean()
         rest[metric] = values[:, ~starts].mean() if not starts.all() else np.nan
         means = values.mean(axis=1)
         scores[metric] = _interval(means)
-        for i, mean in zip(finite, means, strict=True):
+        for i, mean in zip(clips, means, strict=True):
             by_clip[names[i]][metric] = float(mean)
-    both = [i for i in finite if "features" in finite[i] and i in measurements.originals]
-    if len(both) > 1 and len(both) == len(finite):
-        original, made = (
-            FeatureStatistics.of(np.stack(vectors))
-            for vectors in (
-                [measurements.originals[i] for i in both],
-                [finite[i]["features"] for i in both],
-            )
-        )
-        scores["rfvd"] = Score(frechet_distance(original, made))
-    not_finite = tuple(names[i] for i, record in sorted(records.items()) if not record)
-    return Row(c, len(finite), scores, first, rest, by_frame, by_clip, not_finite)
+    if "rfvd" not in measurements.missing and len(clips) > 1:
+        originals = np.stack([measurements.originals[i] for i in clips])
+        made = np.stack([records[i]["features"] for i in clips])
+        distance = frechet_distance(FeatureStatistics.of(originals), FeatureStatistics.of(made))
+        scores["rfvd"] = Score(distance)
+    not_finite = tuple(names[i] for i, r in sorted(records.items()) if not r.get("finite", True))
+    return Row(c, len(clips), scores, first, rest, by_frame, by_clip, not_finite)
 
 
 def _interval(means) -> Score:
@@ -140,7 +144,8 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     for row in results.rows:
         c = row.contender
         cells = [c.label, str(c.vcpr), parameter_count(c.parameters)]
-        rows.append(cells + [_cell(metric, row.scores.get(metric)) for metric in TITLES])
+        broken = "missing" if row.clips else "not finite"
+        rows.append(cells + [_cell(metric, row.scores.get(metric), broken) for metric in TITLES])
     return titles, rows
 
 
@@ -150,7 +155,7 @@ def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in results.rows:
         cells = [
-            "missing" if m not in part or np.isnan(part[m]) else f"{part[m]:.{_DIGITS[m]}f}"
+            "–" if m not in part or np.isnan(part[m]) else f"{part[m]:.{_DIGITS[m]}f}"
             for m in METRICS
             for part in (row.first, row.rest)
         ]
@@ -158,9 +163,9 @@ def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
     return titles, rows
 
 
-def _cell(metric: str, score: Score | None) -> str:
+def _cell(metric: str, score: Score | None, without: str) -> str:
     if score is None:
-        return "missing"
+        return without
     digits = _DIGITS[metric]
     text = f"{score.mean:.{digits}f}"
     if score.low is not None:
@@ -181,6 +186,14 @@ def notes(results: Results) -> list[str]:
         f"{settings['start']} of {settings['data']}{tiling}. Means over frames and clips, in "
         "parentheses 95% bootstrap intervals over clips."
     )
+    computed = {
+        f"{row.contender.label}: {row.contender.model.config.dtype}"
+        for row in results.rows
+        if not isinstance(row.contender.model, BlockMean)
+        and row.contender.model.config.dtype != "float32"
+    }
+    if computed:
+        said.append(f"Not computed in float32: {', '.join(sorted(computed))}.")
     if any("rfvd" in row.scores for row in results.rows):
         few = (
             f"; under {FEW_CLIPS} it says little, and nothing against other sets"
@@ -193,7 +206,7 @@ def notes(results: Results) -> list[str]:
         if row.not_finite:
             said.append(
                 f"{row.contender.label}: the reconstruction of {len(row.not_finite)} clips is not "
-                f"finite, and in no mean: {', '.join(row.not_finite)}."
+                f"finite, and they are in no model's mean: {', '.join(row.not_finite)}."
             )
     if results.skipped:
         said.append(f"{len(results.skipped)} videos were skipped:")
@@ -233,6 +246,7 @@ def as_json(results: Results) -> dict[str, Any]:
             "digest": c.digest,
             "vcpr": c.vcpr,
             "parameters": c.parameters,
+            "dtype": getattr(getattr(c.model, "config", None), "dtype", "float32"),
             "clips": r.clips,
             "scores": {name: dataclasses.asdict(score) for name, score in r.scores.items()},
             "first_frames": r.first,

@@ -60,7 +60,7 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     with_floor: bool = True,
     progress: bool = True,
-) -> tuple[Results, list[Path]]:
+) -> tuple[Results | None, list[Path]]:
     """Measures models on clips and writes a report (Tables 1 and 4).
 
     Args:
@@ -77,7 +77,7 @@ def evaluate(
       progress: show a bar.
 
     Returns:
-      The numbers, and the paths of what was written.
+      The numbers, None for a shard, and the paths of what was written.
 
     Raises:
       ValueError: for clips that a model does not take, a group that is not 4k + 1, no clip that can
@@ -89,7 +89,7 @@ def evaluate(
     contenders = list(contenders)
     if with_floor:
         contenders += [floor(t) for t in sorted({c.time_compression for c in contenders})]
-    tiles = TemporalTiling(tiling) if tiling else None
+    tiles = None if tiling is None else TemporalTiling(tiling)
     folder = None if output is None else Path(output) / MEASUREMENTS_FOLDER
     measurements = measure(
         contenders,
@@ -102,9 +102,13 @@ def evaluate(
         shard=shard,
         progress=progress,
     )
+    if measurements is None:
+        return None, []
     results = summarise(measurements, contenders)
-    if output is None or shard[1] > 1:
+    if output is None:
         return results, []
     models = [c for c in contenders if not isinstance(c.model, BlockMean)]
-    written = write_report(results, models, clips, Reconstructor(tiles), Path(output))
+    written = write_report(
+        results, models, clips, measurements.frames, Reconstructor(tiles), Path(output)
+    )
     return results, written

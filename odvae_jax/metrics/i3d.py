@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,13 +60,19 @@ _LOGITS = "Logits/Conv3d_0c_1x1"
 
 @runtime_checkable
 class VideoFeatures(Protocol):
-    """What turns clips into the vectors whose distributions are compared."""
+    """What turns clips into the vectors whose distributions are compared.
+
+    Attributes:
+      digest: tells networks apart, so that vectors of different ones are never compared.
+    """
+
+    digest: str
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
         """One vector a clip in [-1, 1]."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["units"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["units"], meta_fields=["digest"])
 @dataclasses.dataclass(frozen=True)
 class I3D:
     """The network and its trained weights; a pytree: pass it to `jax.jit` as an argument.
@@ -73,9 +80,11 @@ class I3D:
     Attributes:
       units: name of every convolution, to its kernel, [t, h, w, in, out], and bias, [out], with the
         batch norm after it folded in.
+      digest: of the file that they came from.
     """
 
     units: dict[str, tuple[Any, Any]]
+    digest: str
 
     def __call__(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b 400"]:
         """The mean logits of clips in [-1, 1]; float32.
@@ -134,6 +143,7 @@ class TorchI3D:
 
     Raises:
       FileNotFoundError: if there is no such file, or no PyTorch.
+      ValueError: if it is no TorchScript file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -144,7 +154,12 @@ class TorchI3D:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path} does not exist; expected i3d_torchscript.pt.")
         self._torch = torch
-        self._network = torch.jit.load(str(path), map_location="cpu").eval()
+        try:
+            self._network = torch.jit.load(str(path), map_location="cpu").eval()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{path} is no TorchScript file: {reason}.") from error
+        self.digest = _file_digest(path)
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
         """The mean logits of clips in [-1, 1]."""
@@ -189,7 +204,12 @@ def load_i3d() -> I3D:
         except KeyError as error:
             raise ValueError(f"{path} is not I3D's: it has no {error} for {name}.") from error
         units[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
-    return I3D(units)
+    return I3D(units, _file_digest(path))
+
+
+def _file_digest(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _unit_names() -> list[str]:

@@ -16,9 +16,10 @@ from odvae_jax.data.video import inspect_video, read_frames
 from odvae_jax.evaluation.clips import FixedClips
 from odvae_jax.evaluation.measure import Measurements, Meters, Reconstructor, measure
 from odvae_jax.evaluation.models import block_mean, contender, floor, load_contenders
-from odvae_jax.evaluation.results import summarise
+from odvae_jax.evaluation.results import first_of_group, notes, summarise
 from odvae_jax.evaluation.run import evaluate, load_meters
 from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.posterior import DiagonalGaussian
 from tests.conftest import small_model, write_clip
 
 SIZE = {"frames": 9, "size": 32}
@@ -27,10 +28,13 @@ SIZE = {"frames": 9, "size": 32}
 class Pooled:
     """Features that cost nothing: mean colours of a clip's quarters."""
 
+    def __init__(self, scale=1.0):
+        self.digest, self._scale = f"pooled {scale}", scale
+
     def features(self, video):
         b, t, h, w, _ = video.shape
         blocks = jnp.reshape(video, (b, t, 2, h // 2, 2, w // 2, 3))
-        return np.asarray(blocks.mean(axis=(1, 3, 5)).reshape(b, -1))
+        return self._scale * np.asarray(blocks.mean(axis=(1, 3, 5)).reshape(b, -1))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,7 @@ def test_parts_measured_apart_and_in_any_order_are_the_whole(five, models, meter
             devices=jax.devices()[:1],
             progress=False,
         )
-    clips.read = None  # nothing is left to decode
+    read, clips.read = clips.read, lambda i: read(i) if "clip" not in clips.name(i) else None
     close(alone, measure(models, clips, meters, folder=tmp_path, progress=False))
 
 
@@ -196,33 +200,43 @@ def test_clips_too_small_or_short_for_a_metric_leave_it_out(five, models, meters
     missing = meters.for_clips(frames=5, size=8).missing
     assert missing.keys() == {"ssim", "lpips", "rfvd"}
     assert meters.for_clips(frames=9, size=32).missing == {}
+    assert Meters().for_clips(frames=9, size=32).missing.keys() == {"lpips", "rfvd"}
 
 
-def test_a_reconstruction_that_is_not_finite_is_named_and_in_no_mean(five, models, meters, alone):
-    class OneBroken(FixedClips):
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_reconstruction_that_is_not_finite_is_named_and_in_no_mean(five, broken):
+    """Two models, one of which breaks on one clip: the means are over the other clips for both."""
+
+    class OneWhite(FixedClips):
         def read(self, index):
             clip = super().read(index)
-            frames = np.full_like(clip.frames, 255) if "clip3" in clip.name else clip.frames
-            return dataclasses.replace(clip, frames=frames)
+            white = "clip3" in clip.name
+            return dataclasses.replace(clip, frames=clip.frames * 0 + 255) if white else clip
 
-    import odvae_jax.evaluation.measure as module
+    def decode(vae, latents, *, tiling):
+        frames = jnp.zeros((*latents.shape[:1], 5, 16, 16, 3))
+        white = jnp.all(latents > 0.999, axis=(1, 2, 3, 4), keepdims=True)
+        return jnp.where(white & (vae.config.structure == "v4"), broken, frames)
 
-    def reconstruct(model, video, tiling):
-        white = jnp.all(video > 0.999, axis=(1, 2, 3, 4), keepdims=True)
-        return jnp.where(white, jnp.nan, 0.9 * video)
+    def encode(vae, video, *, tiling):
+        return DiagonalGaussian(video, video)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "reconstruct", reconstruct)
-        jax.clear_caches()
-        clips = OneBroken(five, frames=5, size=16, limit=5 + 2)
-        measured = measure(
-            models[:1], clips, dataclasses.replace(meters, lpips=None), progress=False
-        )
+    both = [contender("breaks", "", small_model()), contender("holds", "", small_model("image"))]
+    clips = OneWhite(five, frames=5, size=16)
     jax.clear_caches()
-    (row,) = summarise(measured, models[:1]).rows
-    assert [n.split("/")[-1] for n in row.not_finite] == ["clip3.mp4"]
-    assert row.clips == 4 and np.isfinite(row.scores["psnr"].mean)
-    assert not any("clip3" in name for name in row.by_clip)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("odvae_jax.evaluation.models.decode", decode)
+        patch.setattr("odvae_jax.evaluation.models.encode", encode)
+        measured = measure(both, clips, Meters(None, Pooled()), progress=False)
+    jax.clear_caches()
+    results = summarise(measured, both)
+    breaks, holds = results.rows
+    assert [n.split("/")[-1] for n in breaks.not_finite] == ["clip3.mp4"]
+    assert not holds.not_finite and breaks.clips == holds.clips == 4
+    for name, score in holds.scores.items():
+        assert breaks.scores[name].mean == pytest.approx(score.mean, rel=1e-5)
+    assert not any("clip3" in name for row in results.rows for name in row.by_clip)
+    assert any("breaks: the reconstruction of 1 clips is not finite" in n for n in notes(results))
 
 
 def test_another_evaluation_s_folder_is_refused_by_what_differs(five, models, tmp_path):
@@ -235,15 +249,98 @@ def test_another_evaluation_s_folder_is_refused_by_what_differs(five, models, tm
         measure(models[1:], clips, Meters(), folder=tmp_path, tiling=TemporalTiling(5))
 
 
-def test_a_model_changed_in_its_place_is_measured_again(five, tmp_path, meters):
-    clips = FixedClips(five, **SIZE, limit=2)
-    scores = []
-    for seed in (0, 1):
-        c = contender("model", "", small_model("image", seed=seed))
-        results, _ = evaluate([c], clips, Meters(), output=None, with_floor=False, progress=False)
-        scores.append(results.rows[0].scores["psnr"].mean)
-        assert c.digest == contender("again", "", small_model("image", seed=seed)).digest
-    assert scores[0] != scores[1]
+def test_a_model_changed_in_its_place_is_measured_again(five, tmp_path):
+    clips = FixedClips(five, frames=5, size=16)
+
+    def mean(seed, folder):
+        c = contender("model", "runs/model", small_model("image", seed=seed))
+        results, _ = evaluate([c], clips, Meters(), output=folder, progress=False)
+        return results.rows[0].scores["psnr"].mean
+
+    first, second = mean(0, tmp_path / "out"), mean(1, tmp_path / "out")
+    assert first != second and second == mean(1, tmp_path / "fresh")
+
+
+def test_a_continued_evaluation_measures_only_what_is_missing(five, models, meters, tmp_path):
+    """Other features, a metric left out, a model more: each ends as if measured afresh."""
+    clips = FixedClips(five, **SIZE)
+    on = jax.devices()[:1]
+
+    def rows(chosen, meters, folder=tmp_path):
+        m = measure(chosen, clips, meters, folder=folder, devices=on, progress=False)
+        results = summarise(m, chosen)
+        return [row.scores for row in results.rows], results.missing
+
+    (alone,), _ = rows(models[:1], meters)
+    other = dataclasses.replace(meters, features=Pooled(3.0))
+    scaled = rows(models[:1], other)[0][0]["rfvd"].mean
+    assert scaled == pytest.approx(9 * alone["rfvd"].mean, rel=1e-3)
+    without = Meters(None, None, {"rfvd": "it was not asked for", "lpips": "gone"})
+    (left,), missing = rows(models[:1], without)
+    assert left == {name: alone[name] for name in ("psnr", "ssim")}
+    assert missing == without.missing
+    before = (tmp_path / f"{models[0].digest}.jsonl").read_bytes()
+    both, _ = rows(models, meters)
+    assert both[0] == alone
+    assert (tmp_path / f"{models[0].digest}.jsonl").read_bytes() == before
+    assert both == rows(models, meters, None)[0]
+
+
+def test_videos_changed_or_mended_since_are_noticed(tmp_path, models):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    for i in range(2):
+        write_clip(videos / f"{i}.mp4", seed=i, frames=9)
+    (videos / "late.mp4").symlink_to(tmp_path / "missing.mp4")
+    clips = FixedClips(videos, **SIZE)
+    assert len(measure(models[1:], clips, Meters(), folder=out, progress=False).skipped) == 1
+    settings = clips.settings()
+    write_clip(videos / "1.mp4", seed=7, frames=9)
+    assert clips.settings() != settings
+    with pytest.raises(ValueError, match="names and sizes"):
+        measure(models[1:], FixedClips(videos, **SIZE), Meters(), folder=out, progress=False)
+    # Of the same size, by chance: it is noticed when its frames are next read.
+    stored = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps(stored | clips.settings()))
+    with pytest.raises(ValueError, match="1.mp4 holds other frames than when it was measured"):
+        measure(models, clips, Meters(None, Pooled()), folder=out, progress=False)
+    # A video that could not be read at first counts once it can be.
+    write_clip(videos / "1.mp4", seed=1, frames=9)
+    write_clip(tmp_path / "missing.mp4", seed=5, frames=9)
+    stored |= FixedClips(videos, **SIZE).settings()
+    (out / "settings.json").write_text(json.dumps(stored))
+    again = measure(models[1:], FixedClips(videos, **SIZE), Meters(), folder=out, progress=False)
+    assert len(again.names) == 3 and not again.skipped
+
+
+@pytest.mark.parametrize(
+    "frames, tiling, starts",
+    [(9, None, [0]), (9, 5, [0, 5]), (33, 17, [0, 17]), (12, 5, [0, 5, 9]), (5, 5, [0])],
+)
+def test_first_frames_of_groups_are_those_after_seams(frames, tiling, starts):
+    assert np.flatnonzero(first_of_group(frames, tiling)).tolist() == starts
+
+
+@pytest.mark.parametrize(
+    "options, first",
+    [
+        ({"start": -9}, 3),
+        ({"start": None}, 3),
+        ({"start": None, "frames": 5, "stride": 2}, 3),
+        ({"start": -9, "frames": 5, "stride": 2}, 3),
+        ({"start": None, "frames": 3, "fps": 3.0}, 3),
+        ({"start": -10, "frames": 3, "fps": 3.0}, 2),
+    ],
+    ids=str,
+)
+def test_starts_from_the_end_count_the_video_s_own_frames(five, options, first):
+    """Twelve frames at 12 a second: nine of them, or as many as a stride or 3 a second span."""
+    path = five / "clip0.mp4"
+    clip = FixedClips(path, **(SIZE | options)).read(0)
+    frames = read_frames(inspect_video(str(path)), 0, 12, short_side=32)[:, :, 5:37]
+    step = options.get("stride", 4 if "fps" in options else 1)
+    expected = frames[first::step][: len(clip.frames)]
+    np.testing.assert_array_equal(clip.frames, expected)
 
 
 def test_tiling_is_what_is_measured(five, models, meters):

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
@@ -11,6 +12,7 @@ from odvae_jax.checkpoints.pickles import read_pickle
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 from odvae_jax.metrics.i3d import TorchI3D, load_i3d
 from odvae_jax.metrics.weights import package_file
+from odvae_jax.sharding import clip_sharding, make_mesh
 from tests.conftest import random_video
 
 CLIPS = random_video(9, 40, 48, b=2)
@@ -105,8 +107,19 @@ def test_a_torchscript_file_is_a_second_source(features, tmp_path, published):
     torch.jit.script(Detector()).save(str(tmp_path / "i3d.pt"))
     read = TorchI3D(tmp_path / "i3d.pt").features(CLIPS)
     np.testing.assert_allclose(read, features, rtol=1e-3, atol=1e-3 * features.std())
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="bad.pt is no TorchScript file"):
+        TorchI3D(tmp_path / "bad.pt")
     with pytest.raises(FileNotFoundError, match="nowhere.pt does not exist"):
         TorchI3D(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.full
+def test_logits_do_not_depend_on_the_batch_or_the_devices(i3d, features):
+    mesh = make_mesh(devices=jax.devices()[:2])
+    apart = i3d.features(jax.device_put(CLIPS, clip_sharding(mesh)))
+    np.testing.assert_allclose(apart, features, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(i3d.features(CLIPS[1:]), features[1:], rtol=1e-5, atol=2e-5)
 
 
 def test_short_clips_and_missing_weights_are_refused(i3d, monkeypatch):
