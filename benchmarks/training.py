@@ -99,7 +99,7 @@ class Program:
     def flops(self):
         return count_flops(self.step, *self.arguments)
 
-    def time(self):
+    def time(self, repeats, warm=2):
         """Seconds of each timed step, on random clips and random weights."""
         make = lambda: create_state(  # noqa: E731
             ODVAE(self.model, rngs=0), self.adversary, self.optimizers, self.config
@@ -110,19 +110,19 @@ class Program:
         clips = jax.device_put(clips, self.clips.sharding)
         lpips = jax.device_put(self.lpips, replicated(self.mesh))
         seconds = []
-        for _ in range(2 + _REPEATS.value):
+        for _ in range(warm + repeats):
             start = time.perf_counter()
             state, metrics = self.compiled(state, clips, lpips)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - start)
         assert np.isfinite(float(metrics["loss"])) and int(metrics["skipped_steps"]) == 0
-        return seconds[2:]
+        return seconds[warm:]
 
 
-def report(name, program, **options):
+def report(name, program, repeats=None, **options):
     """Compiles, times and prints; returns clips a second and the median time."""
     program.compile(**options)
-    seconds = program.time()
+    seconds = program.time(repeats or _REPEATS.value, warm=2 if repeats is None else 1)
     deciles, median = statistics.quantiles(seconds, n=10), statistics.median(seconds)
     rate = program.batch / median
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
@@ -180,7 +180,7 @@ def main(_):
             batch = largest(lpips, gigabytes, known)
             print(f"largest for {gigabytes:.0f} GB: {batch} ({known[batch] / 2**30:.1f} GiB)")
             if known[batch] < (device.memory_stats() or {}).get("bytes_limit", 0):
-                report("complete, not autotuned", Program(lpips, batch=batch), **UNTUNED)
+                report("complete, not autotuned", Program(lpips, batch=batch), repeats=2, **UNTUNED)
         return
     for remat in _REMAT.value:
         alone = Program(lpips, remat=remat, **ALONE)

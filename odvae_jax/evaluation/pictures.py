@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from einops import rearrange
 from jaxtyping import UInt8
@@ -18,6 +19,7 @@ from odvae_jax.evaluation.results import TITLES, Results, first_of_group
 MAGNIFIED = 5
 """How many times differences are magnified."""
 _HEADER = 24  # pixels above each picture, for its name
+_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def plot_by_frame(results: Results, output: Path) -> None:
@@ -51,7 +53,7 @@ def side_by_side(
         difference = np.abs(made.astype(np.int16) - original)
         bottom.append(
             _named(
-                f"{MAGNIFIED} × difference",
+                f"difference ×{MAGNIFIED}",
                 np.minimum(difference * MAGNIFIED, 255).astype(np.uint8),
             )
         )
@@ -87,7 +89,7 @@ def _named(name: str, frames: np.ndarray) -> np.ndarray:
     """Frames with their name above."""
     width = frames.shape[2]
     header = Image.new("RGB", (width, _HEADER), "white")
-    font = ImageFont.load_default(13)
+    font = ImageFont.truetype(_FONT, 13)
     while len(name) > 1 and font.getlength(name) > width - 6:
         name = "…" + name.lstrip("…")[1:]
     ImageDraw.Draw(header).text((4, 4), name, fill="black", font=font)
