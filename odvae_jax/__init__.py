@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from odvae_jax.config import ODVAEConfig
     from odvae_jax.inference import decode, decode_uint8, encode, encode_uint8
     from odvae_jax.posterior import DiagonalGaussian
-    from odvae_jax.tiling import TemporalTiling
+    from odvae_jax.tiling import Streaming, TemporalTiling
 
 __all__ = [
     "ODVAE",
     "DiagonalGaussian",
     "ODVAEConfig",
+    "Streaming",
     "TemporalTiling",
     "decode",
     "decode_uint8",
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 
 # Each is imported when it is first asked for: processes that read videos need no JAX.
 _HOMES = {"ODVAE": "autoencoder", "DiagonalGaussian": "posterior", "ODVAEConfig": "config"}
-_HOMES["TemporalTiling"] = "tiling"
+_HOMES |= dict.fromkeys(("Streaming", "TemporalTiling"), "tiling")
 _HOMES |= dict.fromkeys(("decode", "decode_uint8", "encode", "encode_uint8"), "inference")
 
 

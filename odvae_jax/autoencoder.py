@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,9 +27,10 @@ from odvae_jax.config import (
 from odvae_jax.layers.attention import Attention
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
-from odvae_jax.layers.remat import rematerialised
+from odvae_jax.layers.remat import Remat, rematerialised
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
+from odvae_jax.layers.state import START, State, split
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.sharding import check_rows, under_explicit_axes
 from odvae_jax.types import AnyArray
@@ -55,10 +58,12 @@ class Level(nnx.Module):
         self.upsample = resample.get("upsample")
         self.remat = config.remat
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x d"]:
-        for layer in (*self.block, self.downsample, self.upsample):
-            x = x if layer is None else rematerialised(layer, self.remat)(x)
-        return x
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b u v x d"], State]:
+        """One chunk of a clip, or a whole one (odvae_jax/layers/state.py)."""
+        layers = [*self.block, self.downsample or self.upsample]
+        return run_in_turn(list(filter(None, layers)), x, state, final, self.remat)
 
 
 class Middle(nnx.Module):
@@ -71,10 +76,27 @@ class Middle(nnx.Module):
         self.block_2 = ResidualBlock(width, width, kind, config=config, rng=rng)
         self.remat = config.remat
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        for layer in (self.block_1, self.attn_1, self.block_2):
-            x = rematerialised(layer, self.remat)(x)
-        return x
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b t h w c"], State]:
+        """One chunk of a clip, or a whole one."""
+        return run_in_turn([self.block_1, self.attn_1, self.block_2], x, state, final, self.remat)
+
+
+def run_in_turn(
+    layers: Sequence[nnx.Module],
+    x: Float[Array, "b t h w c"],
+    state: State,
+    final: bool,
+    remat: Remat = "none",
+) -> tuple[Float[Array, "b u v x d"], State]:
+    """A chunk through layers, one after another, and the states of them all."""
+    states = []
+    for layer, of_layer in zip(layers, split(state, len(layers)), strict=True):
+        run = rematerialised(functools.partial(layer.chunk, final=final), remat)
+        x, after = run(x, of_layer)
+        states.append(after)
+    return x, None if state is None else tuple(states)
 
 
 class Encoder(nnx.Module):
@@ -107,10 +129,17 @@ class Encoder(nnx.Module):
         )
 
     def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
-        x = self.conv_in(video)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(self.norm_out(self.mid(x)), out_dtype="float32")
+        return self.chunk(video, None)[0]
+
+    def chunk(
+        self, video: Float[Array, "b t h w 3"], state: State
+    ) -> tuple[Float[Array, "b u v x c2"], State]:
+        """Of one chunk of a clip: 4k + 1 frames at its beginning, then 4k."""
+        first, middle, last = split(state, 3)
+        x, first = self.conv_in.chunk(video, first)
+        x, middle = run_in_turn([*self.down, self.mid], x, middle, True)
+        x, last = self.conv_out.chunk(self.norm_out(x), last, out_dtype="float32")
+        return x, None if state is None else (first, middle, last)
 
 
 class Decoder(nnx.Module):
@@ -150,12 +179,28 @@ class Decoder(nnx.Module):
     def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
         return self.last(self.hidden(z))
 
+    def chunk(
+        self, z: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b u v x 3"], State]:
+        """Of one chunk of a clip's latents; `final` is the last.
+
+        With linear upsampling in time the others owe some frames, which come with the next.
+        """
+        hidden, last = split(state, 2)
+        x, hidden = self._hidden(z, hidden, final)
+        x, last = self.conv_out.chunk(x, last, out_dtype="float32")
+        return x, None if state is None else (hidden, last)
+
     def hidden(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x d"]:
         """All but the last convolution; training weighs gradients where the two meet."""
-        x = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            x = level(x)
-        return rematerialised(self.norm_out, self.remat)(x)
+        return self._hidden(z, None, True)[0]
+
+    def _hidden(self, z, state, final):
+        first, middle = split(state, 2)
+        x, first = self.conv_in.chunk(z, first)
+        x, middle = run_in_turn([self.mid, *reversed(self.up)], x, middle, final)
+        x = rematerialised(self.norm_out, self.remat)(x)
+        return x, None if state is None else (first, middle)
 
     def last(self, hidden: Float[Array, "b t h w d"]) -> Float[Array, "b t h w 3"]:
         """The last convolution: to the video, in float32."""
@@ -241,6 +286,47 @@ class ODVAE(nnx.Module):
         check_rows("latents", latents, 1)
         return _decode(self, latents)
 
+    def encode_chunk(
+        self, video: Float[AnyArray, "b t h w 3"], state: State
+    ) -> tuple[DiagonalGaussian, State]:
+        """`encode` of a clip that comes in chunks: one's posterior, and the state for the next.
+
+        Args:
+          video: 4k + 1 frames at the clip's beginning, then 4k.
+          state: START (odvae_jax/layers/state.py) at the beginning, then what the last call gave; a
+            pytree of arrays whose size does not depend on the clip's length.
+
+        Raises:
+          ValueError: if the model's norms are taken over time, or the chunk's shape will not do.
+        """
+        check_streams(self.config)
+        check_array("video", video)
+        b, t, *rest = jnp.shape(video)
+        if state == START:
+            check_video_shape((b, t, *rest), self.config)
+        elif t == 0 or t % self.config.time_compression:
+            raise ValueError(f"a chunk of {t} frames is not 4k, which all but a clip's first are.")
+        else:
+            check_video_shape((b, t + 1, *rest), self.config)  # with a frame before it
+        moments, state = _encode_chunk(self, video, state)
+        return DiagonalGaussian.from_moments(moments), state
+
+    def decode_chunk(
+        self, latents: Float[AnyArray, "b t h w c"], state: State, *, final: bool
+    ) -> tuple[Float[Array, "b u v x 3"], State]:
+        """`decode` of a clip that comes in chunks: the frames that can be told, and the state.
+
+        With linear upsampling in time, n + 1 latents (n at least 1) at the beginning give 4n - 2
+        frames and n more give 4n; the `final` chunk gives the 3 frames that are owed, too. With
+        nearest upsampling none is owed.
+
+        Raises:
+          ValueError: as `encode_chunk` does.
+        """
+        check_streams(self.config)
+        check_latents(latents, self.config)
+        return _decode_chunk(self, latents, state, final=final)
+
     def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Writes `config.json` and `model.safetensors` into the folder `path`.
 
@@ -278,6 +364,16 @@ class ODVAE(nnx.Module):
         from odvae_jax.checkpoints.pretrained import load_pretrained
 
         return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
+
+
+def check_streams(config: ODVAEConfig) -> None:
+    """Raises ValueError unless a model's clips can come in chunks."""
+    if config.norm != "frame" and config.structure != "image":
+        raise ValueError(
+            f"norm={config.norm!r}: the model's norms take their statistics over all frames of a "
+            'clip, so that no part of it can be had without the rest. Models with norm="frame" can '
+            "be streamed; use TemporalTiling for this one."
+        )
 
 
 def check_array(name: str, value: Any) -> None:
@@ -356,6 +452,17 @@ def _moments(vae: ODVAE, video):
         return vae.quant_conv(vae.encoder(video))
 
     return under_explicit_axes(run, vae.config.latent_shape(video.shape))(vae, video)
+
+
+@jax.jit
+def _encode_chunk(vae: ODVAE, video, state):
+    x, state = vae.encoder.chunk(video, state)
+    return vae.quant_conv(x), state
+
+
+@functools.partial(jax.jit, static_argnames="final")
+def _decode_chunk(vae: ODVAE, latents, state, *, final):
+    return vae.decoder.chunk(vae.post_quant_conv(latents), state, final)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from odvae_jax.config import Kind, ODVAEConfig
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
+from odvae_jax.layers.state import State
 
 
 class Attention(nnx.Module):
@@ -31,6 +32,12 @@ class Attention(nnx.Module):
         self.k = CausalConv(features, features, (1, 1), config=config, rng=rng)
         self.v = CausalConv(features, features, (1, 1), config=config, rng=rng)
         self.proj_out = CausalConv(features, features, (1, 1), config=config, rng=rng)
+
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b t h w c"], State]:
+        """Of one chunk of a clip: frames do not meet, and nothing is carried."""
+        return self(x), state
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape

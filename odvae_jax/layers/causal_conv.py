@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.layers.state import State, carried
 
 _NARROW_OUTPUT = 16  # output channels up to which the taps are summed after the convolution
 
@@ -84,14 +85,27 @@ class CausalConv(nnx.Module):
 
         `out_dtype` is the dtype of the result, the compute dtype unless told.
         """
-        kernel = self.kernel[...]
-        if x.shape[1] == 1 and kernel.shape[0] > 1:
+        return self.chunk(x, None, out_dtype=out_dtype)[0]
+
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, *, out_dtype: str | None = None
+    ) -> tuple[Float[Array, "b u v x d"], State]:
+        """The same of one chunk of a clip; the state holds the last kt - 1 input frames.
+
+        With stride 2 in time the first chunk has an odd number of frames, the others an even one.
+        """
+        kernel, x, before = self.kernel[...], x.astype(self.dtype), carried(state)
+        if state is not None and kernel.shape[0] > 1:
+            seen = x if before is None else jnp.concatenate([before, x], axis=1)
+            missing = max(kernel.shape[0] - 1 - seen.shape[1], 0)
+            state = _repeat_first(seen, missing)[:, seen.shape[1] + missing - kernel.shape[0] + 1 :]
+        if x.shape[1] == 1 and kernel.shape[0] > 1 and before is None:
             # All the frames that a lone frame sees are itself: its taps can be summed beforehand.
             kernel = jnp.sum(kernel, axis=0, keepdims=True)
         y = causal_conv(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.precision, out_dtype
+            x, kernel.astype(self.dtype), self.strides, self.precision, out_dtype, before
         )
-        return y + self.bias[...].astype(y.dtype)
+        return y + self.bias[...].astype(y.dtype), state
 
 
 def causal_conv(
@@ -100,14 +114,20 @@ def causal_conv(
     strides: tuple[int, int] = (1, 1),
     precision: str = "default",
     out_dtype: str | None = None,
+    before: Float[Array, "b s h w c"] | None = None,
 ) -> Float[Array, "b u v x d"]:
-    """The convolution itself, without bias; see `CausalConv`."""
+    """The convolution itself, without bias; see `CausalConv`.
+
+    `before` are the kt - 1 frames before `x`, where `x` does not begin a clip.
+    """
     if kernel.shape[0] == 1:
         y = _per_frame(x[:, :: strides[0]], kernel[0], strides[1], precision)
     elif kernel.shape[-1] <= _NARROW_OUTPUT:
-        y = _taps_summed(x, kernel, strides, precision)
-    else:
+        y = _taps_summed(x, kernel, strides, precision, before)
+    elif before is None:
         y = _wide(*_same_varying_axes(x, kernel), strides, precision)
+    else:
+        y = _lowered(x, kernel, before, strides=strides, precision=precision)
     return y.astype(out_dtype or x.dtype)
 
 
@@ -115,11 +135,14 @@ def causal_conv(
 # and the kernel's is taken a time tap at a time, on the frames where they lie.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _wide(x, kernel, strides, precision):
+    return _lowered(x, kernel, strides=strides, precision=precision)
+
+
+def _lowered(*arrays, **options):
     return jax.lax.platform_dependent(
-        x,
-        kernel,
-        tpu=functools.partial(_plain_3d, strides=strides, precision=precision),
-        default=functools.partial(_frames_joined, strides=strides, precision=precision),
+        *arrays,
+        tpu=functools.partial(_plain_3d, **options),
+        default=functools.partial(_frames_joined, **options),
     )
 
 
@@ -129,13 +152,15 @@ def _wide_forward(x, kernel, strides, precision):
 
 def _wide_backward(strides, precision, residuals, dy):
     def plain_3d(x, kernel, dy):
-        return jax.vjp(lambda x, k: _plain_3d(x, k, strides, precision), x, kernel)[1](dy)
+        plain = functools.partial(_plain_3d, strides=strides, precision=precision)
+        return jax.vjp(plain, x, kernel)[1](dy)
 
     def frames_joined(x, kernel, dy):
         if strides == (1, 1):
             dx = _input_gradient(dy, kernel, precision)
         else:
-            (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, strides, precision), x)[1](dy)
+            joined = functools.partial(_frames_joined, strides=strides, precision=precision)
+            (dx,) = jax.vjp(lambda x: joined(x, kernel), x)[1](dy)
         taps = [
             jax.vjp(lambda k, f=frames: _per_frame(f, k, strides[1], precision), kernel[i])[1](dy)[
                 0
@@ -150,11 +175,11 @@ def _wide_backward(strides, precision, residuals, dy):
 _wide.defvjp(_wide_forward, _wide_backward)
 
 
-def _plain_3d(x, kernel, strides, precision):
+def _plain_3d(x, kernel, before=None, *, strides, precision):
     kt, k = kernel.shape[:2]
     side = _side_padding(k, strides[1])
     return jax.lax.conv_general_dilated(
-        _repeat_first(x, kt - 1),
+        _preceded(x, kt, strides[0], before),
         kernel,
         window_strides=(strides[0], strides[1], strides[1]),
         padding=((0, 0), side, side),
@@ -163,9 +188,9 @@ def _plain_3d(x, kernel, strides, precision):
     )
 
 
-def _frames_joined(x, kernel, strides, precision):
+def _frames_joined(x, kernel, before=None, *, strides, precision):
     kt, k, _, c, d = kernel.shape
-    joined = jnp.concatenate(_seen_frames(x, kt, strides[0]), axis=-1)
+    joined = jnp.concatenate(_seen_frames(x, kt, strides[0], before), axis=-1)
     return _per_frame(
         joined, jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d), strides[1], precision
     )
@@ -189,11 +214,14 @@ def _input_gradient(dy, kernel, precision):
     return dx.at[:, :1].add(extra)
 
 
-def _taps_summed(x, kernel, strides, precision):
+def _taps_summed(x, kernel, strides, precision, before=None):
     kt, k, _, c, d = kernel.shape
-    taps = _per_frame(x, jnp.moveaxis(kernel, 0, 3).reshape(k, k, c, kt * d), strides[1], precision)
-    taps = taps.astype(jnp.float32)
-    seen = _seen_frames(taps, kt, strides[0])
+    wide = jnp.moveaxis(kernel, 0, 3).reshape(k, k, c, kt * d)
+
+    def taps(frames):
+        return _per_frame(frames, wide, strides[1], precision).astype(jnp.float32)
+
+    seen = _seen_frames(taps(x), kt, strides[0], None if before is None else taps(before))
     return sum(frames[..., i * d : (i + 1) * d] for i, frames in enumerate(seen))
 
 
@@ -211,14 +239,25 @@ def _per_frame(x, kernel, stride, precision):
     return y.reshape(b, t, *y.shape[1:])
 
 
-def _seen_frames(x, kt, stride):
+def _seen_frames(x, kt, stride, before=None):
     """For each of the kernel's `kt` time taps, the frames that it meets.
 
-    Each is [B, ceil(T / stride), ...].
+    Each is [B, ceil(T / stride), ...], or, after `before`, [B, T / stride, ...].
     """
-    padded = _repeat_first(x, kt - 1)
-    t = x.shape[1]
+    padded = _preceded(x, kt, stride, before)
+    t = padded.shape[1] - kt + 1
     return [padded[:, i : i + t : stride] for i in range(kt)]
+
+
+def _preceded(x, kt, stride, before):
+    """The frames with those that the first output sees before them.
+
+    A clip's first output is its first frame's; after `before`, with a stride, it is the frame's
+    that ends the first step.
+    """
+    if before is None:
+        return _repeat_first(x, kt - 1)
+    return jnp.concatenate([before[:, stride - 1 :], x], axis=1)
 
 
 def _repeat_first(x, count):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -11,8 +11,8 @@ Remat = Literal["none", "blocks", "convolutions"]
 FIRST_CONVOLUTION = "first convolution of a residual block"
 
 
-def rematerialised(layer: Callable[[jax.Array], jax.Array], remat: Remat) -> Callable:
-    """The layer, of which a gradient keeps the input alone.
+def rematerialised(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """The layer, a function of arrays, of which a gradient keeps the input alone.
 
     With "convolutions" it keeps the first convolution of a residual block too; the output of the
     second is needed by no gradient, so that no convolution runs twice.

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
 from odvae_jax.layers.causal_conv import CausalConv, Generator
+from odvae_jax.layers.state import State, carried, split
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -33,8 +34,11 @@ class Downsample(nnx.Module):
             features, features, (kt, 3), (time_stride, 2), config=config, rng=rng
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u v x c"]:
-        return self.conv(x)
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b u v x c"], State]:
+        """Of one chunk of a clip, or a whole one (odvae_jax/layers/state.py)."""
+        return self.conv.chunk(x, state)
 
 
 class Upsample(nnx.Module):
@@ -64,19 +68,39 @@ class Upsample(nnx.Module):
         kt = 3 if kind == "3d" else 1
         self.conv = CausalConv(features, features, (kt, 3), config=config, rng=rng)
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u 2*h 2*w c"]:
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b u v x c"], State]:
+        """Of one chunk of a clip, of which `final` is the last, or a whole one."""
+        in_time, in_conv = split(state, 2)
         y = double_space(x, self.space)
-        return self.conv(y if self.time is None else double_time(y, self.time))
+        if self.time is not None:
+            y, in_time = double_time(y, self.time, in_time, final)
+        y, in_conv = self.conv.chunk(y, in_conv)
+        return y, None if state is None else (in_time, in_conv)
 
 
-def double_time(x: Float[Array, "b t *rest"], how: Interpolation) -> Float[Array, "b u *rest"]:
+def double_time(
+    x: Float[Array, "b t *rest"], how: Interpolation, state: State = None, final: bool = True
+) -> tuple[Float[Array, "b u *rest"], State]:
     """T to 2T - 1 frames: the first is left aside, the others are doubled among themselves.
 
-    "linear" interpolates with half-pixel centres, edges clamped; "nearest" repeats.
+    "linear" interpolates with half-pixel centres, edges clamped; "nearest" repeats. Of a clip's
+    chunks "linear" owes each its last frame, which waits for the next one; the `final` pays it. The
+    state holds the last of the frames that are doubled, or none of them.
     """
-    if x.shape[1] == 1:
-        return x
-    return jnp.concatenate([x[:, :1], _double(x[:, 1:], 1, how)], axis=1)
+    before = carried(state)
+    first, x = (x[:, :1], x[:, 1:]) if before is None else (x[:, :0], x)
+    before = x[:, :0] if before is None or how == "nearest" else before
+    known = jnp.concatenate([before, x], axis=1)
+    if state is not None:
+        state = known[:, :0] if how == "nearest" else known[:, -1:]
+    if known.shape[1] == 0:
+        return first, state
+    doubled = _double(known, 1, how)
+    owed = how == "linear" and not final
+    doubled = doubled[:, before.shape[1] : doubled.shape[1] - owed]
+    return jnp.concatenate([first, doubled], axis=1), state
 
 
 def double_space(x: Float[Array, "b t h w c"], how: Interpolation) -> Float[Array, "b t 2*h 2*w c"]:

@@ -10,6 +10,7 @@ from odvae_jax.config import Kind, ODVAEConfig
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
 from odvae_jax.layers.remat import FIRST_CONVOLUTION
+from odvae_jax.layers.state import State, split
 
 
 class ResidualBlock(nnx.Module):
@@ -46,7 +47,12 @@ class ResidualBlock(nnx.Module):
             else CausalConv(in_features, out_features, (1, 1), config=config, rng=rng)
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
-        y = checkpoint_name(self.conv1(self.norm1(x)), FIRST_CONVOLUTION)
-        y = self.conv2(self.norm2(y))
-        return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+    def chunk(
+        self, x: Float[Array, "b t h w c"], state: State, final: bool
+    ) -> tuple[Float[Array, "b t h w d"], State]:
+        """Of one chunk of a clip, or a whole one."""
+        first, second = split(state, 2)
+        y, first = self.conv1.chunk(self.norm1(x), first)
+        y, second = self.conv2.chunk(self.norm2(checkpoint_name(y, FIRST_CONVOLUTION)), second)
+        y += x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return y, None if state is None else (first, second)

@@ -65,7 +65,9 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(strides, t):
     x, kernel = map(jnp.asarray, inputs(t, 24))
 
     def run(lowering):
-        y, pull = jax.vjp(lambda x, k: lowering(x, k, strides, "highest"), x, kernel)
+        y, pull = jax.vjp(
+            lambda x, k: lowering(x, k, strides=strides, precision="highest"), x, kernel
+        )
         return (y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)))
 
     expected = run(module._plain_3d)

@@ -62,9 +62,9 @@ def test_attention_is_softmax_over_the_positions_of_each_frame():
 
 def test_linear_time_doubling_leaves_the_first_frame_aside():
     frames = jnp.array([0.0, 10, 20, 30]).reshape(1, 4, 1, 1, 1)
-    assert double_time(frames, "linear").ravel().tolist() == [0, 10, 12.5, 17.5, 22.5, 27.5, 30]
-    assert double_time(frames, "nearest").ravel().tolist() == [0, 10, 10, 20, 20, 30, 30]
-    assert double_time(frames[:, :1], "linear").ravel().tolist() == [0]
+    assert double_time(frames, "linear")[0].ravel().tolist() == [0, 10, 12.5, 17.5, 22.5, 27.5, 30]
+    assert double_time(frames, "nearest")[0].ravel().tolist() == [0, 10, 10, 20, 20, 30, 30]
+    assert double_time(frames[:, :1], "linear")[0].ravel().tolist() == [0]
 
 
 def test_linear_space_doubling_has_half_pixel_centres_and_clamped_edges():

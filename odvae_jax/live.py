@@ -1,0 +1,113 @@
+"""Encoding and decoding while a clip is still coming in."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from odvae_jax.autoencoder import ODVAE, check_streams
+from odvae_jax.layers.state import START, State
+from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.types import AnyArray
+
+
+class LiveEncoder:
+    """Takes frames as they come and gives latents as soon as they are settled.
+
+    The first frame gives a latent frame, and every four after it; others wait. Two programs are
+    compiled, whatever is pushed. For models with `norm="frame"`; the result is that of the whole
+    clip.
+
+    Args:
+      vae: the model.
+
+    Raises:
+      ValueError: if the model's norms are taken over time.
+    """
+
+    def __init__(self, vae: ODVAE):
+        check_streams(vae.config)
+        self._vae = vae
+        self._state: State = START
+        self._waiting: Array | None = None
+
+    def push(self, frames: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian | None:
+        """The posterior of what frames in [-1, 1] settle, None if they settle nothing yet."""
+        frames = jnp.asarray(frames)
+        if self._waiting is not None:
+            frames = jnp.concatenate([self._waiting, frames], axis=1)
+        settled = []
+        count = 1 if self._state == START else self._vae.config.time_compression
+        while frames.shape[1] >= count:
+            posterior, self._state = self._vae.encode_chunk(frames[:, :count], self._state)
+            settled.append(posterior)
+            frames = frames[:, count:]
+            count = self._vae.config.time_compression
+        self._waiting = frames
+        return _joined(settled)
+
+    def flush(self) -> DiagonalGaussian | None:
+        """The posterior of the frames that still wait, the last of them repeated to make four.
+
+        None if none waits. The next frame that is pushed begins another clip.
+        """
+        waiting, posterior = self._waiting, None
+        if waiting is not None and waiting.shape[1]:
+            missing = self._vae.config.time_compression - waiting.shape[1]
+            posterior = self.push(jnp.repeat(waiting[:, -1:], missing, axis=1))
+        self._state, self._waiting = START, None
+        return posterior
+
+
+class LiveDecoder:
+    """Takes latents as they come and gives the frames that they settle.
+
+    A latent frame waits for the next one, or for `flush`, before it is decoded; with linear
+    upsampling in time so do three more of the frames. For models with `norm="frame"`; the result is
+    that of the whole clip.
+
+    Args:
+      vae: the model.
+
+    Raises:
+      ValueError: if the model's norms are taken over time.
+    """
+
+    def __init__(self, vae: ODVAE):
+        check_streams(vae.config)
+        self._vae = vae
+        self._state: State = START
+        self._next: Array | None = None
+
+    def push(self, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"] | None:
+        """The frames, about [-1, 1], that unscaled latents settle; None if there are none yet."""
+        latents = jnp.asarray(latents)
+        frames = []
+        for i in range(latents.shape[1]):
+            if self._next is not None:
+                frames.append(self._decode(final=False))
+            self._next = latents[:, i : i + 1]
+        return jnp.concatenate(frames, axis=1) if frames else None
+
+    def flush(self) -> Float[Array, "b u v x 3"] | None:
+        """The frames that still wait, None if there are none.
+
+        The next latents that are pushed begin another clip.
+        """
+        frames = None if self._next is None else self._decode(final=True)
+        self._state, self._next = START, None
+        return frames
+
+    def _decode(self, final):
+        # The latest latents wait for the next ones or for the end, which must be told with some.
+        frames, self._state = self._vae.decode_chunk(self._next, self._state, final=final)
+        return frames
+
+
+def _joined(posteriors):
+    if not posteriors:
+        return None
+    return DiagonalGaussian(
+        jnp.concatenate([p.mean for p in posteriors], axis=1),
+        jnp.concatenate([p.logvar for p in posteriors], axis=1),
+    )
