@@ -13,7 +13,7 @@ from odvae_jax.checkpoints import sd_vae
 from odvae_jax.training import loop
 from odvae_jax.training.checkpoints import load_raw
 from odvae_jax.training.config import default_config
-from tests.conftest import full, small_model, write_clip
+from tests.conftest import small_model, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,8 @@ def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, t
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("continued", [False, *full(True)])
+@pytest.mark.full
+@pytest.mark.parametrize("continued", [False, True])
 def test_pictures_among_the_clips(videos, tmp_path, monkeypatch, caplog, continued):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

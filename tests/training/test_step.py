@@ -153,6 +153,7 @@ def chex_equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.full
 def test_accumulation_gives_the_whole_batch_s_gradient():
     norms = []
     for count in (1, 2):
