@@ -79,9 +79,8 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(fields, words, v
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "inits", [("tail",), pytest.param(("tail", "average"), marks=pytest.mark.full)], ids=str
-)
+@pytest.mark.full
+@pytest.mark.parametrize("inits", [("tail",), ("tail", "average")], ids=str)
 def test_one_command_trains_measures_and_compares_and_goes_on(
     inits, videos, tmp_path, monkeypatch, capsys
 ):

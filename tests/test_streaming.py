@@ -94,6 +94,7 @@ def test_live_frames_in_any_portions_are_the_whole_clip(time):
     assert decoder.flush() is None
 
 
+@pytest.mark.full
 def test_uint8_entries_stream_alike():
     vae = whole("v4", "nearest", "linear", 29)[0]
     video = np.random.default_rng(0).integers(0, 256, (2, 29, 16, 24, 3), dtype=np.uint8)

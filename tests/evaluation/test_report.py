@@ -146,6 +146,7 @@ def test_the_same_command_measures_nothing_again(report):
     assert {p: p.read_bytes() for p in output.rglob("*.jsonl")} == before
 
 
+@pytest.mark.full
 def test_speed_is_printed_for_a_checkpoint(report):
     _, output, _ = report
     done = run(

@@ -172,6 +172,7 @@ def test_pictures_among_the_clips(videos, tmp_path, monkeypatch, caplog, continu
     assert "reads 3 videos and 4 pictures, where 3 and 3 were read before" in caplog.text
 
 
+@pytest.mark.full
 def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_path):
     sd_vae.save(small_model("image"), tmp_path / "sd" / "vae")
     config = tiny(videos, steps=1, validate_every=1, **{"data.frames": 5})

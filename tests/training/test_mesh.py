@@ -112,6 +112,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.full
 def test_two_processes_train_as_one(videos, tmp_path):  # noqa: F811
     fields = {"steps": 4, "checkpoint_every": 2, "validate_every": 4, "batch_size": 4}
     fields |= {"mesh.fsdp": 2, "optimizer.learning_rate": 1e-4, "discriminator.weight": 0.0}

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
