@@ -124,8 +124,8 @@ def _decode_tiled(vae, latents, tiling, uint8=False):
         return shown(vae.decode(group))
 
     def chunk_frames(chunk, state, final):
-        x, state = vae.decoder.chunk(vae.post_quant_conv(chunk), state, final)
-        return shown(x), state
+        decoded, state = vae.decode_chunk(chunk, state, final=final)
+        return shown(decoded), state
 
     if tiling is None:
         return frames(latents)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +53,11 @@ class Contender:
         if isinstance(self.model, BlockMean):
             return self.model.time_compression
         return self.model.config.time_compression
+
+    @property
+    def dtype(self) -> str:
+        """Of what is computed."""
+        return "float32" if isinstance(self.model, BlockMean) else self.model.config.dtype
 
     @property
     def vcpr(self) -> int:
@@ -154,4 +158,4 @@ def block_mean(
 
 def parameter_count(value: int) -> str:
     """239189991 as 239.19M."""
-    return "–" if value == 0 else f"{value / 1e6:.2f}M" if value >= 1e4 else f"{math.floor(value)}"
+    return "–" if value == 0 else f"{value / 1e6:.2f}M" if value >= 1e4 else str(value)

@@ -32,7 +32,7 @@ color:#1c1c1c;background:#fff}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .8rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}tr.best td{background:#f3f8f3}
+th:first-child,td:first-child{text-align:left}
 img,video{max-width:100%;height:auto;display:block}video{min-width:min(100%,640px)}
 figure{margin:1rem 0}
 figcaption,.note{color:#555;font-size:.9rem}
@@ -101,12 +101,11 @@ def _as_list(lines: list[str]) -> list[str]:
 
 def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
     """The clips that are best and worst by the models' mean PSNR, by what they are called."""
-    rows = [r for r in results.rows if not isinstance(r.contender.model, BlockMean)] or results.rows
-    common = set.intersection(*([set(row.by_clip) for row in rows if row.clips] or [set()]))
-    rows = [row for row in rows if row.clips]
-    if not common:
+    rows = [r for r in results.rows if r.clips and not isinstance(r.contender.model, BlockMean)]
+    if not rows:
         return {}
-    psnr = {name: np.mean([row.by_clip[name]["psnr"] for row in rows]) for name in common}
+    # The means of all models are over the same clips.
+    psnr = {name: np.mean([r.by_clip[name]["psnr"] for r in rows]) for name in rows[0].by_clip}
     ordered = sorted(psnr, key=lambda name: (psnr[name], name))
     index = {clips.name(i): i for i in range(len(clips))}
     if len(ordered) == 1:

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 
 from odvae_jax.evaluation.measure import METRICS, Measurements
-from odvae_jax.evaluation.models import BlockMean, Contender, parameter_count
+from odvae_jax.evaluation.models import Contender, parameter_count
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 FEW_CLIPS = 400
@@ -181,19 +181,17 @@ def notes(results: Results) -> list[str]:
     step = f" every {settings['stride']}" if settings["stride"] > 1 else ""
     step = f" at {settings['fps']:g} a second" if settings["fps"] else step
     size = f"{settings['size']}×{settings['size']}"
+    start = settings["start"]
+    place = "the last frames" if start is None else f"from frame {start}"
     said.append(
-        f"{max(clips)} clips of {settings['frames']} frames{step}, {size}, from frame "
-        f"{settings['start']} of {settings['data']}{tiling}. Means over frames and clips, in "
+        f"{max(clips)} clips of {settings['frames']} frames{step}, {size}, {place} of "
+        f"{settings['data']}{tiling}. Means over frames and clips, in "
         "parentheses 95% bootstrap intervals over clips."
     )
-    computed = {
-        f"{row.contender.label}: {row.contender.model.config.dtype}"
-        for row in results.rows
-        if not isinstance(row.contender.model, BlockMean)
-        and row.contender.model.config.dtype != "float32"
-    }
-    if computed:
-        said.append(f"Not computed in float32: {', '.join(sorted(computed))}.")
+    rounded = [row.contender for row in results.rows if row.contender.dtype != "float32"]
+    if rounded:
+        listed = ", ".join(sorted(f"{c.label}: {c.dtype}" for c in rounded))
+        said.append(f"Not computed in float32: {listed}.")
     if any("rfvd" in row.scores for row in results.rows):
         few = (
             f"; under {FEW_CLIPS} it says little, and nothing against other sets"
@@ -246,7 +244,7 @@ def as_json(results: Results) -> dict[str, Any]:
             "digest": c.digest,
             "vcpr": c.vcpr,
             "parameters": c.parameters,
-            "dtype": getattr(getattr(c.model, "config", None), "dtype", "float32"),
+            "dtype": c.dtype,
             "clips": r.clips,
             "scores": {name: dataclasses.asdict(score) for name, score in r.scores.items()},
             "first_frames": r.first,
