@@ -7,25 +7,31 @@ if TYPE_CHECKING:
     from odvae_jax.autoencoder import ODVAE
     from odvae_jax.config import ODVAEConfig
     from odvae_jax.inference import decode, decode_uint8, encode, encode_uint8
+    from odvae_jax.pixels import VideoSize
     from odvae_jax.posterior import DiagonalGaussian
-    from odvae_jax.tiling import Streaming, TemporalTiling
+    from odvae_jax.sharding import make_mesh
+    from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
 
 __all__ = [
     "ODVAE",
     "DiagonalGaussian",
     "ODVAEConfig",
+    "SpatialTiling",
     "Streaming",
     "TemporalTiling",
+    "VideoSize",
     "decode",
     "decode_uint8",
     "encode",
     "encode_uint8",
+    "make_mesh",
 ]
 __version__ = "0.1.0"
 
 # Each is imported when it is first asked for: processes that read videos need no JAX.
 _HOMES = {"ODVAE": "autoencoder", "DiagonalGaussian": "posterior", "ODVAEConfig": "config"}
-_HOMES |= dict.fromkeys(("Streaming", "TemporalTiling"), "tiling")
+_HOMES |= {"VideoSize": "pixels", "make_mesh": "sharding"}
+_HOMES |= dict.fromkeys(("SpatialTiling", "Streaming", "TemporalTiling"), "tiling")
 _HOMES |= dict.fromkeys(("decode", "decode_uint8", "encode", "encode_uint8"), "inference")
 
 

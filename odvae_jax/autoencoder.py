@@ -31,8 +31,9 @@ from odvae_jax.layers.remat import Remat, rematerialised
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
 from odvae_jax.layers.state import START, State, split
+from odvae_jax.pixels import VideoSize, padded_size
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.sharding import check_rows, under_explicit_axes
+from odvae_jax.sharding import check_rows, sharding_of, under_explicit_axes
 from odvae_jax.types import AnyArray
 
 
@@ -263,7 +264,7 @@ class ODVAE(nnx.Module):
             spread over too many devices.
         """
         check_video(video, self.config)
-        check_rows("video", video, SPACE_COMPRESSION)
+        check_rows("video", video.shape, sharding_of(video), SPACE_COMPRESSION)
         return _moments(self, video)
 
     def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
@@ -283,7 +284,7 @@ class ODVAE(nnx.Module):
           ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C.
         """
         check_latents(latents, self.config)
-        check_rows("latents", latents, 1)
+        check_rows("latents", latents.shape, sharding_of(latents), 1)
         return _decode(self, latents)
 
     def encode_chunk(
@@ -383,17 +384,32 @@ def check_array(name: str, value: Any) -> None:
         raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.")
 
 
-def check_video(video: Any, config: ODVAEConfig) -> None:
-    """Raises ValueError unless `video` is one that `ODVAE.encode` takes."""
+def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bool = False) -> None:
+    """Raises ValueError unless `video` is one that can be encoded.
+
+    Args:
+      video: in [-1, 1], or in 0 to 255 if `uint8`.
+      config: of the model.
+      uint8: as above.
+      pad: whether it is padded first.
+    """
     check_array("video", video)
-    shape = tuple(jnp.shape(video))
+    shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
     if len(shape) != 5:
         raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
-    if not jnp.issubdtype(jnp.result_type(video), jnp.floating):
+    if uint8 and dtype != jnp.uint8:
         raise ValueError(
-            f"video has dtype {jnp.result_type(video)}; expected floating point in [-1, 1]. "
+            f"video has dtype {dtype}; encode_uint8 takes uint8. "
+            "For floats in [-1, 1] there is encode."
+        )
+    if not uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"video has dtype {dtype}; expected floating point in [-1, 1]. "
             "For uint8 in 0 to 255 there is odvae_jax.encode_uint8."
         )
+    if pad and 0 not in shape:
+        size = padded_size(VideoSize(*shape[1:4]), config.time_compression)
+        shape = (shape[0], size.frames, size.height, size.width, shape[4])
     check_video_shape(shape, config)
 
 
@@ -470,6 +486,4 @@ def _decode(vae: ODVAE, latents):
     def run(vae, latents):
         return vae.decoder(vae.post_quant_conv(latents))
 
-    b, t, h, w, _ = latents.shape
-    shape = (b, t, h * SPACE_COMPRESSION, w * SPACE_COMPRESSION, IMAGE_CHANNELS)
-    return under_explicit_axes(run, shape)(vae, latents)
+    return under_explicit_axes(run, vae.config.video_shape(latents.shape))(vae, latents)

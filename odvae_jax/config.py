@@ -240,3 +240,14 @@ class ODVAEConfig:
             w // SPACE_COMPRESSION,
             self.latent_channels,
         )
+
+    def video_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
+        """Shape of the video of latents of shape [B, t, h, w, C]."""
+        b, t, h, w, _ = latent_shape
+        return (
+            b,
+            (t - 1) * self.time_compression + 1,
+            h * SPACE_COMPRESSION,
+            w * SPACE_COMPRESSION,
+            IMAGE_CHANNELS,
+        )

@@ -2,132 +2,251 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Float, UInt8
 
 from odvae_jax.autoencoder import (
     ODVAE,
-    check_array,
     check_latents,
     check_streams,
     check_video,
-    check_video_shape,
 )
+from odvae_jax.blocks import (
+    cut_in_blocks,
+    decode_blocks,
+    decode_part,
+    encode_blocks,
+    encode_part,
+    fetched,
+)
+from odvae_jax.config import IMAGE_CHANNELS, SPACE_COMPRESSION
+from odvae_jax.pixels import VideoSize, pad_video, padded_size
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.tiling import Streaming, TemporalTiling
+from odvae_jax.sharding import (
+    check_rows,
+    check_spread,
+    clip_sharding,
+    mesh_with_axes,
+    replicate,
+    sharding_of,
+    spread_clips,
+    under_explicit_axes,
+    with_axes,
+)
+from odvae_jax.tiling import Streaming, Tiling, in_time_and_space
 from odvae_jax.types import AnyArray
 
-Tiling = TemporalTiling | Streaming
+Tilings = Tiling | tuple[Tiling, ...] | None
 
 
 def encode(
-    vae: ODVAE, video: Float[AnyArray, "b t h w 3"], *, tiling: Tiling | None = None
+    vae: ODVAE,
+    video: Float[AnyArray, "b t h w 3"],
+    *,
+    tiling: Tilings = None,
+    pad: bool = False,
+    mesh: Mesh | None = None,
 ) -> DiagonalGaussian:
-    """The posterior of a video in [-1, 1]: `vae.encode(video)`, or in groups as `tiling` says."""
-    if tiling is None:
-        return vae.encode(video)
-    _check_tiling(tiling, vae)
-    check_video(video, vae.config)
-    return _encode_tiled(vae, video, tiling)
+    """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1, section 3.3).
 
+    Called outside `jit` with a tiling in time, it runs part by part: a part's program is compiled
+    once for clips of all lengths, and of a NumPy video only a part at a time is on the device; what
+    comes back then is NumPy too.
 
-def decode(
-    vae: ODVAE, latents: Float[AnyArray, "b t h w c"], *, tiling: Tiling | None = None
-) -> Float[Array, "b u v x 3"]:
-    """The float32 video of unscaled latents: `vae.decode(latents)`, or in groups."""
-    if tiling is None:
-        return vae.decode(latents)
-    _check_tiling(tiling, vae)
-    check_latents(latents, vae.config)
-    return _decode_tiled(vae, latents, tiling)
+    Args:
+      vae: the model.
+      video: in [-1, 1], [B, T, H, W, 3], T = 4k + 1, H and W multiples of 8.
+      tiling: `TemporalTiling`, `Streaming` or `SpatialTiling`, or a tuple of one in time and one in
+        space; None for the clip as a whole.
+      pad: take any length and sides; the last frame, row and column are repeated as often as it
+        needs, and the posterior's `size` is what `decode` cuts back to.
+      mesh: spreads clips over its axes "data" and "fsdp", rows over "height" (`make_mesh`), Auto
+        or Explicit; no approximation. A model that lies on it already is not copied.
+
+    Raises:
+      ValueError: for another shape or dtype, naming the nearest shape that would do; streaming with
+        norms over time; rows or clips that do not divide over the mesh.
+    """
+    check_video(video, vae.config, pad=pad)
+    return _encode(vae, video, tiling, pad, mesh)
 
 
 def encode_uint8(
-    vae: ODVAE, video: UInt8[AnyArray, "b t h w 3"], *, tiling: Tiling | None = None
+    vae: ODVAE,
+    video: UInt8[AnyArray, "b t h w 3"],
+    *,
+    tiling: Tilings = None,
+    pad: bool = False,
+    mesh: Mesh | None = None,
 ) -> DiagonalGaussian:
-    """The posterior of a uint8 video, 0 to 255, scaled to [-1, 1] on the device.
+    """`encode` of a uint8 video, 0 to 255, scaled to [-1, 1] on the device.
 
     Raises:
-      ValueError: if `video` is not uint8, or has a shape that `ODVAE.encode` refuses.
+      ValueError: if `video` is not uint8, or as `encode`.
     """
-    _check_tiling(tiling, vae)
-    check_array("video", video)
-    shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
-    if dtype != jnp.uint8:
-        raise ValueError(
-            f"video has dtype {dtype}; encode_uint8 takes uint8. "
-            "For floats in [-1, 1] there is encode."
-        )
-    if len(shape) != 5:
-        raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
-    check_video_shape(shape, vae.config)
-    return _encode_tiled(vae, video, tiling)
+    check_video(video, vae.config, uint8=True, pad=pad)
+    return _encode(vae, video, tiling, pad, mesh)
+
+
+def decode(
+    vae: ODVAE,
+    latents: Float[AnyArray, "b t h w c"],
+    *,
+    tiling: Tilings = None,
+    size: VideoSize | None = None,
+    mesh: Mesh | None = None,
+) -> Float[AnyArray, "b u v x 3"]:
+    """The float32 video, about [-1, 1], of unscaled latents (Eq. 2, section 3.3).
+
+    Called outside `jit` with a tiling in time, it runs part by part, as `encode` does.
+
+    Args:
+      vae: the model.
+      latents: [B, t, h, w, C].
+      tiling: as of `encode`.
+      size: what to cut the video to; of a padded one the posterior's `size`.
+      mesh: as of `encode`.
+
+    Raises:
+      ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C, or
+        too small for `size`; else as `encode`.
+    """
+    return _decode(vae, latents, tiling, size, mesh, uint8=False)
 
 
 def decode_uint8(
-    vae: ODVAE, latents: Float[AnyArray, "b t h w c"], *, tiling: Tiling | None = None
-) -> UInt8[Array, "b u v x 3"]:
-    """The video of unscaled latents as uint8, rounded to the nearest and clipped on the device.
+    vae: ODVAE,
+    latents: Float[AnyArray, "b t h w c"],
+    *,
+    tiling: Tilings = None,
+    size: VideoSize | None = None,
+    mesh: Mesh | None = None,
+) -> UInt8[AnyArray, "b u v x 3"]:
+    """`decode` to uint8, rounded to the nearest and clipped on the device.
 
     Raises:
-      ValueError: for latents that `ODVAE.decode` refuses.
+      ValueError: as `decode`.
     """
-    _check_tiling(tiling, vae)
+    return _decode(vae, latents, tiling, size, mesh, uint8=True)
+
+
+def _encode(vae, video, tiling, pad, mesh):
+    time, space = _checked(vae, tiling, mesh)
+    size = VideoSize(*video.shape[1:4])
+    padded = padded_size(size, vae.config.time_compression)
+    shape = (video.shape[0], padded.frames, padded.height, padded.width, IMAGE_CHANNELS)
+    _check_devices("video", video, shape, SPACE_COMPRESSION, mesh)
+    if time is not None and not _is_traced(vae, video):
+
+        def by_blocks(vae, video, mesh):
+            return encode_blocks(vae, cut_in_blocks(video, time.step), time, space, mesh=mesh)
+
+        moments = _in_blocks(by_blocks, vae, video, mesh)
+    else:
+        vae, video = _placed(vae, pad_video(video, padded.frames), mesh)
+        if time is space is None and video.dtype != jnp.uint8:
+            moments = vae.moments(video)
+        else:
+            moments = _moments_in_parts(vae, video, time, space)
+    return DiagonalGaussian.from_moments(moments, size if pad else None)
+
+
+def _decode(vae, latents, tiling, size, mesh, *, uint8):
     check_latents(latents, vae.config)
-    return _decode_tiled(vae, latents, tiling, uint8=True)
+    time, space = _checked(vae, tiling, mesh)
+    shape = vae.config.video_shape(latents.shape)
+    if size is not None and any(
+        n > most for n, most in zip(dataclasses.astuple(size), shape[1:4], strict=True)
+    ):
+        raise ValueError(
+            f"latents of shape {tuple(latents.shape)} are those of {shape[1:4]} frames, rows and "
+            f"columns, fewer than {size}: they are another video's."
+        )
+    _check_devices("latents", latents, latents.shape, 1, mesh)
+    if time is not None and not _is_traced(vae, latents):
+        step = time.step // vae.config.time_compression
+
+        def by_blocks(vae, latents, mesh):
+            blocks = cut_in_blocks(latents, step)
+            return decode_blocks(vae, blocks, time, space, uint8=uint8, mesh=mesh)
+
+        video = _in_blocks(by_blocks, vae, latents, mesh)
+    else:
+        vae, latents = _placed(vae, latents, mesh)
+        if time is space is None and not uint8:
+            video = vae.decode(latents)
+        else:
+            video = _video_in_parts(vae, latents, time, space, uint8)
+    return video if size is None else size.cut(video)
 
 
-def _check_tiling(tiling: Tiling | None, vae: ODVAE) -> None:
-    if isinstance(tiling, Streaming):
+@functools.partial(jax.jit, static_argnames=("time", "space"))
+def _moments_in_parts(vae, video, time, space):
+    def run(vae, video):
+        part = functools.partial(encode_part, vae, space=space)
+        if time is None:
+            return part(video, None)[0]
+        return time.run(part, video, time.step)
+
+    return under_explicit_axes(run, vae.config.latent_shape(video.shape))(vae, video)
+
+
+@functools.partial(jax.jit, static_argnames=("time", "space", "uint8"))
+def _video_in_parts(vae, latents, time, space, uint8):
+    def run(vae, latents):
+        part = functools.partial(decode_part, vae, space=space, uint8=uint8)
+        if time is None:
+            return part(latents, None, True)[0]
+        return time.run(part, latents, time.step // vae.config.time_compression)
+
+    return under_explicit_axes(run, vae.config.video_shape(latents.shape))(vae, latents)
+
+
+def _checked(vae, tiling, mesh):
+    """What is done in time and in space, if the model and the mesh allow it."""
+    time, space = in_time_and_space(tiling)
+    if isinstance(time, Streaming):
         check_streams(vae.config)
+    if space is not None and mesh is not None and mesh.shape.get("height", 1) > 1:
+        raise ValueError(
+            f"{space} and a mesh with height={mesh.shape['height']}: rows are either tiled or "
+            "spread over devices. Leave out one; spreading is exact."
+        )
+    return time, space
 
 
-def to_unit_range(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """0..255 to float32 in [-1, 1]."""
-    return video.astype(jnp.float32) / 127.5 - 1.0
+def _check_devices(name, x, shape, unit, mesh):
+    sharding = sharding_of(x)
+    if mesh is not None:
+        check_spread(name, shape, mesh, unit)
+        sharding = clip_sharding(mesh)
+    check_rows(name, shape, sharding, unit)
 
 
-def to_uint8(video: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-    """[-1, 1] to 0..255: rounded to the nearest, and clipped."""
-    return jnp.clip(jnp.round((video.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+def _is_traced(*trees):
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-@functools.partial(jax.jit, static_argnames="tiling")
-def _encode_tiled(vae, video, tiling):
-    """Groups of uint8 are scaled one by one, so that the whole is never there in float32."""
-
-    def scaled(group):
-        return to_unit_range(group) if group.dtype == jnp.uint8 else group
-
-    def moments(group):
-        return vae.moments(scaled(group))
-
-    def chunk_moments(chunk, state, final):
-        x, state = vae.encoder.chunk(scaled(chunk), state)
-        return vae.quant_conv(x), state
-
-    if tiling is None:
-        return DiagonalGaussian.from_moments(moments(video))
-    run = chunk_moments if isinstance(tiling, Streaming) else moments
-    return DiagonalGaussian.from_moments(tiling.encode(run, video))
+def _placed(vae, x, mesh):
+    return (vae, x) if mesh is None else (replicate(vae, mesh), spread_clips(x, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("tiling", "uint8"))
-def _decode_tiled(vae, latents, tiling, uint8=False):
-    def shown(decoded):
-        return to_uint8(decoded) if uint8 else decoded
-
-    def frames(group):
-        return shown(vae.decode(group))
-
-    def chunk_frames(chunk, state, final):
-        decoded, state = vae.decode_chunk(chunk, state, final=final)
-        return shown(decoded), state
-
-    if tiling is None:
-        return frames(latents)
-    run = chunk_frames if isinstance(tiling, Streaming) else frames
-    return tiling.decode(run, latents, vae.config.time_compression)
+def _in_blocks(run, vae, x, mesh):
+    """The parts that `run` gives, joined; Explicit axes are Auto meanwhile."""
+    shardings = map(sharding_of, jax.tree.leaves((vae, x)))
+    meshes = [mesh, *(getattr(sharding, "mesh", None) for sharding in shardings)]
+    explicit = any(m is not None and AxisType.Explicit in m.axis_types for m in meshes)
+    if explicit:
+        vae, x = with_axes((vae, x), AxisType.Auto)
+        mesh = None if mesh is None else mesh_with_axes(mesh, AxisType.Auto)
+    parts = run(vae, x, mesh)
+    if isinstance(x, np.ndarray):
+        return np.concatenate(list(fetched(parts)), axis=1)
+    joined = jnp.concatenate(list(parts), axis=1)
+    return with_axes(joined, AxisType.Explicit) if explicit else joined

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
+
+from odvae_jax.pixels import VideoSize
+from odvae_jax.types import AnyArray
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -16,22 +20,36 @@ class DiagonalGaussian:
     Attributes:
       mean: the mean, not clamped.
       logvar: the logarithm of the variance, clamped to [-30, 20].
+      size: of the video before it was padded, for `decode` to cut to; None if it was not.
     """
 
-    mean: jax.Array
-    logvar: jax.Array
+    mean: AnyArray
+    logvar: AnyArray
+    size: VideoSize | None
 
-    def __init__(self, mean: Float[Array, "*shape"], logvar: Float[Array, "*shape"]):
+    def __init__(
+        self,
+        mean: Float[AnyArray, "*shape"],
+        logvar: Float[AnyArray, "*shape"],
+        size: VideoSize | None = None,
+    ):
         self.mean = mean
         self.logvar = logvar
+        self.size = size
 
     @classmethod
-    def from_moments(cls, moments: Float[Array, "*batch c2"]) -> DiagonalGaussian:
-        """Splits the channels in mean and log-variance, and clamps the latter."""
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return cls(mean, jnp.clip(logvar, *LOGVAR_RANGE))
+    def from_moments(
+        cls, moments: Float[AnyArray, "*batch c2"], size: VideoSize | None = None
+    ) -> DiagonalGaussian:
+        """Splits the channels in mean and log-variance, and clamps the latter.
 
-    def mode(self) -> Float[Array, "*shape"]:
+        NumPy in, NumPy out.
+        """
+        xp = np if isinstance(moments, np.ndarray) else jnp
+        mean, logvar = xp.split(moments.astype(xp.float32), 2, axis=-1)
+        return cls(mean, xp.clip(logvar, *LOGVAR_RANGE), size)
+
+    def mode(self) -> Float[AnyArray, "*shape"]:
         """The most probable latents, which are the mean."""
         return self.mean
 
@@ -46,13 +64,15 @@ class DiagonalGaussian:
         return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
 
     def tree_flatten(self):
-        return (self.mean, self.logvar), None
+        return (self.mean, self.logvar), self.size
 
     @classmethod
-    def tree_unflatten(cls, _, children):
+    def tree_unflatten(cls, size, children):
         posterior = object.__new__(cls)
         posterior.mean, posterior.logvar = children
+        posterior.size = size
         return posterior
 
     def __repr__(self) -> str:
-        return f"DiagonalGaussian(mean={self.mean!r}, logvar={self.logvar!r})"
+        size = "" if self.size is None else f", size={self.size!r}"
+        return f"DiagonalGaussian(mean={self.mean!r}, logvar={self.logvar!r}{size})"

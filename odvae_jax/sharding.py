@@ -50,12 +50,78 @@ def make_mesh(
 
 def clip_shards(mesh: Mesh) -> int:
     """Into how many parts a batch of clips is spread."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
 
 
 def clip_sharding(mesh: Mesh) -> NamedSharding:
-    """Clips [B, T, H, W, C] over "data" and "fsdp", their rows over "height"."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "height"))
+    """Clips [B, T, H, W, C] over "data" and "fsdp", their rows over "height".
+
+    Those of the three that the mesh has.
+    """
+    clips = tuple(name for name in ("data", "fsdp") if name in mesh.shape)
+    rows = "height" if "height" in mesh.shape else None
+    return NamedSharding(mesh, PartitionSpec(clips or None, None, rows))
+
+
+def check_spread(name: str, shape: tuple[int, ...], mesh: Mesh, unit: int) -> None:
+    """Raises ValueError unless clips of a shape can be spread over a mesh.
+
+    Args:
+      name: of the clips, for the error.
+      shape: [B, T, H, W, C].
+      mesh: of some of the axes "data", "fsdp" and "height".
+      unit: rows to a row of latents.
+    """
+    if unknown := [axis for axis in mesh.axis_names if axis not in AXES]:
+        raise ValueError(
+            f"the mesh has the axes {unknown}; expected some of {list(AXES)}, as of make_mesh."
+        )
+    for what, size, parts in (
+        ("clips", shape[0], clip_shards(mesh)),
+        ("rows", shape[2], unit * mesh.shape.get("height", 1)),
+    ):
+        if size % parts:
+            raise ValueError(
+                f"{name} has {size} {what}, which do not divide over the mesh "
+                f"{dict(mesh.shape)}: there must be a multiple of {parts}; the nearest is "
+                f"{parts * max(round(size / parts), 1)}."
+            )
+
+
+def spread_clips(x: Any, mesh: Mesh) -> jax.Array:
+    """Clips placed as `clip_sharding` says; inside a compiled function, constrained to be."""
+    return _placed(x, clip_sharding(mesh))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A pytree whole on every device of a mesh, inside a compiled function too."""
+    return jax.tree.map(lambda leaf: _placed(leaf, replicated(mesh)), tree)
+
+
+def _placed(x, sharding):
+    if not isinstance(x, jax.core.Tracer):
+        return jax.device_put(x, sharding)
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(x, sharding)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def with_axes(tree: Any, axis_type: AxisType) -> Any:
+    """Arrays where they lie, the axes of their meshes called Auto or Explicit."""
+
+    def renamed(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+            return leaf
+        mesh = mesh_with_axes(sharding.mesh, axis_type)
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+    return jax.tree.map(renamed, tree)
+
+
+def mesh_with_axes(mesh: Mesh, axis_type: AxisType) -> Mesh:
+    """The mesh, all its axes Auto or Explicit."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(axis_type,) * len(mesh.axis_names))
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
@@ -71,24 +137,30 @@ XLA's partitioner gives wrong values for a convolution whose output has one row 
 """
 
 
-def check_rows(name: str, x: Any, compression: int) -> None:
-    """Raises ValueError if `x`, [B, T, H, W, C], is spread over too many devices by its rows.
+def sharding_of(x: Any) -> jax.sharding.Sharding | None:
+    """Of an array, traced or not; None where there is none.
 
     What XLA spreads by itself, on Auto axes inside a compiled function, cannot be seen here.
+    """
+    traced = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else None
+    return getattr(x, "sharding", None) if traced is None else traced
+
+
+def check_rows(name: str, shape: tuple[int, ...], sharding: Any, compression: int) -> None:
+    """Raises ValueError if an array, [B, T, H, W, C], is spread over too many devices by its rows.
 
     Args:
-      name: of `x`, for the error.
-      x: a JAX array, traced or not; others pass.
-      compression: rows of `x` to a row of latents.
+      name: of the array, for the error.
+      shape: of the array.
+      sharding: of the array (`sharding_of`); only a NamedSharding can be judged.
+      compression: rows to a row of latents.
     """
-    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else None
-    sharding = getattr(x, "sharding", None) if sharding is None else sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return
     if AxisType.Manual in sharding.mesh.axis_types:  # inside shard_map shapes are a device's own
         return
-    h = x.shape[2]
-    rows = sharding.shard_shape(tuple(x.shape))[2]
+    h = shape[2]
+    rows = sharding.shard_shape(tuple(shape))[2]
     if rows < h and rows < LEAST_ROWS * compression and sharding.mesh.size > h // rows:
         most = max(h // (LEAST_ROWS * compression), 1)
         raise ValueError(
@@ -168,3 +240,16 @@ def under_explicit_axes(run: Callable[[Any, jax.Array], jax.Array], out_shape: t
         return jax.sharding.auto_axes(run, axes=explicit, out_sharding=out_sharding)(parameters, x)
 
     return call
+
+
+def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Inside `shard_map`, makes the arrays vary over the same mesh axes.
+
+    Hand-written gradients and loops need that.
+    """
+    axes = [getattr(jax.typeof(a), "vma", frozenset()) for a in arrays]
+    union = frozenset().union(*axes)
+    return tuple(
+        jax.lax.pcast(a, tuple(union - own), to="varying") if union - own else a
+        for a, own in zip(arrays, axes, strict=True)
+    )

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from odvae_jax.evaluation.clips import Clip, FixedClips
 from odvae_jax.evaluation.models import Contender, reconstruct
 from odvae_jax.files import write_whole
-from odvae_jax.inference import to_uint8, to_unit_range
 from odvae_jax.metrics.i3d import LEAST_FRAMES, VideoFeatures
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST
 from odvae_jax.metrics.psnr import psnr
 from odvae_jax.metrics.ssim import WINDOW, ssim
+from odvae_jax.pixels import to_uint8, to_unit_range
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated
 from odvae_jax.tiling import TemporalTiling
 

@@ -1,0 +1,202 @@
+"""Clips of any length a block at a time, from the host: every group shape is compiled once.
+
+A block is what one part of a clip adds to those before it (`tiling.step` frames, one more for the
+first), so that neither host nor device ever holds the whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Shaped
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.layers.state import START, State
+from odvae_jax.pixels import pad_video, to_uint8, to_unit_range
+from odvae_jax.sharding import replicate, spread_clips
+from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
+from odvae_jax.types import AnyArray
+
+T = TypeVar("T")
+Temporal = TemporalTiling | Streaming
+
+
+def encode_part(
+    vae: ODVAE,
+    video: Shaped[Array, "b t h w 3"],
+    state: State,
+    final: bool = True,
+    *,
+    space: SpatialTiling | None,
+) -> tuple[Float[Array, "b u v x c2"], State]:
+    """Moments of one part of a clip, uint8 or in [-1, 1], and the state after it.
+
+    uint8 is scaled here, so that a whole clip is never there in float32.
+    """
+
+    def part(video, state, _):
+        video = to_unit_range(video) if video.dtype == jnp.uint8 else video
+        x, state = vae.encoder.chunk(video, state)
+        return vae.quant_conv(x), state
+
+    if space is None:
+        return part(video, state, final)
+    return space.run(part, video, state, final, encodes=True)
+
+
+def decode_part(
+    vae: ODVAE,
+    latents: Float[Array, "b t h w c"],
+    state: State,
+    final: bool,
+    *,
+    space: SpatialTiling | None,
+    uint8: bool,
+) -> tuple[Shaped[Array, "b u v x 3"], State]:
+    """Frames of one part of a clip's latents, float32 or uint8, and the state after it."""
+
+    def part(latents, state, final):
+        return vae.decoder.chunk(vae.post_quant_conv(latents), state, final)
+
+    if space is None:
+        frames, state = part(latents, state, final)
+    else:
+        frames, state = space.run(part, latents, state, final, encodes=False)
+    return (to_uint8(frames) if uint8 else frames), state
+
+
+_encode_part = jax.jit(encode_part, static_argnames=("final", "space"))
+_decode_part = jax.jit(decode_part, static_argnames=("final", "space", "uint8"))
+_without_first = jax.jit(lambda x: x[:, 1:])
+_slice_frames = jax.jit(
+    functools.partial(jax.lax.dynamic_slice_in_dim, axis=1), static_argnames="slice_size"
+)
+
+
+def encode_blocks(
+    vae: ODVAE,
+    blocks: Iterable[Shaped[AnyArray, "b t h w 3"]],
+    time: Temporal,
+    space: SpatialTiling | None = None,
+    *,
+    mesh: Mesh | None = None,
+) -> Iterator[Float[Array, "b u v x c2"]]:
+    """Moments of a clip that comes in blocks, as soon as the device is given them.
+
+    Args:
+      vae: the model.
+      blocks: of frames, uint8 or in [-1, 1]; `time.step` + 1, then `time.step` each. The last may
+        be shorter and its frames no 4k: it is padded, as rows and columns are, by repetition.
+      time: how the clip is cut.
+      space: how frames are.
+      mesh: to spread clips and rows over.
+
+    Yields:
+      [B, n, h, w, 2 C], float32, on the device, for each block in turn.
+    """
+    vae = vae if mesh is None else replicate(vae, mesh)
+    run = functools.partial(_encode_part, space=space)
+    compression = vae.config.time_compression
+    before, state = None, START
+    for block in blocks:
+        beginning = before is None
+        length = block.shape[1] - beginning
+        block = pad_video(block, -(-length // compression) * compression + beginning)
+        if isinstance(time, Streaming):
+            moments, state = run(vae, _on_device(block, mesh), state)
+        else:
+            group = block if beginning else _concatenate([before, block])
+            moments, _ = run(vae, _on_device(group, mesh), None)
+            moments = moments if beginning else _without_first(moments)
+        before = block[:, -1:]
+        yield moments
+
+
+def decode_blocks(
+    vae: ODVAE,
+    blocks: Iterable[Float[AnyArray, "b t h w c"]],
+    time: Temporal,
+    space: SpatialTiling | None = None,
+    *,
+    uint8: bool = False,
+    mesh: Mesh | None = None,
+) -> Iterator[Shaped[Array, "b u v x 3"]]:
+    """Frames of latents that come in blocks.
+
+    Args:
+      vae: the model.
+      blocks: of unscaled latents; n + 1 of them, then n each, with n = `time.step` over the model's
+        compression in time; the last may be shorter.
+      time: how the clip is cut.
+      space: how frames are.
+      uint8: frames from 0 to 255 instead of float32 about [-1, 1].
+      mesh: to spread clips and rows over.
+
+    Yields:
+      [B, t, H, W, 3], on the device; with streaming and linear upsampling in time some frames of a
+      block come with the next.
+    """
+    vae = vae if mesh is None else replicate(vae, mesh)
+    run = functools.partial(_decode_part, space=space, uint8=uint8)
+    before, state = None, START
+    for block, final in _with_last(blocks):
+        if isinstance(time, Streaming):
+            # A clip of one block needs no state, as a whole one.
+            state = None if final and before is None else state
+            frames, state = run(vae, _on_device(block, mesh), state, final)
+        else:
+            group = block if before is None else _concatenate([before, block])
+            frames, _ = run(vae, _on_device(group, mesh), None, True)
+            frames = frames if before is None else _without_first(frames)
+        before = block[:, -1:]
+        yield frames
+
+
+def cut_in_blocks(
+    x: Shaped[AnyArray, "b t ..."], step: int
+) -> Iterator[Shaped[AnyArray, "b u ..."]]:
+    """Blocks of `step` + 1, then of `step` along axis 1, and what is left; NumPy in, views out."""
+    start, stop = 0, min(step + 1, x.shape[1])
+    while start < x.shape[1]:
+        if isinstance(x, np.ndarray):
+            yield x[:, start:stop]
+        else:
+            yield _slice_frames(x, start, slice_size=stop - start)
+        start, stop = stop, min(stop + step, x.shape[1])
+
+
+def fetched(parts: Iterable[jax.Array]) -> Iterator[np.ndarray]:
+    """Copies to the host, each while the device is at work on the next."""
+    waiting = None
+    for part in parts:
+        part.copy_to_host_async()
+        if waiting is not None:
+            yield np.asarray(waiting)
+        waiting = part
+    if waiting is not None:
+        yield np.asarray(waiting)
+
+
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last."""
+    items = iter(items)
+    waiting = next(items, None)
+    while waiting is not None:
+        after = next(items, None)
+        yield waiting, after is None
+        waiting = after
+
+
+def _on_device(x, mesh):
+    return jnp.asarray(x) if mesh is None else spread_clips(x, mesh)
+
+
+def _concatenate(parts):
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    return xp.concatenate(parts, axis=1)
