@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -84,6 +85,15 @@ def differences(expected: dict[str, tuple], found: dict[str, tuple], first: int 
             more = f", and {len(names) - first} more" if len(names) > first else ""
             parts.append(f"{len(names)} {what}: {', '.join(names[:first])}{more}")
     return "; ".join(parts)
+
+
+def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits of these fields and arrays by name."""
+    found = hashlib.blake2b(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(parameters.items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(value).view(np.uint8))
+    return found.hexdigest()[:16]
 
 
 def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:

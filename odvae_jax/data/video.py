@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import io
 import itertools
@@ -194,6 +196,7 @@ class VideoReader:
     Attributes:
       start, end: when the first frame begins and the last one ends, as the header has it.
       fps: frames a second, on average.
+      declared: how many frames there are, as the header has it; 0 where it says nothing.
 
     Raises (here, and wherever frames are decoded inside the `with` statement):
       VideoError: if it cannot be opened, read or decoded.
@@ -235,6 +238,7 @@ class VideoReader:
     def _read_header(self):
         stream, container = self._stream, self._container
         self.time_base = stream.time_base
+        self.declared = stream.frames
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
         self.start = float((stream.start_time or 0) * stream.time_base)
         if stream.duration:
@@ -357,6 +361,159 @@ def centre_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return frames[..., top : top + height, left : left + width, :]
 
 
+class FrameBlocks:
+    """The frames of a video file in blocks: `step` + 1 of them, then `step` each, then the rest.
+
+    To be iterated once. Decoding and scaling go on in threads meanwhile, some frames ahead. A video
+    that ends in the middle, or cannot be decoded any further, ends there, and `problem` says so.
+
+    Args:
+      path: of the file.
+      step: as above.
+      short_side: scales the frames so that the shorter side has this many pixels, antialiased.
+      size: cuts the centre of so many rows and columns.
+      threads: that scale.
+
+    Attributes (of what was read so far):
+      fps: frames a second, on average.
+      frames, height, width: how many, and their sides.
+      problem: what ended it too early; empty if nothing did.
+
+    Raises (where it is iterated):
+      VideoError: if there is not one frame, or frames are smaller than `size`.
+    """
+
+    _TOGETHER = 8  # frames that a thread converts at a time
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        step: int,
+        *,
+        short_side: int | None = None,
+        size: int | None = None,
+        threads: int = 2,
+    ):
+        self.path, self.fps, self.problem = str(path), 0.0, ""
+        self.frames = self.height = self.width = 0
+        self._step, self._short_side, self._size, self._threads = step, short_side, size, threads
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """uint8 RGB, [n, H, W, 3] each."""
+        waiting, wanted = [], self._step + 1
+        for frame in self._converted():
+            if not self.frames:
+                self.height, self.width = frame.shape[:2]
+            elif frame.shape[:2] != (self.height, self.width):
+                self.problem = f"{self.path} changes its size after {self.frames} frames."
+                break
+            waiting.append(frame)
+            self.frames += 1
+            if len(waiting) == wanted:
+                yield np.stack(waiting)
+                waiting, wanted = [], self._step
+        if waiting:
+            yield np.stack(waiting)
+
+    def _converted(self):
+        pending: collections.deque = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            for batch in self._decoded():
+                pending.append(pool.submit(self._convert, batch))
+                if len(pending) > 2 * self._threads:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+
+    def _convert(self, frames):
+        rgb = to_rgb(frames, self._short_side)
+        if self._size is None:
+            return rgb
+        height, width = rgb[0].shape[:2]
+        if min(height, width) < self._size:
+            raise VideoError(
+                f"{self.path} has frames of {height}×{width}; a cut of {self._size} needs more, or "
+                "a short side that they are scaled to."
+            )
+        return [centre_crop(frame, self._size, self._size) for frame in rgb]
+
+    def _decoded(self):
+        batch, count, end = [], 0, 0.0
+        try:
+            with VideoReader(self.path, threads=0) as video:
+                self.fps = video.fps
+                for time, frame in video.frames_from(None):
+                    if batch and (frame.width, frame.height) != (batch[0].width, batch[0].height):
+                        yield batch
+                        batch = []
+                    batch.append(frame)
+                    count, end = count + 1, time + 1 / video.fps
+                    if len(batch) == self._TOGETHER:
+                        yield batch
+                        batch = []
+                if count < video.declared and end < video.end - 1.5 / video.fps:
+                    self.problem = (
+                        f"{self.path} ends after {count} of {video.declared} frames, at {end:.2f} "
+                        f"of {video.end:.2f} s."
+                    )
+        except VideoError as error:
+            if not count:
+                raise
+            self.problem = f"{error} {count} frames could be read before."
+        if batch:
+            yield batch
+
+
+class VideoWriter:
+    """Writes uint8 RGB frames as H.264 in mp4, as they come.
+
+    To be used in a `with` statement: the file is whole at its end.
+
+    Args:
+      target: a path, or a file open for writing.
+      fps: frames a second.
+      crf: 0 to 51, lower is better.
+      exact: keeps odd sides (in 4:4:4, which browsers do not show); else they are cut to even ones.
+      options: more of them, of libx264.
+    """
+
+    def __init__(
+        self, target: str | io.IOBase, fps: float, *, crf: int, exact: bool = False, **options: str
+    ):
+        self._target, self._fps, self._exact = target, fps, exact
+        self._options = {"crf": str(crf), **options}
+        self._stream = None
+
+    def __enter__(self) -> VideoWriter:
+        self._container = av.open(self._target, "w", format="mp4")
+        self._scaler = VideoReformatter()
+        return self
+
+    def write(self, frames: np.ndarray) -> None:
+        """Frames [n, H, W, 3], all of one size."""
+        height, width = frames.shape[1:3]
+        if self._stream is None:
+            odd = height % 2 or width % 2
+            rate = Fraction(self._fps).limit_denominator(100_000)
+            self._stream = self._container.add_stream("libx264", rate=rate)
+            self._stream.pix_fmt = "yuv444p" if odd and self._exact else "yuv420p"
+            if not self._exact:
+                height, width = height - height % 2, width - width % 2
+            self._stream.height, self._stream.width = height, width
+            self._stream.options = self._options
+        for array in frames[:, : self._stream.height, : self._stream.width]:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame = self._scaler.reformat(
+                frame, format=self._stream.pix_fmt, interpolation=_SCALING
+            )
+            self._container.mux(self._stream.encode(frame))
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None and self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+
+
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
     """Writes uint8 RGB frames [T, H, W, 3] as H.264 (even sides) at high quality."""
     Path(path).write_bytes(encode_h264(frames, fps, crf=14))
@@ -372,16 +529,6 @@ def encode_h264(frames: np.ndarray, fps: float, *, crf: int, **options: str) -> 
       options: more of them, of libx264.
     """
     file = io.BytesIO()
-    height, width = (side - side % 2 for side in frames.shape[1:3])
-    scaler = VideoReformatter()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"crf": str(crf), **options}
-        for array in frames[:, :height, :width]:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            container.mux(
-                stream.encode(scaler.reformat(frame, format="yuv420p", interpolation=_SCALING))
-            )
-        container.mux(stream.encode())
+    with VideoWriter(file, fps, crf=crf, **options) as writer:
+        writer.write(frames)
     return file.getvalue()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import reduce, repeat
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import named_parameters
+from odvae_jax.checkpoints.native import digest, named_parameters
 from odvae_jax.config import SPACE_COMPRESSION
 from odvae_jax.inference import decode, encode
 from odvae_jax.tiling import TemporalTiling
@@ -72,11 +69,8 @@ class Contender:
 
 def contender(label: str, source: str, model: ODVAE) -> Contender:
     """A model with its digest."""
-    digest = hashlib.blake2b(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, value in sorted(named_parameters(model).items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8))
-    return Contender(label, source, model, digest.hexdigest()[:16])
+    found = digest(model.config.to_dict(), named_parameters(model))
+    return Contender(label, source, model, found)
 
 
 def floor(time_compression: int) -> Contender:

@@ -1,0 +1,323 @@
+"""Files of videos to files of latents and back, as a user runs it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import odvae_jax.__main__ as program
+from odvae_jax import ODVAE, Streaming, TemporalTiling, decode_uint8, encode_uint8
+from odvae_jax.data.latents import LatentsFile
+from odvae_jax.data.video import inspect_video, read_frames
+from tests.conftest import full, small_model, write_clip
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "clip"
+    small_model("v4").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Lengths 24, 9 and 1; the last in a folder of its own."""
+    path = tmp_path_factory.mktemp("clips")
+    (path / "below").mkdir()
+    for i, (name, frames) in enumerate((("a", 24), ("b", 9), ("below/c", 1))):
+        write_clip(path / f"{name}.mp4", frames=frames, height=26, width=38, seed=i)
+    return path
+
+
+def run(capsys, *arguments, status=0):
+    """The program in this process; what it printed."""
+    before = sys.argv
+    sys.argv = ["odvae_jax", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            program.main()
+    finally:
+        sys.argv = before
+    printed = capsys.readouterr()
+    code = ended.value.code
+    said = printed.out + printed.err + (code if isinstance(code, str) else "")
+    assert (1 if isinstance(code, str) else code) == status, said
+    return said
+
+
+def frames_of(path, count=None):
+    info = inspect_video(path)
+    return read_frames(info, 0, count or info.frames)
+
+
+def grey(frames):
+    """Colours lose half of their sharpness in a file."""
+    return frames.astype(float) @ np.array([0.299, 0.587, 0.114])
+
+
+@pytest.mark.parametrize("content", ["mean", *full("moments", "sample")])
+def test_a_file_s_latents_are_those_of_the_whole_array(content, model, clips, tmp_path, capsys):
+    out = tmp_path / "a.safetensors"
+    said = run(capsys, "encode", clips / "a.mp4", out, "--ckpt", model, "--tiling=9",
+               f"--content={content}")  # fmt: skip
+    assert "1 files, 24 frames" in said and "scaling factor" in said
+    vae = ODVAE.from_pretrained(model)
+    video = frames_of(clips / "a.mp4")[None]
+    posterior = encode_uint8(vae, video, tiling=TemporalTiling(9), pad=True)
+    file = LatentsFile(out)
+    stored = load_file(out)[content]
+    assert stored.shape == (7, 4, 5, 8 if content == "moments" else 4) == file.shape
+    if content == "sample":
+        noise = (stored - posterior.mean[0]) / np.exp(0.5 * posterior.logvar[0])
+        assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.2
+    else:
+        np.testing.assert_allclose(file.read(), posterior.mean[0], atol=1e-5)
+    if content == "moments":
+        np.testing.assert_allclose(file.read_logvar(2, 4), posterior.logvar[0, 2:4], atol=1e-5)
+    info = file.info
+    assert (info.frames, info.height, info.width, info.fps) == (24, 26, 38, 12.0)
+    assert info.model == str(model) and info.scaling_factor == vae.config.scaling_factor
+    assert info.tiling == {"TemporalTiling": {"group": 9}} and info.problem == ""
+    means = posterior.mean.reshape(-1, 4).mean(0)
+    for line, mean in zip(said.split("std, sampled")[1].splitlines()[1:5], means, strict=True):
+        assert float(line.split()[1]) == pytest.approx(mean, abs=1e-3)
+
+
+def test_decoded_files_have_the_size_of_the_videos(model, clips, tmp_path, capsys):
+    run(capsys, "encode", clips, tmp_path / "latents", "--ckpt", model, "--tiling=9")
+    run(capsys, "decode", tmp_path / "latents", tmp_path / "videos", "--crf=1")
+    for name, count in (("a", 24), ("b", 9), ("below/c", 1)):
+        info = inspect_video(tmp_path / f"videos/{name}.mp4")
+        assert (info.frames, info.height, info.width, info.fps) == (count, 26, 38, 12.0)
+    vae, file = ODVAE.from_pretrained(model), LatentsFile(tmp_path / "latents/a.safetensors")
+    expected = decode_uint8(vae, file.read()[None], tiling=TemporalTiling(9))[0, :24, :26, :38]
+    assert np.abs(grey(frames_of(tmp_path / "videos/a.mp4")) - grey(expected)).mean() < 3
+
+
+def test_a_reconstruction_stands_beside_its_original(model, clips, tmp_path, capsys):
+    out = tmp_path / "r.mp4"
+    said = run(capsys, "reconstruct", clips / "a.mp4", out, "--ckpt", model, "--tiling=9")
+    both = frames_of(out)
+    assert both.shape == (24, 26, 76, 3)
+    video = frames_of(clips / "a.mp4")
+    assert np.abs(grey(both[:, :, :38]) - grey(video)).mean() < 3
+    vae = ODVAE.from_pretrained(model)
+    posterior = encode_uint8(vae, video[None], tiling=TemporalTiling(9), pad=True)
+    ours = decode_uint8(vae, posterior.mean, tiling=TemporalTiling(9), size=posterior.size)[0]
+    error = np.mean((ours.astype(float) - video) ** 2, axis=(1, 2, 3))
+    expected = np.mean(10 * np.log10(255**2 / error))
+    assert f"PSNR {expected:.2f} dB" in said
+    run(capsys, "reconstruct", clips / "b.mp4", tmp_path / "alone.mp4", "--ckpt", model,
+        "--tiling=9", "--alone", "--size=16")  # fmt: skip
+    assert frames_of(tmp_path / "alone.mp4").shape == (9, 16, 16, 3)
+
+
+@pytest.mark.full
+def test_odd_sides_stay(model, tmp_path, capsys):
+    write_clip(tmp_path / "v.mp4", frames=5, height=24, width=40)
+    run(capsys, "encode", tmp_path / "v.mp4", tmp_path / "v.safetensors", "--ckpt", model,
+        "--size=21")  # fmt: skip
+    run(capsys, "decode", tmp_path / "v.safetensors", tmp_path / "back.mp4")
+    assert frames_of(tmp_path / "back.mp4").shape == (5, 21, 21, 3)
+
+
+def test_models_with_norms_per_frame_are_streamed(clips, tmp_path, capsys):
+    vae = small_model("v4", norm="frame")
+    vae.save_pretrained(tmp_path / "model")
+    run(capsys, "encode", clips / "a.mp4", tmp_path / "a.safetensors", "--ckpt",
+        tmp_path / "model", "--streaming=8")  # fmt: skip
+    file = LatentsFile(tmp_path / "a.safetensors")
+    assert file.info.tiling == {"Streaming": {"chunk": 8}}
+    video = frames_of(clips / "a.mp4")[None]
+    posterior = encode_uint8(vae, video, tiling=Streaming(8), pad=True)
+    np.testing.assert_allclose(file.read(), posterior.mean[0], atol=1e-5)
+    run(capsys, "decode", tmp_path / "a.safetensors", tmp_path / "a.mp4")
+    assert inspect_video(tmp_path / "a.mp4").frames == 24
+
+
+def test_shards_together_are_one_run_and_what_is_there_is_left(model, clips, tmp_path, capsys):
+    how = ("--ckpt", model, "--tiling=9")
+    one = run(capsys, "encode", clips, tmp_path / "one", *how)
+    for i in range(2):
+        run(capsys, "encode", clips, tmp_path / "shards", *how, f"--shard={i}/2")
+    for name in ("a", "b", "below/c"):
+        whole, part = (tmp_path / f / f"{name}.safetensors" for f in ("one", "shards"))
+        assert whole.read_bytes() == part.read_bytes()
+    table = one[one.index(" channel") : one.index(" sampled latents: ") + 24]
+    assert table in run(capsys, "summary", tmp_path / "shards")
+    (tmp_path / "shards/b.safetensors").unlink()  # as if it had been interrupted there
+    before = (tmp_path / "shards/a.safetensors").stat().st_mtime_ns
+    again = run(capsys, "encode", clips, tmp_path / "shards", *how)
+    assert "1 files, 9 frames" in again and "2 files were there already" in again
+    assert table in again
+    assert (tmp_path / "shards/a.safetensors").stat().st_mtime_ns == before
+    said = run(capsys, "encode", clips, tmp_path / "shards", "--ckpt", model, "--tiling=5",
+               status=1)  # fmt: skip
+    assert "made otherwise (tiling differ)" in said and "--overwrite" in said
+
+
+def test_a_video_that_ends_in_the_middle_is_kept_so_far(model, tmp_path, capsys):
+    whole = write_clip(tmp_path / "whole.mkv.mp4", frames=96, height=48, width=64)
+    import av
+
+    cut = tmp_path / "cut.ts"  # a stream, so that its beginning can be read alone
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    mp4 = tmp_path / "cut.mp4"
+    data = whole.read_bytes()
+    mdat = data.index(b"mdat")
+    moov = data.index(b"moov") - 4
+    # The index first, its offsets moved; then the half of what it speaks of.
+    index, content = data[moov:], data[mdat - 4 : moov]
+    shift = len(index)
+    table = index.index(b"stco")
+    count = int.from_bytes(index[table + 8 : table + 12], "big")
+    entries = bytearray(index)
+    for i in range(count):
+        at = table + 12 + 4 * i
+        offset = int.from_bytes(index[at : at + 4], "big") + shift
+        entries[at : at + 4] = offset.to_bytes(4, "big")
+    mp4.write_bytes(data[: mdat - 4] + bytes(entries) + content[: len(content) // 2])
+    said = run(capsys, "encode", mp4, tmp_path / "cut.safetensors", "--ckpt", model, "--tiling=9",
+               status=1)  # fmt: skip
+    info = LatentsFile(tmp_path / "cut.safetensors").info
+    assert 10 < info.frames < 96 and info.problem in said
+    assert str(mp4) in info.problem
+    assert "of 96 frames" in info.problem or "could be read before" in info.problem
+    run(capsys, "decode", tmp_path / "cut.safetensors", tmp_path / "back.mp4", status=1)
+    assert inspect_video(tmp_path / "back.mp4").frames == info.frames
+
+
+def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "bad.mp4").write_text("no video")
+    (folder / "good.mp4").write_bytes((clips / "b.mp4").read_bytes())
+    said = run(capsys, "encode", folder, tmp_path / "out", "--ckpt", model, "--tiling=9", status=1)
+    assert "bad.mp4 cannot be read as a video" in said and "1 files, 9 frames" in said
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.safetensors"]
+    latents = tmp_path / "out"
+    whole = (latents / "good.safetensors").read_bytes()
+    (latents / "cut.safetensors").write_bytes(whole[:-100])
+    (latents / "text.safetensors").write_text("no latents")
+    small_model("v3").save_pretrained(tmp_path / "other")
+    said = run(capsys, "decode", latents, tmp_path / "back", "--ckpt", model, status=1)
+    assert said.count("is damaged, or no file of latents") == 2 and "1 files, 9 frames" in said
+    small_model("v4", seed=1).save_pretrained(tmp_path / "another")
+    said = run(capsys, "decode", latents / "good.safetensors", tmp_path / "x.mp4", "--ckpt",
+               tmp_path / "another", status=1)  # fmt: skip
+    assert "holds latents of another model" in said and not (tmp_path / "x.mp4").exists()
+    ODVAE.from_pretrained(model).save_pretrained(tmp_path / "model.safetensors.d")
+    said = run(capsys, "decode", tmp_path / "model.safetensors.d/model.safetensors",
+               tmp_path / "x.mp4", status=1)  # fmt: skip
+    assert "holds no latents that odvae_jax wrote" in said
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["encode", "nowhere", "OUT"], "nowhere does not exist"),
+        (["encode", "CLIPS", "out.safetensors"], "3 files cannot go into one"),
+        (["encode", "CLIPS", "OUT", "--tiling=10"], "a group of 10 frames is not 4k"),
+        (["encode", "CLIPS", "OUT", "--streaming=8"], "norm='clip'"),
+        (["encode", "CLIPS", "OUT", "--tiling=9", "--streaming=8"], "give one"),
+        (["encode", "CLIPS", "OUT", "--tile=64", "--overlap=64"], "not less than tile"),
+        (["encode", "CLIPS", "OUT", "--overlap=64"], "give --tile too"),
+        (["encode", "CLIPS", "OUT", "--shard=2/2"], "--shard=2/2 is not i/n"),
+        (["encode", "CLIPS", "OUT", "--height=99"], "there are 8 devices"),
+        (["encode", "CLIPS", "OUT", "--size=50"], ""),
+        (["decode", "CLIPS", "OUT"], "holds no latents"),
+        (["summary", "CLIPS"], "holds no latents"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments_are_said(arguments, words, model, clips, tmp_path, capsys):
+    names = {"CLIPS": clips, "OUT": tmp_path / "out"}
+    if not words:
+        return
+    if arguments[0] == "encode":
+        arguments = [*arguments, f"--ckpt={model}"]
+    arguments = [names.get(argument, argument) for argument in arguments]
+    assert words in run(capsys, *arguments, status=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_meet_keep_their_suffix(model, clips, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "a.mov"):
+        (folder / name).write_bytes((clips / "below/c.mp4").read_bytes())
+    run(capsys, "encode", folder, tmp_path / "out", "--ckpt", model, "--tiling=9")
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["a.mov.safetensors", "a.mp4.safetensors"]
+    said = run(capsys, "encode", folder / "a.mp4", folder / "a.mp4", tmp_path / "out", "--ckpt",
+               model, status=1)  # fmt: skip
+    assert "several inputs would go to" in said
+
+
+def command(*arguments):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "odvae_jax", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_killed_in_the_middle_it_leaves_no_half_file(model, tmp_path):
+    write_clip(tmp_path / "v.mp4", frames=400, height=64, width=64)
+    out = tmp_path / "out" / "v.mp4"
+    with command("reconstruct", tmp_path / "v.mp4", out, "--ckpt", model, "--tiling=9") as process:
+        deadline = time.monotonic() + 200
+        part = out.with_name(".v.mp4.part")
+        while not (part.exists() and part.stat().st_size > 0):
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert not out.exists() and part.exists()
+    with command("reconstruct", tmp_path / "v.mp4", out, "--ckpt", model, "--tiling=9") as process:
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert inspect_video(out).frames == 400 and not part.exists()
+
+
+def test_memory_does_not_grow_with_the_length(model, tmp_path):
+    """Peaks of one process after 200 frames, and after 800 more."""
+    for frames in (200, 800):
+        write_clip(tmp_path / f"{frames}.mp4", frames=frames, height=64, width=64)
+    script = f"""
+import resource, sys
+from pathlib import Path
+from odvae_jax import ODVAE
+from odvae_jax.transcoding import Job, Settings, reconstruct_files
+vae, folder = ODVAE.from_pretrained({str(model)!r}), Path({str(tmp_path)!r})
+for name in ("200", "200", "800"):
+    job = Job(folder / (name + ".mp4"), folder / (name + ".out.mp4"))
+    reconstruct_files(vae, [job], Settings(), overwrite=True, progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    _, before, after = map(int, done.stdout.split())
+    assert after - before < 20, done.stdout  # 800 frames are 10 MiB, decoded ones 30 in float32
