@@ -29,7 +29,8 @@ from odvae_jax import ODVAE, ODVAEConfig, Streaming, TemporalTiling, decode_uint
 from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoReader, encode_h264, to_rgb
 from odvae_jax.evaluation.speed import time_calls
-from odvae_jax.transcoding import Job, Settings, encode_files, reconstruct_files
+from odvae_jax.pipeline import Job
+from odvae_jax.transcoding import Settings, encode_files, reconstruct_files
 
 _WORK = flags.DEFINE_list("work", ["parts", "longest", "files"], "what to measure")
 _WIDTH = flags.DEFINE_integer("width", 128, "base width")
@@ -175,12 +176,10 @@ def files():
                 settings = Settings(tiling=(tiling,), threads=min(8, max(cores - 2, 1)))
                 if work == "encode":
                     job = Job(clip, clip.with_suffix(".safetensors"))
-                    outcome = encode_files(vae, "random", [job], settings, progress=False)
+                    outcome = encode_files(vae, "random", [job], settings, bar=False)
                 else:
                     job = Job(clip, folder / "out.mp4")
-                    outcome = reconstruct_files(
-                        vae, [job], settings, overwrite=True, progress=False
-                    )
+                    outcome = reconstruct_files(vae, [job], settings, overwrite=True, bar=False)
                 rate = outcome.frames / outcome.seconds
                 share = f", {rate / device:.0%} of the device's" if work == "encode" else ""
                 host, peak = peaks()

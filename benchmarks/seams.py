@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from odvae_jax import ODVAE, SpatialTiling, Streaming, TemporalTiling, decode, encode
 from odvae_jax.evaluation.clips import FixedClips
-from odvae_jax.metrics.psnr import psnr
 from odvae_jax.pixels import to_unit_range
 
 _CKPT = flags.DEFINE_string("ckpt", "models/small", "a model with norms per frame")
@@ -63,7 +62,7 @@ def in_time(models):
         for name, norm, tiling in kinds:
             ours = whole[norm] if tiling is None else reconstruct(models[norm], video, tiling)
             rows[name][0].append(decibels(ours, whole[norm]))
-            rows[name][1].append(np.asarray(psnr(ours, video))[0])
+            rows[name][1].append(decibels(ours, video))
     return {name: tuple(map(np.stack, both)) for name, both in rows.items()}
 
 
@@ -85,7 +84,7 @@ def in_space(vae):
         for tiling in kinds:
             ours = whole if tiling is None else reconstruct(vae, video, tiling)
             rows[tiling][0].append(decibels(ours, whole).mean())
-            rows[tiling][1].append(np.asarray(psnr(ours, video)).mean())
+            rows[tiling][1].append(decibels(ours, video).mean())
     for tiling, (whole, video) in rows.items():
         name = "whole" if tiling is None else f"{tiling.tile}, overlap {tiling.overlap}"
         against = "" if tiling is None else f"{np.mean(whole):.2f} dB"
@@ -109,12 +108,8 @@ def main(_):
         print(f"{name:34}{cells[0]:>20}{cells[1]:>18}{f'{video.mean():.2f} dB':>20}", flush=True)
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, which, title in zip(
-        figure.subplots(1, 2),
-        (0, 1),
-        ("against the whole clip's", "against the video"),
-        strict=True,
-    ):
+    titles = ("against the whole clip's", "against the video")
+    for which, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
         for name, values in rows.items():
             if which == 1 or not name.startswith("whole"):
                 style = "--" if name.startswith("whole") else "-"

@@ -1,52 +1,34 @@
-"""Video files to files of latents and back, of any length and in constant memory.
-
-Reading, computing and writing overlap: files are decoded ahead in threads, the device is given the
-next part of a clip before the last one is fetched, and videos are written in threads.
-"""
+"""Video files to files of latents and back, of any length and in constant memory."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
-import queue
-import threading
-import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE, check_streams
 from odvae_jax.blocks import decode_blocks, encode_blocks
 from odvae_jax.checkpoints.native import digest, named_parameters
 from odvae_jax.data.latents import (
-    SUFFIX,
     LatentsError,
     LatentsFile,
     LatentsInfo,
     LatentsWriter,
     Statistics,
 )
-from odvae_jax.data.video import FrameBlocks, VideoError, VideoReader, VideoWriter
-from odvae_jax.files import part_of
+from odvae_jax.data.video import FrameBlocks, VideoError, VideoReader
+from odvae_jax.pipeline import Job, Progress, VideoInThread, run_jobs
 from odvae_jax.pixels import VideoSize
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A file to read and the file to write."""
-
-    source: Path
-    target: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +62,14 @@ class Settings:
 
 
 @dataclasses.dataclass
-class Outcome:
+class Outcome(Progress):
     """What came of a run.
 
     Attributes:
-      done: files written.
-      skipped: files that were there already.
-      frames: of the videos read or written.
-      seconds: from the first file on.
-      problems: what is wrong, by the name of the file read.
       statistics: of the latents, those that were there already included.
       psnr: of every reconstruction, a mean over its frames, in dB.
     """
 
-    done: int = 0
-    skipped: int = 0
-    frames: int = 0
-    seconds: float = 0.0
-    problems: dict[str, str] = dataclasses.field(default_factory=dict)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     psnr: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -169,7 +141,7 @@ def encode_files(
     *,
     mesh: Mesh | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    bar: bool = True,
 ) -> Outcome:
     """Encodes videos into files of latents; those that are there already are left.
 
@@ -183,147 +155,19 @@ def encode_files(
       settings: how.
       mesh: to spread rows over devices.
       overwrite: replaces files that are there already.
-      progress: shows a bar.
+      bar: shows one.
 
     Raises:
       ValueError: if a target holds latents of another model, or made otherwise; for a tiling that
         the model cannot do.
     """
-    tilings = _checked_tiling(vae, settings.tiling)
-    time, space = in_time_and_space(tilings)
-    made = {
-        "encoder": encoder_digest(vae),
-        "content": settings.content,
-        "tiling": _described(tilings),
-        "prepared": {"short_side": settings.short_side, "size": settings.size},
-    }
-    outcome, todo, parts = Outcome(), [], []
-    for job in jobs:
-        if overwrite or not job.target.exists():
-            todo.append(job)
-            continue
-        info = LatentsFile(job.target).info
-        if differing := [n for n, value in made.items() if getattr(info, n) != value]:
-            raise ValueError(
-                f"{job.target} holds latents that were made otherwise ({', '.join(differing)} "
-                "differ): choose another folder, or --overwrite."
-            )
-        outcome.skipped += 1
-        parts.append(info.statistics)
-        if info.problem:
-            outcome.problems[str(job.source)] = info.problem
-
-    def parts_of(job, blocks):
-        return encode_blocks(vae, _clips(blocks), time, space, mesh=mesh)
-
-    class Encoding:
-        """One file's."""
-
-        def __init__(self, job, blocks):
-            self.job, self.blocks = job, blocks
-            self.writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
-            self.rng = np.random.default_rng([settings.seed, zlib.crc32(job.target.name.encode())])
-            self.statistics = Statistics()
-
-        def add(self, moments) -> int:
-            posterior = DiagonalGaussian.from_moments(np.asarray(moments)[0])
-            self.statistics.add(posterior.mean, posterior.logvar)
-            stored = posterior.mean
-            if settings.content == "moments":
-                stored = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
-            elif settings.content == "sample":
-                noise = self.rng.standard_normal(stored.shape, np.float32)
-                stored = stored + np.exp(0.5 * posterior.logvar) * noise
-            self.writer.write(stored)
-            return len(stored) * vae.config.time_compression
-
-        def finish(self):
-            blocks = self.blocks
-            info = LatentsInfo(
-                source=self.job.source.name,
-                model=str(model),
-                config=vae.config.to_dict(),
-                scaling_factor=vae.config.scaling_factor,
-                frames=blocks.frames,
-                height=blocks.height,
-                width=blocks.width,
-                fps=blocks.fps,
-                dtype=vae.config.dtype,
-                statistics=self.statistics.to_dict(),
-                problem=blocks.problem,
-                **made,
-            )
-            self.writer.finish(info)
-            parts.append(info.statistics)
-
-    _run(todo, _video_reader(time, settings), parts_of, Encoding, outcome, settings, progress)
-    outcome.statistics = Statistics.total(parts)
-    return outcome
-
-
-def reconstruct_files(
-    vae: ODVAE,
-    jobs: Sequence[Job],
-    settings: Settings,
-    *,
-    mesh: Mesh | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Outcome:
-    """Writes videos as they come out of encoder and decoder, beside the originals, in mp4.
-
-    Arguments and errors are those of `encode_files`. PSNR is of 8-bit frames.
-    """
-    tilings = _checked_tiling(vae, settings.tiling)
-    time, space = in_time_and_space(tilings)
+    task = _Encode(vae, model, settings, mesh)
     outcome = Outcome()
     todo = _not_there(jobs, overwrite, outcome)
-
-    waiting: dict[Job, collections.deque] = {}
-
-    def parts_of(job, blocks):
-        originals = waiting[job] = collections.deque()
-
-        def kept():
-            for block in blocks:
-                originals.append(block)
-                yield block
-
-        moments = encode_blocks(vae, _clips(kept()), time, space, mesh=mesh)
-        latents = (_mean(m, vae.config.latent_channels) for m in moments)
-        return decode_blocks(vae, latents, time, space, uint8=True, mesh=mesh)
-
-    class Reconstruction:
-        """One file's."""
-
-        def __init__(self, job, blocks):
-            self.job, self.originals = job, waiting[job]
-            self.writer = _Written(job.target, blocks.fps, settings.crf)
-            self.left: np.ndarray | None = None
-            self.decibels = []
-
-        def add(self, frames) -> int:
-            frames, before = np.asarray(frames)[0], len(self.decibels)
-            while len(frames):
-                if self.left is None or not len(self.left):
-                    if not self.originals:
-                        break  # the others were padded
-                    self.left = self.originals.popleft()
-                original = self.left[: len(frames)]
-                self.left = self.left[len(original) :]
-                height, width = original.shape[1:3]
-                ours, frames = frames[: len(original), :height, :width], frames[len(original) :]
-                self.decibels += map(_psnr, original, ours)
-                both = ours if settings.alone else np.concatenate([original, ours], axis=2)
-                self.writer.write(both)
-            return len(self.decibels) - before
-
-        def finish(self):
-            self.writer.finish()
-            del waiting[self.job]
-            outcome.psnr[str(self.job.source)] = float(np.mean(self.decibels))
-
-    _run(todo, _video_reader(time, settings), parts_of, Reconstruction, outcome, settings, progress)
+    for job in sorted(set(jobs) - set(todo), key=lambda job: job.target):
+        task.take_as_done(job, outcome)
+    run_jobs(task, todo, outcome, readers=settings.readers, bar=bar)
+    outcome.statistics = Statistics.total(task.statistics)
     return outcome
 
 
@@ -334,75 +178,258 @@ def decode_files(
     *,
     mesh: Mesh | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    bar: bool = True,
 ) -> Outcome:
     """Decodes files of latents into mp4, of the size that the videos had.
 
     Arguments are those of `encode_files`. Files that are damaged, or hold another model's latents,
     are noted in `Outcome.problems`.
     """
-    outcome, ours = Outcome(), encoder_digest(vae)
-    files, tilings = {}, {}
+    outcome, ours, files = Outcome(), encoder_digest(vae), {}
     for job in _not_there(jobs, overwrite, outcome):
         try:
             files[job] = LatentsFile(job.source)
-            info = files[job].info
-            if info.encoder != ours:
-                raise LatentsError(
-                    f"{job.source} holds latents of another model: of {info.model} "
-                    f"({info.config['structure']}, width {info.config['width']}, encoder "
-                    f"{info.encoder}); the encoder of this one is {ours}."
-                )
-            tilings[job] = _checked_tiling(vae, settings.tiling or _tilings(info.tiling))
+            _check_encoder(files[job], ours)
         except LatentsError as error:
             outcome.problems[str(job.source)] = str(error)
-
-    def reader(job):
-        time, _ = in_time_and_space(tilings[job])
-        return _LatentBlocks(files[job], time.step // vae.config.time_compression)
-
-    def parts_of(job, blocks):
-        time, space = in_time_and_space(tilings[job])
-        return decode_blocks(vae, _clips(blocks), time, space, uint8=True, mesh=mesh)
-
-    class Decoding:
-        """One file's."""
-
-        def __init__(self, job, blocks):
-            info = files[job].info
-            self.size = VideoSize(info.frames, info.height, info.width)
-            self.writer = _Written(job.target, info.fps, settings.crf)
-            self.count = 0
-
-        def add(self, frames) -> int:
-            frames = self.size.cut(np.asarray(frames))[0, : self.size.frames - self.count]
-            self.count += len(frames)
-            if len(frames):
-                self.writer.write(frames)
-            return len(frames)
-
-        def finish(self):
-            self.writer.finish()
-
-    _run(list(tilings), reader, parts_of, Decoding, outcome, settings, progress)
+            files.pop(job, None)
+    task = _Decode(vae, files, settings, mesh)
+    run_jobs(task, list(files), outcome, readers=settings.readers, bar=bar)
     return outcome
 
 
-def _video_reader(time, settings):
-    def reader(job):
-        return FrameBlocks(
-            job.source,
-            time.step,
-            short_side=settings.short_side,
-            size=settings.size,
-            threads=settings.threads,
-        )
+def reconstruct_files(
+    vae: ODVAE,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    mesh: Mesh | None = None,
+    overwrite: bool = False,
+    bar: bool = True,
+) -> Outcome:
+    """Writes videos as they come out of encoder and decoder, beside the originals, in mp4.
 
-    return reader
+    Arguments and errors are those of `encode_files`. PSNR is of 8-bit frames.
+    """
+    outcome = Outcome()
+    task = _Reconstruct(vae, settings, mesh, outcome.psnr)
+    todo = _not_there(jobs, overwrite, outcome)
+    run_jobs(task, todo, outcome, readers=settings.readers, bar=bar)
+    return outcome
+
+
+class _OfVideos:
+    """What encoding and reconstructing share: they read videos."""
+
+    def __init__(self, vae: ODVAE, settings: Settings, mesh: Mesh | None):
+        self.vae, self.settings = vae, settings
+        self.tilings = _checked_tiling(vae, settings.tiling)
+        self.time, self.space = in_time_and_space(self.tilings)
+        self.run = {"time": self.time, "space": self.space, "mesh": mesh}
+
+    def read(self, job: Job) -> FrameBlocks:
+        names = ("short_side", "size", "threads")
+        how = {name: getattr(self.settings, name) for name in names}
+        return FrameBlocks(job.source, self.time.step, **how)
+
+    def total_frames(self, job: Job) -> int | None:
+        try:
+            with VideoReader(str(job.source)) as video:
+                return max(round((video.end - video.start) * video.fps), 1)
+        except VideoError:
+            return None
+
+
+class _Encode(_OfVideos):
+    """Videos to files of latents; `statistics` are those of every file."""
+
+    def __init__(self, vae, model, settings, mesh):
+        super().__init__(vae, settings, mesh)
+        self.statistics: list[dict[str, Any]] = []
+        prepared = {"short_side": settings.short_side, "size": settings.size}
+        self.made = {
+            "encoder": encoder_digest(vae),
+            "content": settings.content,
+            "tiling": _described(self.tilings),
+            "prepared": prepared,
+        }
+        self.of_model = {
+            "model": str(model),
+            "config": vae.config.to_dict(),
+            "scaling_factor": vae.config.scaling_factor,
+            "dtype": vae.config.dtype,
+        }
+
+    def take_as_done(self, job: Job, outcome: Outcome) -> None:
+        """Counts a file in that is there already.
+
+        Raises:
+          ValueError: if it is another model's, or made otherwise.
+        """
+        info = LatentsFile(job.target).info
+        if differing := [n for n, value in self.made.items() if getattr(info, n) != value]:
+            raise ValueError(
+                f"{job.target} holds latents that were made otherwise ({', '.join(differing)} "
+                "differ): choose another folder, or --overwrite."
+            )
+        self.statistics.append(info.statistics)
+        if info.problem:
+            outcome.problems[str(job.source)] = info.problem
+
+    def begin(self, job: Job, blocks: FrameBlocks) -> _Encoding:
+        return _Encoding(self, job, blocks)
+
+
+class _Encoding:
+    """One video to its file of latents."""
+
+    def __init__(self, task: _Encode, job: Job, blocks: FrameBlocks):
+        settings = task.settings
+        self.task, self.job, self.blocks = task, job, blocks
+        self.writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
+        self.rng = np.random.default_rng([settings.seed, zlib.crc32(job.target.name.encode())])
+        self.statistics = Statistics()
+
+    def parts(self, blocks):
+        return encode_blocks(self.task.vae, _clips(blocks), **self.task.run)
+
+    def add(self, moments) -> int:
+        posterior = DiagonalGaussian.from_moments(moments[0])
+        self.statistics.add(posterior.mean, posterior.logvar)
+        stored, content = posterior.mean, self.task.settings.content
+        if content == "moments":
+            stored = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
+        elif content == "sample":
+            noise = self.rng.standard_normal(stored.shape, np.float32)
+            stored = stored + np.exp(0.5 * posterior.logvar) * noise
+        self.writer.write(stored)
+        return len(stored) * self.task.vae.config.time_compression
+
+    def finish(self) -> None:
+        statistics = self.statistics.to_dict()
+        names = ("frames", "height", "width", "fps", "problem")
+        info = LatentsInfo(
+            source=self.job.source.name,
+            statistics=statistics,
+            **{name: getattr(self.blocks, name) for name in names},
+            **self.task.made,
+            **self.task.of_model,
+        )
+        self.writer.finish(info)
+        self.task.statistics.append(statistics)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Reconstruct(_OfVideos):
+    """Videos to videos; `psnr` is filled in."""
+
+    def __init__(self, vae, settings, mesh, psnr):
+        super().__init__(vae, settings, mesh)
+        self.psnr = psnr
+
+    def begin(self, job: Job, blocks: FrameBlocks) -> _Reconstruction:
+        return _Reconstruction(self, job, blocks)
+
+
+class _Reconstruction:
+    """One video beside what the model makes of it."""
+
+    def __init__(self, task: _Reconstruct, job: Job, blocks: FrameBlocks):
+        self.task, self.job, self.blocks = task, job, blocks
+        self.writer: VideoInThread | None = None
+        self.originals: collections.deque[np.ndarray] = collections.deque()  # not yet compared
+        self.decibels: list[float] = []
+
+    def parts(self, blocks):
+        def kept():
+            for block in blocks:
+                self.originals.append(block)
+                yield block
+
+        vae, run = self.task.vae, self.task.run
+        moments = encode_blocks(vae, _clips(kept()), **run)
+        latents = (_mean(part, vae.config.latent_channels) for part in moments)
+        return decode_blocks(vae, latents, uint8=True, **run)
+
+    def add(self, frames) -> int:
+        frames, settings, before = frames[0], self.task.settings, len(self.decibels)
+        if self.writer is None:
+            self.writer = VideoInThread(self.job.target, self.blocks.fps, settings.crf)
+        while len(frames) and self.originals:  # those that are left were padded
+            original = self.originals[0][: len(frames)]
+            height, width = original.shape[1:3]
+            ours, frames = frames[: len(original), :height, :width], frames[len(original) :]
+            self.originals[0] = self.originals[0][len(original) :]
+            if not len(self.originals[0]):
+                self.originals.popleft()
+            self.decibels += map(_psnr, original, ours)
+            both = ours if settings.alone else np.concatenate([original, ours], axis=2)
+            self.writer.write(both)
+        return len(self.decibels) - before
+
+    def finish(self) -> None:
+        self.writer.finish()
+        self.task.psnr[str(self.job.source)] = float(np.mean(self.decibels))
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+class _Decode:
+    """Files of latents to videos."""
+
+    def __init__(self, vae, files: dict[Job, LatentsFile], settings: Settings, mesh):
+        self.vae, self.files, self.settings, self.mesh = vae, files, settings, mesh
+        self.tilings = {
+            job: _checked_tiling(vae, settings.tiling or _tilings(file.info.tiling))
+            for job, file in files.items()
+        }
+
+    def read(self, job: Job) -> _LatentBlocks:
+        time, _ = in_time_and_space(self.tilings[job])
+        return _LatentBlocks(self.files[job], time.step // self.vae.config.time_compression)
+
+    def begin(self, job: Job, blocks: _LatentBlocks) -> _Decoding:
+        return _Decoding(self, job)
+
+    def total_frames(self, job: Job) -> int:
+        return self.files[job].info.frames
+
+
+class _Decoding:
+    """One file of latents to its video."""
+
+    def __init__(self, task: _Decode, job: Job):
+        info = task.files[job].info
+        self.task, self.job = task, job
+        self.size = VideoSize(info.frames, info.height, info.width)
+        self.writer = VideoInThread(job.target, info.fps, task.settings.crf)
+        self.left = info.frames
+
+    def parts(self, blocks):
+        time, space = in_time_and_space(self.task.tilings[self.job])
+        clips, mesh = _clips(blocks), self.task.mesh
+        return decode_blocks(self.task.vae, clips, time, space, uint8=True, mesh=mesh)
+
+    def add(self, frames) -> int:
+        frames = self.size.cut(frames)[0, : self.left]
+        self.left -= len(frames)
+        if len(frames):
+            self.writer.write(frames)
+        return len(frames)
+
+    def finish(self) -> None:
+        self.writer.finish()
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class _LatentBlocks:
-    """Blocks of a file of latents, with what `_run` asks of a reader."""
+    """A file of latents in blocks."""
 
     def __init__(self, file: LatentsFile, step: int):
         self.frames, self.problem = file.info.frames, file.info.problem
@@ -412,204 +439,14 @@ class _LatentBlocks:
         return self._file.blocks(self._step)
 
 
-def _run(todo, reader, parts_of, make, outcome, settings, progress):
-    """Every job: reads in threads, computes, and hands the parts on, one behind the device."""
-
-    def dispatched():
-        for job, blocks, ahead in _read_ahead(todo, reader, settings.readers):
-            try:
-                for part in parts_of(job, ahead):
-                    part.copy_to_host_async()
-                    yield job, blocks, part
-            except (VideoError, LatentsError) as error:
-                yield job, blocks, error
-                continue
-            yield job, blocks, None
-
-    start, work = time.perf_counter(), None
-    with _Bar(todo, outcome, progress) as bar, contextlib.closing(dispatched()) as parts:
-        try:
-            for job, blocks, part in _one_behind(parts):
-                if isinstance(part, Exception):
-                    outcome.problems[str(job.source)] = str(part)
-                elif part is not None:
-                    work = work or make(job, blocks)
-                    bar.update(work.add(part))
-                    continue
-                else:
-                    work.finish()
-                    outcome.done += 1
-                    outcome.frames += blocks.frames
-                    if blocks.problem:
-                        outcome.problems[str(job.source)] = blocks.problem
-                if work is not None:
-                    work.writer.close()
-                work = None
-                bar.next()
-        finally:
-            if work is not None:
-                work.writer.close()
-    outcome.seconds = time.perf_counter() - start
-
-
-class _Bar:
-    """Files and frames a second; of a single file, its frames."""
-
-    def __init__(self, todo, outcome, progress):
-        self._single = len(todo) == 1 and not outcome.skipped
-        self._bar = tqdm(
-            total=_frames_of(todo[0].source) if self._single else len(todo) + outcome.skipped,
-            initial=outcome.skipped,
-            unit="frame" if self._single else "file",
-            dynamic_ncols=True,
-            disable=not progress,
+def _check_encoder(file: LatentsFile, ours: str) -> None:
+    info = file.info
+    if info.encoder != ours:
+        raise LatentsError(
+            f"{file.path} holds latents of another model: of {info.model} "
+            f"({info.config['structure']}, width {info.config['width']}, encoder {info.encoder}); "
+            f"the encoder of this one is {ours}."
         )
-        self._frames, self._start = 0, time.perf_counter()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def update(self, frames):
-        """So many more frames."""
-        self._frames += frames
-        if self._single:
-            self._bar.update(frames)
-        else:
-            rate = self._frames / (time.perf_counter() - self._start)
-            self._bar.set_postfix_str(f"{rate:.0f} frames/s")
-
-    def next(self):
-        """The file is done."""
-        if not self._single:
-            self._bar.update()
-
-
-def _frames_of(path):
-    """About how many; None if that cannot be told."""
-    try:
-        if path.suffix == SUFFIX:
-            return LatentsFile(path).info.frames
-        with VideoReader(str(path)) as video:
-            return max(round((video.end - video.start) * video.fps), 1)
-    except (VideoError, LatentsError):
-        return None
-
-
-class _Written:
-    """A video written by a thread of its own, which appears whole or not at all."""
-
-    def __init__(self, target: Path, fps: float, crf: int):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._target, self._part = target, part_of(target)
-        self._fps, self._crf = fps, crf
-        self._waiting: queue.Queue = queue.Queue(2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self):
-        try:
-            with VideoWriter(str(self._part), self._fps, crf=self._crf, exact=True) as writer:
-                while (frames := self._waiting.get()) is not None:
-                    writer.write(frames)
-        except BaseException as error:
-            self._error = error
-            while self._waiting.get() is not None:
-                pass
-
-    def write(self, frames):
-        self._check()
-        self._waiting.put(frames)
-
-    def finish(self):
-        """Waits for the last frames, and gives the file its name."""
-        self._waiting.put(None)
-        self._thread.join()
-        self._check()
-        self._part.replace(self._target)
-
-    def close(self):
-        """Leaves nothing of a file that was not finished."""
-        if self._thread.is_alive():
-            self._waiting.put(None)
-            self._thread.join()
-        self._part.unlink(missing_ok=True)
-
-    def _check(self):
-        if self._error is not None:
-            raise OSError(f"{self._target} cannot be written: {self._error}") from self._error
-
-
-def _read_ahead(todo, reader, readers) -> Generator[tuple[Job, Any, Iterator], None, None]:
-    """Each job, its reader, and its blocks, which a thread reads ahead; so of the next few jobs."""
-    running: collections.deque = collections.deque()
-    jobs = iter(todo)
-    try:
-        while True:
-            while len(running) < readers and (job := next(jobs, None)) is not None:
-                blocks = reader(job)
-                running.append((job, blocks, _Ahead(blocks)))
-            if not running:
-                return
-            job, blocks, ahead = running[0]
-            yield job, blocks, iter(ahead)
-            running.popleft()
-            ahead.stop()
-    finally:
-        for _, _, ahead in running:
-            ahead.stop()
-
-
-class _Ahead:
-    """Items of an iterable, of which a thread gets two ahead."""
-
-    def __init__(self, items: Iterable):
-        self._ready: queue.Queue = queue.Queue(2)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True)
-        self._thread.start()
-
-    def _work(self, items):
-        end: tuple[Any, BaseException | None] = (None, None)
-        try:
-            for item in items:
-                if not self._put((item, None)):
-                    return
-        except BaseException as error:
-            end = (None, error)
-        self._put(end)
-
-    def _put(self, item):
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=0.1)
-                return True
-        return False
-
-    def __iter__(self):
-        while True:
-            item, error = self._ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-
-    def stop(self):
-        self._stopped.set()
-
-
-def _one_behind(items: Iterable) -> Iterator:
-    """The items, each once the next has been asked for."""
-    waiting: collections.deque = collections.deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _clips(blocks):

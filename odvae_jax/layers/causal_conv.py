@@ -17,7 +17,6 @@ Three ways to lower the 3D one, by measurement (docs/performance.md):
 from __future__ import annotations
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,6 @@ from odvae_jax.layers.state import State, carried
 from odvae_jax.sharding import varying_alike
 
 _NARROW_OUTPUT = 16  # output channels up to which the taps are summed after the convolution
-_MOST_ELEMENTS = 2**31 - 1  # of a 2D convolution's operand; with more cuDNN has slow kernels alone
 
 Generator = np.random.Generator | None
 """Where initial kernels come from; None makes them zero, for models whose shapes alone matter."""
@@ -192,21 +190,11 @@ def _plain_3d(x, kernel, before=None, *, strides, precision):
 
 
 def _frames_joined(x, kernel, before=None, *, strides, precision):
-    padded = _preceded(x, kernel.shape[0], strides[0], before)
-    return _side_by_side(padded, kernel, strides, precision)
-
-
-def _side_by_side(padded, kernel, strides, precision):
-    """Meets each kt frames of `padded`, side by side as channels, with one 2D convolution."""
     kt, k, _, c, d = kernel.shape
-    joined_kernel = jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d)
-    outputs = []
-    for start, stop in _pieces(padded, (padded.shape[1] - kt) // strides[0] + 1, max(kt * c, d)):
-        frames = padded[:, start * strides[0] : (stop - 1) * strides[0] + kt]
-        seen = [frames[:, i : frames.shape[1] - kt + i + 1 : strides[0]] for i in range(kt)]
-        joined = jnp.concatenate(seen, axis=-1)
-        outputs.append(_per_frame(joined, joined_kernel, strides[1], precision))
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+    joined = jnp.concatenate(_seen_frames(x, kt, strides[0], before), axis=-1)
+    return _per_frame(
+        joined, jnp.moveaxis(kernel, 0, 2).reshape(k, k, kt * c, d), strides[1], precision
+    )
 
 
 def _input_gradient(dy, kernel, precision):
@@ -217,9 +205,11 @@ def _input_gradient(dy, kernel, precision):
     """
     kt = kernel.shape[0]
     transposed = jnp.flip(kernel, (1, 2)).swapaxes(-1, -2)
+    t = dy.shape[1]
     padded = jnp.pad(dy, ((0, 0), (0, kt - 1), (0, 0), (0, 0), (0, 0)))
-    dx = _side_by_side(padded, transposed[::-1], (1, 1), precision)
-    first = [jnp.sum(transposed[: kt - 1 - i], axis=0) for i in range(min(kt - 1, dy.shape[1]))]
+    later = jnp.concatenate([padded[:, i : i + t] for i in range(kt)], axis=-1)
+    dx = _per_frame(later, jnp.concatenate(list(transposed[::-1]), axis=2), 1, precision)
+    first = [jnp.sum(transposed[: kt - 1 - i], axis=0) for i in range(min(kt - 1, t))]
     stood_in = jnp.concatenate([dy[:, i : i + 1] for i in range(len(first))], axis=-1)
     extra = _per_frame(stood_in, jnp.concatenate(first, axis=2), 1, precision)
     return dx.at[:, :1].add(extra)
@@ -237,29 +227,17 @@ def _taps_summed(x, kernel, strides, precision, before=None):
 
 
 def _per_frame(x, kernel, stride, precision):
+    b, t = x.shape[:2]
     side = _side_padding(kernel.shape[0], stride)
-    outputs = []
-    for start, stop in _pieces(x, x.shape[1], max(kernel.shape[-2:])):
-        y = jax.lax.conv_general_dilated(
-            x[:, start:stop].reshape(-1, *x.shape[2:]),
-            kernel,
-            window_strides=(stride, stride),
-            padding=(side, side),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=precision,
-        )
-        outputs.append(y.reshape(x.shape[0], stop - start, *y.shape[1:]))
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
-
-
-def _pieces(x, frames, channels):
-    """First and last + 1 of the frames that one convolution takes, so that its operand is not huge.
-
-    They are cut in time, which is never spread over devices.
-    """
-    b, _, h, w, _ = x.shape
-    count = -(-frames // max(_MOST_ELEMENTS // (b * h * w * channels), 1))
-    return list(itertools.pairwise(frames * i // count for i in range(count + 1)))
+    y = jax.lax.conv_general_dilated(
+        x.reshape(b * t, *x.shape[2:]),
+        kernel,
+        window_strides=(stride, stride),
+        padding=(side, side),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    return y.reshape(b, t, *y.shape[1:])
 
 
 def _seen_frames(x, kt, stride, before=None):

@@ -76,24 +76,6 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(strides, t):
             np.testing.assert_allclose(a, b, atol=2e-4, err_msg=lowering.__name__)
 
 
-@pytest.mark.parametrize("strides", STRIDES[:1] + full(*STRIDES[1:]), ids=str)
-def test_large_operands_are_cut_in_pieces_that_change_nothing(strides, monkeypatch):
-    x, kernel = map(jnp.asarray, inputs(9, 24))
-
-    def run():
-        y, pull = jax.vjp(lambda x, k: module.causal_conv(x, k, strides, "highest"), x, kernel)
-        return (y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)))
-
-    expected = run()
-    b, _, h, w, _ = x.shape
-    monkeypatch.setattr(module, "_MOST_ELEMENTS", 5 * b * h * w * 24 // 2)  # 2.5 frames' output
-    lowered = jax.jit(lambda x, k: module.causal_conv(x, k, strides)).lower(x, kernel)
-    assert lowered.as_text().count("stablehlo.convolution") == {1: 5, 2: 3}[strides[0]]
-    for a, b in zip(run(), expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-    assert module._pieces(x, 9, 10**6) == [(i, i + 1) for i in range(9)], "a frame is not cut"
-
-
 def test_only_the_input_and_the_kernel_are_kept_for_the_gradient():
     x, kernel = map(jnp.asarray, inputs(5, 24))
     _, pull = jax.vjp(lambda x, k: module.causal_conv(x, k), x, kernel)
