@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -277,6 +278,26 @@ def command(*arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.full
+def test_each_of_several_hosts_does_its_part(model, clips, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    how = (
+        clips,
+        tmp_path / "out",
+        "--ckpt",
+        model,
+        "--tiling=9",
+        f"--coordinator=localhost:{port}",
+    )
+    hosts = [command("encode", *how, "--processes=2", f"--process={i}") for i in range(2)]
+    said = [host.communicate(timeout=200)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert "2 files, 25 frames" in said[0] and "1 files, 9 frames" in said[1]
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 3
 
 
 def test_killed_in_the_middle_it_leaves_no_half_file(model, tmp_path):
