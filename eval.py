@@ -126,7 +126,10 @@ def speed():
 
 
 def main(_):
+    from odvae_jax.compilation import use_compilation_cache
+
     logging.set_verbosity(logging.WARNING)
+    use_compilation_cache()
     try:
         status = speed() if _SPEED.value else compare()
     except (ValueError, OSError) as error:

@@ -26,8 +26,10 @@ _PROCESS = flags.DEFINE_integer("process", None, "which of them this one is, fro
 def main(_):
     import jax
 
+    from odvae_jax.compilation import use_compilation_cache
     from odvae_jax.training.loop import train
 
+    use_compilation_cache()
     if _COORDINATOR.value == "auto":
         jax.distributed.initialize()
     elif _COORDINATOR.value:

@@ -26,6 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig, Streaming, TemporalTiling, decode_uint8, encode_uint8
+from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoReader, encode_h264, to_rgb
 from odvae_jax.evaluation.speed import time_calls
@@ -196,7 +197,7 @@ def main(_):
         for work in _WORK.value:
             subprocess.run([sys.executable, *sys.argv, f"--work={work}"], check=True)
         return
-    jax.config.update("jax_compilation_cache_dir", "/tmp/odvae_jax_compilation_cache")
+    use_compilation_cache()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {_DTYPE.value}", flush=True)
     {"parts": parts, "longest": longest, "files": files}[_WORK.value[0]]()
 

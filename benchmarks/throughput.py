@@ -14,7 +14,8 @@ import jax
 from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig, decode, encode
-from odvae_jax.evaluation.speed import time_calls
+from odvae_jax.compilation import use_compilation_cache
+from odvae_jax.evaluation.speed import matrix_rate, time_calls
 from odvae_jax.flops import count_flops
 
 _WORK = flags.DEFINE_list(
@@ -29,23 +30,10 @@ _UPSAMPLE = flags.DEFINE_enum(
 )
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
-_CHAIN = 10  # matrix products a call, so that launching costs nothing
-
-
-def matrix_rate(dtype, repeats):
-    """Operations a second of products of random square matrices, of the side that does best."""
-    rates = []
-    for side in (4096, 8192, 16384):
-        a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
-        b = b / side**0.5  # so that products of products stay of one size
-        chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, _CHAIN, lambda _, x: x @ b, a))
-        seconds = statistics.median(time_calls(chain, a, b, repeats=repeats))
-        rates.append(_CHAIN * 2 * side**3 / seconds)
-    return max(rates)
 
 
 def main(_):
-    jax.config.update("jax_compilation_cache_dir", "/tmp/odvae_jax_compilation_cache")
+    use_compilation_cache()
     config = ODVAEConfig.variant(
         _VARIANT.value,
         width=_WIDTH.value,

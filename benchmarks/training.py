@@ -23,6 +23,7 @@ from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints.native import abstract_model
+from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.flops import count_flops, peak_flops
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
@@ -156,7 +157,7 @@ def largest(lpips, gigabytes, known):
 
 
 def main(_):
-    jax.config.update("jax_compilation_cache_dir", "/tmp/odvae_jax_compilation_cache")
+    use_compilation_cache()
     lpips = load_lpips("vgg", dtype="bfloat16")
     device = jax.devices()[0]
     print(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import sys
 
 from odvae_jax.checkpoints.native import abstract_model, named_parameters
@@ -72,15 +71,14 @@ def transcode(arguments: argparse.Namespace) -> int:
         jax.distributed.initialize()
     elif arguments.coordinator:
         jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process)
-    if not jax.config.jax_compilation_cache_dir:
-        cache = os.path.join(os.path.expanduser("~"), ".cache", "odvae_jax", "jax")
-        jax.config.update("jax_compilation_cache_dir", cache)
 
     from odvae_jax import transcoding
     from odvae_jax.autoencoder import ODVAE
+    from odvae_jax.compilation import use_compilation_cache
     from odvae_jax.data.video import find_videos
     from odvae_jax.sharding import make_mesh
 
+    use_compilation_cache()
     work = arguments.work
     find, suffix = (find_latents, ".mp4") if work == "decode" else (find_videos, ".mp4")
     suffix = SUFFIX if work == "encode" else suffix

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from odvae_jax.autoencoder import ODVAE, check_video_shape
+from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.evaluation.clips import FixedClips
 from odvae_jax.evaluation.models import contender, load_contenders
@@ -300,6 +301,7 @@ def _plot(chosen: list[Arm], curves: dict[str, Any], output: Path) -> None:
 
 def main(_) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
+    use_compilation_cache()
     logging.getLogger("odvae_jax").setLevel(logging.INFO)
     try:
         ablate(flags.FLAGS.config, flags.FLAGS.workdir, init=flags.FLAGS.init)

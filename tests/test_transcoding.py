@@ -268,8 +268,8 @@ def test_names_that_meet_keep_their_suffix(model, clips, tmp_path, capsys):
     assert "several inputs would go to" in said
 
 
-def command(*arguments):
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+def command(*arguments, **variables):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **variables}
     return subprocess.Popen(
         [sys.executable, "-m", "odvae_jax", *map(str, arguments)],
         cwd=ROOT,
@@ -278,6 +278,18 @@ def command(*arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.full
+def test_what_is_compiled_is_kept_for_the_next_process(model, clips, tmp_path):
+    """In the user's cache, unless JAX is told another place."""
+    variables = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path)}
+    variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    arguments = ("encode", clips / "below/c.mp4", tmp_path / "c.safetensors", "--ckpt", model)
+    with command(*arguments, **variables) as process:
+        said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, said
+    assert any((tmp_path / "odvae_jax").iterdir())
 
 
 @pytest.mark.full

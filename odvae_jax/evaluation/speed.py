@@ -18,6 +18,8 @@ IN_FLIGHT = 4
 """Calls between waits, so that the host's work on one overlaps with another."""
 _GAIN = 1.02  # by which a batch twice as large must be faster for a larger one to be tried
 _LARGEST_BATCH = 64
+_CHAIN = 10  # matrix products a call, so that launching costs nothing
+_SIDES = {"cpu": (1024,)}  # of matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,18 @@ def time_calls(function: Callable[..., Any], *args: Any, repeats: int) -> list[f
         jax.block_until_ready([function(*args) for _ in range(IN_FLIGHT)])
         seconds.append((time.perf_counter() - start) / IN_FLIGHT)
     return seconds
+
+
+def matrix_rate(dtype: str, repeats: int) -> float:
+    """Operations a second of products of random square matrices, of the side that does best."""
+    rates = []
+    for side in _SIDES.get(jax.default_backend(), (4096, 8192, 16384)):
+        a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
+        b = b / side**0.5  # so that products of products stay of one size
+        chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, _CHAIN, lambda _, x: x @ b, a))
+        seconds = statistics.median(time_calls(chain, a, b, repeats=repeats))
+        rates.append(_CHAIN * 2 * side**3 / seconds)
+    return max(rates)
 
 
 def speeds(vae: ODVAE, work: str, frames: int, size: int, *, repeats: int = 10) -> Iterator[Speed]:

@@ -1,0 +1,285 @@
+"""Against the released PyTorch implementation, in one run.
+
+python benchmarks/peers.py --released=OPEN_SORA_PLAN   # a checkout of version 1.2 (July 2024)
+
+Times the released model as it is and channels-last under `torch.compile`, and ours, with random
+weights, linear upsampling and everything in bfloat16; each line of the table is measured in three
+processes of its own. The floor is what the work's operations take at the rate of a large matrix
+product, measured in the same run.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+import types
+
+from absl import app, flags
+
+_RELEASED = flags.DEFINE_string("released", None, "the folder that holds `opensora`")
+_WORK = flags.DEFINE_list(
+    "work",
+    [
+        "encode:1x81x256x256",
+        "decode:1x81x256x256",
+        "train:2x25x256x256",
+        "encode:1x33x512x512",
+        "decode:1x33x512x512",
+    ],
+    "encode, decode or train (forward and backward of L1), a colon, clips, frames, height, width",
+)
+_VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4, of ours; the released model is variant 4")
+_WIDTH = flags.DEFINE_integer("width", 128, "base width, a multiple of 32")
+_UPSAMPLE = flags.DEFINE_enum("upsample", "linear", ["linear", "nearest"], "of ours, in space")
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of computation and parameters")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "timings, each of a few calls in flight")
+_ONLY = flags.DEFINE_multi_enum(
+    "only", ["eager", "compiled", "ours"], ["eager", "compiled", "ours"], "what to time"
+)
+_CHILD = flags.DEFINE_string("child", None, "used by the benchmark itself")
+
+# Version 1.2's config.json; what is not here does not matter for a model with random weights.
+_CONFIG = {
+    "z_channels": 4,
+    "embed_dim": 4,
+    "encoder_conv_in": "Conv2d",
+    "encoder_conv_out": "CausalConv3d",
+    "encoder_attention": "AttnBlock3DFix",
+    "encoder_resnet_blocks": ["ResnetBlock2D"] * 2 + ["ResnetBlock3D"] * 2,
+    "encoder_spatial_downsample": ["Downsample"] + ["Spatial2xTime2x3DDownsample"] * 2 + [""],
+    "encoder_temporal_downsample": [""] * 4,
+    "encoder_mid_resnet": "ResnetBlock3D",
+    "decoder_conv_in": "CausalConv3d",
+    "decoder_conv_out": "CausalConv3d",
+    "decoder_attention": "AttnBlock3DFix",
+    "decoder_resnet_blocks": ["ResnetBlock3D"] * 4,
+    "decoder_spatial_upsample": ["", "SpatialUpsample2x"] + ["Spatial2xTime2x3DUpsample"] * 2,
+    "decoder_temporal_upsample": [""] * 4,
+    "decoder_mid_resnet": "ResnetBlock3D",
+}
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """For what the released model's files import for other purposes than the model."""
+
+    _PACKAGES = ("decord", "diffusers", "pytorch_lightning", "pytorchvideo", "torchvision")
+
+    def __init__(self):
+        self._names = [p for p in self._PACKAGES if importlib.util.find_spec(p) is None]
+        # Torchvision has lost the module that is asked for.
+        self._names.append("torchvision.transforms._transforms_video")
+        self._names += [f"opensora.models.causalvideovae.{name}" for name in ("utils", "eval")]
+
+    def find_spec(self, name, path=None, target=None):
+        if not any(f"{name}.".startswith(f"{stood_in}.") for stood_in in self._names):
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        import torch
+
+        known = {"ModelMixin": torch.nn.Module, "register_to_config": lambda init: init}
+
+        def attribute(name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return known.get(name, type(name, (), {}))
+
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = attribute
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+def released_model():
+    import torch
+
+    sys.meta_path.insert(0, _StandIns())
+    sys.path.insert(0, _RELEASED.value)
+    # Only the autoencoder: the packages above it import the diffusion models too.
+    for name in ("opensora", "opensora.models", "opensora.models.causalvideovae"):
+        package = types.ModuleType(name)
+        package.__path__ = [f"{_RELEASED.value}/{name.replace('.', '/')}"]
+        sys.modules[name] = package
+    from opensora.models.causalvideovae.model.causal_vae.modeling_causalvae import CausalVAEModel
+
+    torch.manual_seed(0)
+    model = CausalVAEModel(hidden_size=_WIDTH.value, **_CONFIG)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device, getattr(torch, _DTYPE.value)), device
+
+
+def time_released(work, shape, compiled):
+    """Seconds a call, and the peak of memory in bytes."""
+    import torch
+
+    model, device = released_model()
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}  # channels, by the number of axes
+    if compiled:
+        for p in model.parameters():
+            p.data = p.data.to(memory_format=last.get(p.dim(), torch.contiguous_format))
+    b, t, h, w = shape
+    sizes = (b, 4, (t - 1) // 4 + 1, h // 8, w // 8) if work == "decode" else (b, 3, t, h, w)
+    x = torch.rand(sizes, device=device, dtype=getattr(torch, _DTYPE.value)) * 2 - 1
+    if compiled:
+        x = x.to(memory_format=last[5])
+
+    def train(x):
+        loss = (model.decode(model.encode(x).sample()) - x).abs().mean()
+        loss.backward()
+        model.zero_grad()
+        return loss
+
+    run = {"encode": lambda x: model.encode(x).mean, "decode": model.decode, "train": train}[work]
+    if compiled and work == "train":
+        model.encoder, model.decoder = map(torch.compile, (model.encoder, model.decoder))
+    elif compiled:
+        run = torch.compile(run)
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    with torch.set_grad_enabled(work == "train"):
+        start = time.perf_counter()
+        for _ in range(3):
+            run(x)
+        wait()
+        ready = time.perf_counter() - start
+        seconds, calls = [], 1 if work == "train" else 4
+        for _ in range(_REPEATS.value):
+            start = time.perf_counter()
+            for _ in range(calls):
+                run(x)
+            wait()
+            seconds.append((time.perf_counter() - start) / calls)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return seconds, peak, ready
+
+
+def time_ours(work, shape):
+    """Seconds a call, and what the compiled program needs in bytes."""
+    import jax
+    import jax.numpy as jnp
+
+    from odvae_jax import ODVAE, ODVAEConfig, decode, encode
+    from odvae_jax.evaluation.speed import time_calls
+
+    remat = "convolutions" if work == "train" else "none"
+    config = ODVAEConfig.variant(
+        _VARIANT.value,
+        width=_WIDTH.value,
+        upsample=_UPSAMPLE.value,
+        dtype=_DTYPE.value,
+        param_dtype=_DTYPE.value,
+        remat=remat,
+    )
+    vae, shape = ODVAE(config, rngs=0), (*shape, 3)
+    if work == "decode":
+        shape = config.latent_shape(shape)
+    x = jax.random.uniform(jax.random.key(0), shape, jnp.float32, -1, 1)
+
+    def loss(vae, x):
+        latents = encode(vae, x).sample(jax.random.key(1))
+        return jnp.mean(jnp.abs(decode(vae, latents) - x))
+
+    run = {"encode": lambda v, x: encode(v, x).mean, "decode": decode, "train": jax.grad(loss)}
+    start = time.perf_counter()
+    compiled = jax.jit(run[work]).lower(vae, x).compile()
+    ready = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return time_calls(compiled, vae, x, repeats=_REPEATS.value), needed, ready
+
+
+def child(name):
+    kind, work, size = name.split(":")
+    shape = tuple(map(int, size.split("x")))
+    if kind == "ours":
+        seconds, memory, ready = time_ours(work, shape)
+    else:
+        seconds, memory, ready = time_released(work, shape, kind == "compiled")
+    print("\n" + json.dumps({"seconds": seconds, "memory": memory, "ready": ready}))
+
+
+def floor():
+    """Name of the device, operations a second of a matrix product, and operations of each work."""
+    import jax
+
+    from odvae_jax import ODVAEConfig, decode, encode
+    from odvae_jax.checkpoints.native import abstract_model
+    from odvae_jax.evaluation.speed import matrix_rate
+    from odvae_jax.flops import count_flops
+
+    config = ODVAEConfig.variant(4, width=_WIDTH.value, upsample="linear")
+    vae, flops = abstract_model(config), {}
+    for text in _WORK.value:
+        work, size = text.split(":")
+        video = jax.ShapeDtypeStruct((*map(int, size.split("x")), 3), "float32")
+        latents = jax.ShapeDtypeStruct(config.latent_shape(video.shape), "float32")
+        parts = {
+            "encode": count_flops(lambda v, x: encode(v, x).mean, vae, video),
+            "decode": count_flops(decode, vae, latents),
+        }
+        flops[text] = 3 * sum(parts.values()) if work == "train" else parts[work]
+    name = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    print("\n" + json.dumps([name, matrix_rate(_DTYPE.value, 5), flops]))
+
+
+def measured(name):
+    """What a process of its own prints last; None if it fails."""
+    process = subprocess.run(
+        [sys.executable, *sys.argv, f"--child={name}"], capture_output=True, text=True, check=False
+    )
+    if process.returncode:
+        last = process.stderr.strip().splitlines()[-1:] or ["no message"]
+        print(f"{name}: {last[0]}", file=sys.stderr)
+        return None
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def main(_):
+    if _CHILD.value:
+        return floor() if _CHILD.value == "floor" else child(_CHILD.value)
+    if not _RELEASED.value and set(_ONLY.value) != {"ours"}:
+        raise SystemExit("peers.py: --released=FOLDER is needed, or --only=ours.")
+    device, rate, flops = measured("floor")
+    print(
+        f"{device}, {_DTYPE.value}, width {_WIDTH.value}; matrix product {rate / 1e12:.1f} TFLOP/s"
+    )
+    print(
+        f"{'work':24}{'':10}{'ms':>9}{'spread':>18}{'GiB':>8}{'ready s':>9}{'times':>7}"
+        f"{'floor ms':>10}{'of it':>7}"
+    )
+    for work in _WORK.value:
+        first = None
+        for kind in _ONLY.value:
+            result = measured(f"{kind}:{work}")
+            if result is None:
+                print(f"{work:24}{kind:10}{'failed':>9}", flush=True)
+                continue
+            median = statistics.median(result["seconds"])
+            deciles = statistics.quantiles(result["seconds"], n=10)
+            if kind == "compiled":
+                first = median
+            times = f"{first / median:.2f}" if first else ""
+            best = flops[work] / rate
+            print(
+                f"{work:24}{kind:10}{median * 1e3:9.1f}"
+                f"{f'{deciles[0] * 1e3:.1f}–{deciles[-1] * 1e3:.1f}':>18}"
+                f"{result['memory'] / 2**30:8.2f}{result['ready']:9.1f}{times:>7}"
+                f"{best * 1e3:10.1f}{best / median:7.2f}",
+                flush=True,
+            )
+    return None
+
+
+if __name__ == "__main__":
+    app.run(main)
