@@ -14,6 +14,8 @@ from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
 from odvae_jax.layers.state import State
 
+_MOST_SCORES = 2**28  # that are there at once, in float32: 1 GiB
+
 
 class Attention(nnx.Module):
     """Residual self-attention of one head over the H·W positions of each frame; frames do not meet.
@@ -43,9 +45,17 @@ class Attention(nnx.Module):
         b, t, h, w, c = x.shape
         y = self.norm(x)
         q, k, v = (layer(y).reshape(b, t, h * w, c) for layer in (self.q, self.k, self.v))
+        if b * t * (h * w) ** 2 <= _MOST_SCORES:
+            y = self._attend(q, k, v)
+        else:  # a frame at a time, whose scores a gradient computes again
+            by_frame = (jnp.moveaxis(a, 1, 0)[:, :, None] for a in (q, k, v))
+            one = jax.checkpoint(lambda frame: self._attend(*frame)[:, 0])
+            y = jnp.moveaxis(jax.lax.map(one, tuple(by_frame)), 0, 1)
+        return x + self.proj_out(y.reshape(x.shape))
+
+    def _attend(self, q, k, v):
         scores = jnp.einsum(
             "btqc,btkc->btqk", q, k, precision=self.precision, preferred_element_type=jnp.float32
         )
-        weights = jax.nn.softmax(scores / math.sqrt(c), axis=-1).astype(v.dtype)
-        y = jnp.einsum("btqk,btkc->btqc", weights, v, precision=self.precision)
-        return x + self.proj_out(y.reshape(x.shape))
+        weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
+        return jnp.einsum("btqk,btkc->btqc", weights, v, precision=self.precision)

@@ -1,11 +1,13 @@
 """Norm, attention and resampling against their definitions in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
 from odvae_jax import ODVAEConfig
+from odvae_jax.layers import attention
 from odvae_jax.layers.attention import Attention
 from odvae_jax.layers.group_norm import GroupNorm
 from odvae_jax.layers.resample import double_space, double_time
@@ -58,6 +60,25 @@ def test_attention_is_softmax_over_the_positions_of_each_frame():
     weights = scipy.special.softmax(q @ k.swapaxes(-1, -2) / np.sqrt(8), axis=-1)
     out = (weights @ v) @ np.asarray(layer.proj_out.kernel[...], np.float64)[0, 0, 0]
     np.testing.assert_allclose(layer(jnp.asarray(x)), x + out.reshape(x.shape), atol=1e-5)
+
+
+def test_attention_of_many_positions_goes_frame_by_frame_and_keeps_no_scores(monkeypatch):
+    layer = Attention(8, "2d", config=CONFIG, rng=np.random.default_rng(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 12, 12, 8))
+
+    def value_and_gradient():
+        def loss(layer, x):
+            return jnp.sum(jnp.sin(layer(x)))
+
+        program = jax.jit(jax.value_and_grad(loss)).lower(layer, x).compile()
+        return program(layer, x), program.memory_analysis().temp_size_in_bytes
+
+    expected, memory = value_and_gradient()
+    monkeypatch.setattr(attention, "_MOST_SCORES", 2 * 5 * (12 * 12) ** 2 - 1)
+    found, less = value_and_gradient()
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert less < memory / 2
 
 
 def test_linear_time_doubling_leaves_the_first_frame_aside():
