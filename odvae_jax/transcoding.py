@@ -95,16 +95,16 @@ def plan_jobs(
       FileNotFoundError, ValueError: as `find`; ValueError for several inputs and one output file.
     """
     output = Path(output)
-    found = [
-        (Path(file), Path(file).relative_to(root) if root.is_dir() else Path(Path(file).name))
-        for root in map(Path, inputs)
-        for file in find(root)
-    ]
+    found = [pair for root in map(Path, inputs) for pair in _found(root, output, find)]
+    if not found:
+        raise ValueError(f"{list(map(str, inputs))} hold nothing but what is in {output}.")
     if output.suffix == suffix and not output.is_dir():
         if len(found) > 1:
             raise ValueError(
                 f"{len(found)} files cannot go into one, {output}: name a folder instead."
             )
+        if output.resolve() == found[0][0].resolve():
+            raise ValueError(f"{output} would be written over itself: choose another name.")
         return [Job(found[0][0], output)]
     names = collections.Counter(place.with_suffix(suffix) for _, place in found)
     jobs = []
@@ -112,10 +112,24 @@ def plan_jobs(
         short = place.with_suffix(suffix)
         long = place.with_name(place.name + suffix)
         jobs.append(Job(file, output / (short if names[short] == 1 else long)))
+    sources = {file.resolve() for file, _ in found}
+    if same := [str(job.target) for job in jobs if job.target.resolve() in sources]:
+        raise ValueError(f"{same[:4]} would be written over: choose another folder.")
     targets = collections.Counter(job.target for job in jobs)
     if doubled := [str(target) for target, count in targets.items() if count > 1]:
         raise ValueError(f"several inputs would go to {doubled[:4]}; encode the folders apart.")
     return jobs
+
+
+def _found(root, output, find):
+    """Files and their places below `root`; what an earlier call wrote below it is none of them."""
+    ours = output.resolve()
+    for file in map(Path, find(root)):
+        real = file.resolve()
+        if not root.is_dir():
+            yield file, Path(file.name)
+        elif ours == root.resolve() or ours not in (real, *real.parents):
+            yield file, file.relative_to(root)
 
 
 def encoder_digest(vae: ODVAE) -> str:

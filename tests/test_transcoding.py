@@ -268,6 +268,35 @@ def test_names_that_meet_keep_their_suffix(model, clips, tmp_path, capsys):
     assert "several inputs would go to" in said
 
 
+def test_what_was_written_is_no_input_and_no_input_is_written_over(model, clips, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    video = folder / "a.mp4"
+    video.write_bytes((clips / "below/c.mp4").read_bytes())
+    how = ("--ckpt", model, "--tiling=9")
+    for count in ("1 files, 1 frames", "0 files, 0 frames"):
+        assert count in run(capsys, "reconstruct", folder, folder / "out", *how)
+    assert [p.name for p in (folder / "out").iterdir()] == ["a.mp4"]
+    before = video.read_bytes()
+    for output in (video, folder):
+        said = run(capsys, "reconstruct", video, output, *how, "--overwrite", status=1)
+        assert "would be written over" in said and video.read_bytes() == before
+
+
+@pytest.mark.full
+def test_image_models_and_short_floats_go_through_files(clips, tmp_path, capsys):
+    vae = small_model("image")
+    vae.save_pretrained(tmp_path / "model")
+    out = tmp_path / "a.safetensors"
+    run(capsys, "encode", clips / "a.mp4", out, "--ckpt", tmp_path / "model", "--store=bfloat16")
+    file, video = LatentsFile(out), frames_of(clips / "a.mp4")[None]
+    expected = encode_uint8(vae, video, pad=True).mean[0]
+    assert file.shape == expected.shape == (24, 4, 5, 4)
+    np.testing.assert_allclose(file.read(), expected, rtol=0.01, atol=1e-3)
+    run(capsys, "decode", out, tmp_path / "a.mp4")
+    assert inspect_video(tmp_path / "a.mp4").frames == 24
+
+
 def command(*arguments, **variables):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **variables}
     return subprocess.Popen(

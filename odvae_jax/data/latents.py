@@ -165,8 +165,10 @@ class LatentsWriter:
 
     def close(self) -> None:
         """Leaves nothing of a file that was not finished."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:  # closing fails too where the disk is full
+            self._part.unlink(missing_ok=True)
 
 
 class LatentsFile:
