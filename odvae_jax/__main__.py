@@ -67,6 +67,8 @@ def transcode(arguments: argparse.Namespace) -> int:
     """Encodes, decodes or reconstructs; returns the exit status."""
     import jax
 
+    if not arguments.coordinator and (arguments.processes or arguments.process) is not None:
+        raise ValueError("--processes and --process need --coordinator: where the first listens.")
     if arguments.coordinator == "auto":
         jax.distributed.initialize()
     elif arguments.coordinator:
@@ -82,7 +84,8 @@ def transcode(arguments: argparse.Namespace) -> int:
     work = arguments.work
     find, suffix = (find_latents, ".mp4") if work == "decode" else (find_videos, ".mp4")
     suffix = SUFFIX if work == "encode" else suffix
-    jobs = transcoding.plan_jobs(arguments.inputs, arguments.output, suffix, find)
+    skip = {"skip_output": work == "reconstruct"}
+    jobs = transcoding.plan_jobs(arguments.inputs, arguments.output, suffix, find, **skip)
     which, count = _shard(arguments.shard) or (jax.process_index(), jax.process_count())
     jobs = jobs[which::count]
     if not jobs:
@@ -171,6 +174,13 @@ def _shard(text):
     return int(which), int(count)
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m odvae_jax",
@@ -195,22 +205,26 @@ def _parser() -> argparse.ArgumentParser:
             help="whatever ODVAE.from_pretrained takes"
             + (" (what the latents were made with)" if work == "decode" else ""),
         )
-        add("--tiling", type=int, help="frames of a group of temporal tiling (33)")
-        add("--streaming", type=int, help='exact, in chunks of so many frames, for norm="frame"')
-        add("--tile", type=int, help="side of tiles, for frames too large for the device")
+        add("--tiling", type=_positive, help="frames of a group of temporal tiling (33)")
+        add(
+            "--streaming",
+            type=_positive,
+            help='exact, in chunks of so many frames, for norm="frame"',
+        )
+        add("--tile", type=_positive, help="side of tiles, for frames too large for the device")
         add("--overlap", type=int, help="of tiles (a quarter)")
-        add("--height", type=int, default=1, help="devices that share the rows of a frame")
+        add("--height", type=_positive, default=1, help="devices that share the rows of a frame")
         add("--dtype", help="of the computation (bfloat16; float32 on a CPU)")
         add("--shard", help="do the i-th of n parts of the files, as in 0/4")
         add("--overwrite", action="store_true", help="replace files that are there already")
-        add("--readers", type=int, default=2, help="files read at the same time (2)")
+        add("--readers", type=_positive, default=2, help="files read at the same time (2)")
         add("--coordinator", help="of several hosts: where the first listens, or auto")
-        add("--processes", type=int, help="how many processes there are")
+        add("--processes", type=_positive, help="how many processes there are")
         add("--process", type=int, help="which of them this one is, from 0")
         if work != "decode":
-            add("--short-side", type=int, help="scale videos to it")
-            add("--size", type=int, help="cut the centre of that side, after scaling to it")
-            add("--threads", type=int, default=2, help="that scale the frames of a file (2)")
+            add("--short-side", type=_positive, help="scale videos to it")
+            add("--size", type=_positive, help="cut the centre of that side, after scaling to it")
+            add("--threads", type=_positive, default=2, help="that scale the frames of a file (2)")
         if work == "encode":
             add(
                 "--content",
@@ -228,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("folder")
     summary.set_defaults(run=print_summary)
     variants = commands.add_parser("variants", help="the models of the paper and their sizes")
-    variants.add_argument("--width", type=int, default=128, help="base width")
+    variants.add_argument("--width", type=_positive, default=128, help="base width")
     variants.set_defaults(run=print_variants)
     return parser
 

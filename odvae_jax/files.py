@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # not on this platform
+    fcntl = None
 
 
-def part_of(path: Path) -> Path:
-    """Where a file is written before it gets its name; a later attempt writes over it."""
-    return path.with_name(f".{path.name}.part")
+class WholeFile:
+    """A file that appears under its name whole or not at all; no other process writes it meanwhile.
+
+    Args:
+      path: of the file; its folder is made.
+
+    Attributes:
+      file: to write to.
+
+    Raises:
+      OSError: if it cannot be written, or another process is writing it.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._part = path, path.with_name(f".{path.name}.part")
+        self.file: BinaryIO = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "wb")
+        try:
+            if fcntl is not None:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                self.file.close()
+                raise OSError(f"{path} is being written by another process.") from error
+            # Some network disks know no locks.
+        self.file.truncate()
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        os.replace(self._part, self._path)
+        self.file.close()
+
+    def close(self) -> None:
+        """Leaves nothing of a file that was not finished."""
+        if self.file.closed:
+            return
+        self._part.unlink(missing_ok=True)
+        self.file.close()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -230,7 +230,9 @@ def _check_devices(name, x, shape, unit, mesh):
 
 
 def _is_traced(*trees):
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    """Whether this is part of a compiled function, of constants too."""
+    ambient = jnp.zeros(())  # traced itself inside one
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((ambient, trees)))
 
 
 def _placed(vae, x, mesh):

@@ -23,15 +23,16 @@ from tqdm import tqdm
 
 from odvae_jax.data.latents import LatentsError
 from odvae_jax.data.video import VideoError, VideoWriter
-from odvae_jax.files import part_of
+from odvae_jax.files import WholeFile
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A file to read and the file to write."""
+    """A file to read, the file to write, and a name that no other job of a run has."""
 
     source: Path
     target: Path
+    name: str = ""
 
 
 @runtime_checkable
@@ -217,12 +218,16 @@ class _Ahead:
 
 
 def _one_behind(items: Iterable) -> Iterator:
-    """The items, each once the next has been asked for."""
+    """The items, each once the next has been asked for, or has failed."""
     waiting: collections.deque = collections.deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.popleft()
+    try:
+        for item in items:
+            waiting.append(item)
+            if len(waiting) > 1:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
     yield from waiting
 
 
@@ -273,23 +278,27 @@ class VideoInThread:
     """
 
     def __init__(self, target: Path, fps: float, crf: int):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._target, self._part = target, part_of(target)
-        self._fps, self._crf = fps, crf
+        self._target, self._fps, self._crf = target, fps, crf
+        self._whole = WholeFile(target)
         self._waiting: queue.Queue = queue.Queue(2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self):
+        frames = self._until_the_end()
         try:
-            with VideoWriter(str(self._part), self._fps, crf=self._crf, exact=True) as writer:
-                while (frames := self._waiting.get()) is not None:
-                    writer.write(frames)
+            with VideoWriter(self._whole.file, self._fps, crf=self._crf, exact=True) as writer:
+                for some in frames:
+                    writer.write(some)
         except BaseException as error:
             self._error = error
-            while self._waiting.get() is not None:
+            for _ in frames:  # nobody is to wait for room; nothing is left if the end was seen
                 pass
+
+    def _until_the_end(self):
+        while (frames := self._waiting.get()) is not None:
+            yield frames
 
     def write(self, frames: np.ndarray) -> None:
         """Adds uint8 RGB frames [n, H, W, 3], waiting while too many wait."""
@@ -298,17 +307,19 @@ class VideoInThread:
 
     def finish(self) -> None:
         """Waits for the last frames, and gives the file its name."""
-        self._waiting.put(None)
-        self._thread.join()
+        self._end()
         self._check()
-        self._part.replace(self._target)
+        self._whole.finish()
 
     def close(self) -> None:
         """Leaves nothing of a file that was not finished."""
+        self._end()
+        self._whole.close()
+
+    def _end(self):
         if self._thread.is_alive():
             self._waiting.put(None)
             self._thread.join()
-        self._part.unlink(missing_ok=True)
 
     def _check(self):
         if self._error is not None:

@@ -247,9 +247,16 @@ def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
     Hand-written gradients and loops need that.
     """
-    axes = [getattr(jax.typeof(a), "vma", frozenset()) for a in arrays]
+    axes = [_varying(jax.typeof(a)) for a in arrays]
     union = frozenset().union(*axes)
     return tuple(
         jax.lax.pcast(a, tuple(union - own), to="varying") if union - own else a
         for a, own in zip(arrays, axes, strict=True)
     )
+
+
+def _varying(array_type) -> frozenset[str]:
+    """The mesh axes that an array varies over; releases of JAX call it differently."""
+    if hasattr(array_type, "vma"):
+        return frozenset(array_type.vma)
+    return frozenset(array_type.manual_axis_type.varying)

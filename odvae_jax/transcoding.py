@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +20,20 @@ from odvae_jax.autoencoder import ODVAE, check_streams
 from odvae_jax.blocks import decode_blocks, encode_blocks
 from odvae_jax.checkpoints.native import digest, named_parameters
 from odvae_jax.data.latents import (
+    SUFFIX,
     LatentsError,
     LatentsFile,
     LatentsInfo,
     LatentsWriter,
     Statistics,
 )
-from odvae_jax.data.video import FrameBlocks, VideoError, VideoReader
+from odvae_jax.data.video import EXTENSIONS, FrameBlocks, VideoError, VideoReader
 from odvae_jax.pipeline import Job, Progress, VideoInThread, run_jobs
 from odvae_jax.pixels import VideoSize
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,8 @@ def plan_jobs(
     output: str | Path,
     suffix: str,
     find: Callable[[Path], Sequence[str | Path]],
+    *,
+    skip_output: bool = False,
 ) -> list[Job]:
     """What is read and where it goes.
 
@@ -90,46 +97,60 @@ def plan_jobs(
       output: as above.
       suffix: of the files written, such as ".mp4".
       find: the files below a folder, or the one file.
+      skip_output: leaves out what lies below `output` inside an input, for what is written is of
+        the kind that is read; the log says how many.
 
     Raises:
-      FileNotFoundError, ValueError: as `find`; ValueError for several inputs and one output file.
+      FileNotFoundError, ValueError: as `find`; ValueError for several inputs and one output file,
+        for an output file of another kind, and where inputs would be written over.
     """
     output = Path(output)
-    found = [pair for root in map(Path, inputs) for pair in _found(root, output, find)]
-    if not found:
-        raise ValueError(f"{list(map(str, inputs))} hold nothing but what is in {output}.")
+    if output.suffix in {*EXTENSIONS, SUFFIX} - {suffix} and not output.is_dir():
+        raise ValueError(f"{output} is no {suffix} file, which is what is written, and no folder.")
+    if output.is_file() and output.suffix != suffix:
+        raise ValueError(f"{output} is a file; expected a folder to write to.")
+    found = []
+    for root in map(Path, inputs):
+        files = list(map(Path, find(root)))
+        if skip_output and root.is_dir() and output.resolve() != root.resolve():
+            files = _without_output(files, output)
+        places = [f.relative_to(root) if root.is_dir() else Path(f.name) for f in files]
+        found += zip(files, places, strict=True)
+    sources = {file.resolve() for file, _ in found}
     if output.suffix == suffix and not output.is_dir():
         if len(found) > 1:
             raise ValueError(
                 f"{len(found)} files cannot go into one, {output}: name a folder instead."
             )
-        if output.resolve() == found[0][0].resolve():
-            raise ValueError(f"{output} would be written over itself: choose another name.")
-        return [Job(found[0][0], output)]
-    names = collections.Counter(place.with_suffix(suffix) for _, place in found)
-    jobs = []
-    for file, place in found:
-        short = place.with_suffix(suffix)
-        long = place.with_name(place.name + suffix)
-        jobs.append(Job(file, output / (short if names[short] == 1 else long)))
-    sources = {file.resolve() for file, _ in found}
+        jobs = [Job(found[0][0], output, output.name)]
+    else:
+        names = collections.Counter(place.with_suffix(suffix) for _, place in found)
+        jobs = []
+        for file, place in found:
+            short, long = place.with_suffix(suffix), place.with_name(place.name + suffix)
+            name = short if names[short] == 1 else long
+            jobs.append(Job(file, output / name, name.as_posix()))
     if same := [str(job.target) for job in jobs if job.target.resolve() in sources]:
-        raise ValueError(f"{same[:4]} would be written over: choose another folder.")
+        raise ValueError(f"{same[:4]} would be written over: choose another place to write to.")
     targets = collections.Counter(job.target for job in jobs)
     if doubled := [str(target) for target, count in targets.items() if count > 1]:
         raise ValueError(f"several inputs would go to {doubled[:4]}; encode the folders apart.")
     return jobs
 
 
-def _found(root, output, find):
-    """Files and their places below `root`; what an earlier call wrote below it is none of them."""
+def _without_output(files, output):
+    """Without what an earlier call wrote below an input."""
     ours = output.resolve()
-    for file in map(Path, find(root)):
-        real = file.resolve()
-        if not root.is_dir():
-            yield file, Path(file.name)
-        elif ours == root.resolve() or ours not in (real, *real.parents):
-            yield file, file.relative_to(root)
+    kept = [f for f in files if ours not in (f.resolve(), *f.resolve().parents)]
+    if not kept:
+        raise ValueError(f"there are no videos but those in {output}, which is to be written.")
+    if len(kept) < len(files):
+        logger.warning(
+            "%d videos in %s are left out: they are taken for what was written there before",
+            len(files) - len(kept),
+            output,
+        )
+    return kept
 
 
 def encoder_digest(vae: ODVAE) -> str:
@@ -177,9 +198,8 @@ def encode_files(
     """
     task = _Encode(vae, model, settings, mesh)
     outcome = Outcome()
-    todo = _not_there(jobs, overwrite, outcome)
-    for job in sorted(set(jobs) - set(todo), key=lambda job: job.target):
-        task.take_as_done(job, outcome)
+    todo = [job for job in jobs if overwrite or not task.is_done(job)]
+    outcome.skipped = len(jobs) - len(todo)
     run_jobs(task, todo, outcome, readers=settings.readers, bar=bar)
     outcome.statistics = Statistics.total(task.statistics)
     return outcome
@@ -199,16 +219,20 @@ def decode_files(
     Arguments are those of `encode_files`. Files that are damaged, or hold another model's latents,
     are noted in `Outcome.problems`.
     """
-    outcome, ours, files = Outcome(), encoder_digest(vae), {}
-    for job in _not_there(jobs, overwrite, outcome):
+    outcome, ours, infos = Outcome(), encoder_digest(vae), {}
+    todo = _not_there(jobs, overwrite, outcome)
+    for job in jobs:
         try:
-            files[job] = LatentsFile(job.source)
-            _check_encoder(files[job], ours)
+            info = LatentsFile(job.source).info
+            _check_encoder(job.source, info, ours)
         except LatentsError as error:
             outcome.problems[str(job.source)] = str(error)
-            files.pop(job, None)
-    task = _Decode(vae, files, settings, mesh)
-    run_jobs(task, list(files), outcome, readers=settings.readers, bar=bar)
+        else:
+            infos[job] = info
+            if info.problem:
+                outcome.problems[str(job.source)] = info.problem
+    task = _Decode(vae, infos, settings, mesh)
+    run_jobs(task, [j for j in todo if j in infos], outcome, readers=settings.readers, bar=bar)
     return outcome
 
 
@@ -266,29 +290,37 @@ class _Encode(_OfVideos):
             "content": settings.content,
             "tiling": _described(self.tilings),
             "prepared": prepared,
+            "dtype": vae.config.dtype,
+            "store": settings.store,
+            "seed": settings.seed if settings.content == "sample" else None,
         }
         self.of_model = {
-            "model": str(model),
+            "model": os.path.abspath(model) if os.path.exists(model) else str(model),
             "config": vae.config.to_dict(),
             "scaling_factor": vae.config.scaling_factor,
-            "dtype": vae.config.dtype,
         }
 
-    def take_as_done(self, job: Job, outcome: Outcome) -> None:
-        """Counts a file in that is there already.
+    def is_done(self, job: Job) -> bool:
+        """Whether the file is there already, and whole; if so its latents are counted in.
 
         Raises:
           ValueError: if it is another model's, or made otherwise.
         """
-        info = LatentsFile(job.target).info
+        if not job.target.exists():
+            return False
+        try:
+            info = LatentsFile(job.target).info
+        except LatentsError:
+            return False  # damaged: made anew
         if differing := [n for n, value in self.made.items() if getattr(info, n) != value]:
             raise ValueError(
                 f"{job.target} holds latents that were made otherwise ({', '.join(differing)} "
                 "differ): choose another folder, or --overwrite."
             )
-        self.statistics.append(info.statistics)
         if info.problem:
-            outcome.problems[str(job.source)] = info.problem
+            return False  # the video may be whole by now
+        self.statistics.append(info.statistics)
+        return True
 
     def begin(self, job: Job, blocks: FrameBlocks) -> _Encoding:
         return _Encoding(self, job, blocks)
@@ -301,7 +333,7 @@ class _Encoding:
         settings = task.settings
         self.task, self.job, self.blocks = task, job, blocks
         self.writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
-        self.rng = np.random.default_rng([settings.seed, zlib.crc32(job.target.name.encode())])
+        self.rng = np.random.default_rng([settings.seed, zlib.crc32(job.name.encode())])
         self.statistics = Statistics()
 
     def parts(self, blocks):
@@ -395,29 +427,31 @@ class _Reconstruction:
 class _Decode:
     """Files of latents to videos."""
 
-    def __init__(self, vae, files: dict[Job, LatentsFile], settings: Settings, mesh):
-        self.vae, self.files, self.settings, self.mesh = vae, files, settings, mesh
-        self.tilings = {
-            job: _checked_tiling(vae, settings.tiling or _tilings(file.info.tiling))
-            for job, file in files.items()
-        }
+    def __init__(self, vae, infos: dict[Job, LatentsInfo], settings: Settings, mesh):
+        self.vae, self.infos, self.settings, self.mesh = vae, infos, settings, mesh
+        self.tilings = {}
+        for job, info in infos.items():
+            made = in_time_and_space(_tilings(info.tiling))
+            asked = in_time_and_space(settings.tiling)
+            both = (a or m for a, m in zip(asked, made, strict=True))
+            self.tilings[job] = _checked_tiling(vae, tuple(filter(None, both)))
 
     def read(self, job: Job) -> _LatentBlocks:
         time, _ = in_time_and_space(self.tilings[job])
-        return _LatentBlocks(self.files[job], time.step // self.vae.config.time_compression)
+        return _LatentBlocks(LatentsFile(job.source), time.step // self.vae.config.time_compression)
 
     def begin(self, job: Job, blocks: _LatentBlocks) -> _Decoding:
         return _Decoding(self, job)
 
     def total_frames(self, job: Job) -> int:
-        return self.files[job].info.frames
+        return self.infos[job].frames
 
 
 class _Decoding:
     """One file of latents to its video."""
 
     def __init__(self, task: _Decode, job: Job):
-        info = task.files[job].info
+        info = task.infos[job]
         self.task, self.job = task, job
         self.size = VideoSize(info.frames, info.height, info.width)
         self.writer = VideoInThread(job.target, info.fps, task.settings.crf)
@@ -453,11 +487,10 @@ class _LatentBlocks:
         return self._file.blocks(self._step)
 
 
-def _check_encoder(file: LatentsFile, ours: str) -> None:
-    info = file.info
+def _check_encoder(source: Path, info: LatentsInfo, ours: str) -> None:
     if info.encoder != ours:
         raise LatentsError(
-            f"{file.path} holds latents of another model: of {info.model} "
+            f"{source} holds latents of another model: of {info.model} "
             f"({info.config['structure']}, width {info.config['width']}, encoder {info.encoder}); "
             f"the encoder of this one is {ours}."
         )

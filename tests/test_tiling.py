@@ -205,6 +205,24 @@ def test_tiles_in_time_and_space_combine(time):
     np.testing.assert_allclose(frames[..., :8, :], first[..., :8, :], atol=1e-5)
 
 
+def test_tiles_and_groups_inside_shard_map_and_of_constants_inside_jit():
+    vae, video = small_model(), random_video(9, 16, 24, b=2)
+    tiling = (TemporalTiling(5), SpatialTiling(16, 8))
+    expected = encode(vae, video, tiling=tiling).mean
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+    run = jax.shard_map(
+        lambda vae, video: encode(vae, video, tiling=tiling).mean,
+        mesh=mesh,
+        in_specs=(spec(), spec("data")),
+        out_specs=spec("data"),
+    )
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(jax.jit(run)(vae, video), expected, atol=1e-5)
+    constants = jax.jit(lambda: encode(vae, video, tiling=tiling).mean)
+    np.testing.assert_allclose(constants(), expected, atol=1e-5)
+
+
 def test_odd_sizes_are_padded_and_come_back():
     vae = small_model()
     video = random_video(6, 26, 13, b=2)

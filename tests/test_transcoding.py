@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import odvae_jax.__main__ as program
 from odvae_jax import ODVAE, Streaming, TemporalTiling, decode_uint8, encode_uint8
-from odvae_jax.data.latents import LatentsFile
+from odvae_jax.data.latents import LatentsFile, LatentsWriter
 from odvae_jax.data.video import inspect_video, read_frames
 from tests.conftest import full, small_model, write_clip
 
@@ -165,40 +166,35 @@ def test_shards_together_are_one_run_and_what_is_there_is_left(model, clips, tmp
     assert "made otherwise (tiling differ)" in said and "--overwrite" in said
 
 
-def test_a_video_that_ends_in_the_middle_is_kept_so_far(model, tmp_path, capsys):
-    whole = write_clip(tmp_path / "whole.mkv.mp4", frames=96, height=48, width=64)
-    import av
-
-    cut = tmp_path / "cut.ts"  # a stream, so that its beginning can be read alone
-    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
+def remuxed(source, target, **options):
+    with av.open(str(source)) as whole, av.open(str(target), "w", options=options) as other:
+        video = whole.streams.video[0]
+        stream = other.add_stream_from_template(video)
+        for packet in whole.demux(video):
             if packet.dts is not None:
                 packet.stream = stream
-                target.mux(packet)
-    mp4 = tmp_path / "cut.mp4"
-    data = whole.read_bytes()
-    mdat = data.index(b"mdat")
-    moov = data.index(b"moov") - 4
-    # The index first, its offsets moved; then the half of what it speaks of.
-    index, content = data[moov:], data[mdat - 4 : moov]
-    shift = len(index)
-    table = index.index(b"stco")
-    count = int.from_bytes(index[table + 8 : table + 12], "big")
-    entries = bytearray(index)
-    for i in range(count):
-        at = table + 12 + 4 * i
-        offset = int.from_bytes(index[at : at + 4], "big") + shift
-        entries[at : at + 4] = offset.to_bytes(4, "big")
-    mp4.write_bytes(data[: mdat - 4] + bytes(entries) + content[: len(content) // 2])
-    said = run(capsys, "encode", mp4, tmp_path / "cut.safetensors", "--ckpt", model, "--tiling=9",
-               status=1)  # fmt: skip
-    info = LatentsFile(tmp_path / "cut.safetensors").info
-    assert 10 < info.frames < 96 and info.problem in said
-    assert str(mp4) in info.problem
-    assert "of 96 frames" in info.problem or "could be read before" in info.problem
-    run(capsys, "decode", tmp_path / "cut.safetensors", tmp_path / "back.mp4", status=1)
+                other.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv", *full("v.flv")])
+def test_a_video_that_ends_in_the_middle_is_kept_so_far(name, model, tmp_path, capsys):
+    written = write_clip(tmp_path / "written.mp4", frames=96, height=48, width=64)
+    options = {"movflags": "faststart"} if name == "v.mp4" else {}
+    whole = remuxed(written, tmp_path / name, **options).read_bytes()
+    video, out = tmp_path / name, tmp_path / "v.safetensors"
+    video.write_bytes(whole[: len(whole) * 6 // 10])
+    how = ("encode", video, out, "--ckpt", model, "--tiling=9")
+    said = run(capsys, *how, status=1)
+    info = LatentsFile(out).info
+    assert 10 < info.frames < 96 and info.problem in said and str(video) in info.problem
+    assert "ends after" in info.problem or "could be read before" in info.problem
+    run(capsys, "decode", out, tmp_path / "back.mp4", status=1)
     assert inspect_video(tmp_path / "back.mp4").frames == info.frames
+    assert info.problem in run(capsys, "decode", out, tmp_path / "back.mp4", status=1)
+    video.write_bytes(whole)  # it is whole now: done again
+    run(capsys, *how)
+    assert LatentsFile(out).info.frames == 96
 
 
 def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_path, capsys):
@@ -238,16 +234,15 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_
         (["encode", "CLIPS", "OUT", "--overlap=64"], "give --tile too"),
         (["encode", "CLIPS", "OUT", "--shard=2/2"], "--shard=2/2 is not i/n"),
         (["encode", "CLIPS", "OUT", "--height=99"], "there are 8 devices"),
-        (["encode", "CLIPS", "OUT", "--size=50"], ""),
-        (["decode", "CLIPS", "OUT"], "holds no latents"),
-        (["summary", "CLIPS"], "holds no latents"),
+        (["encode", "CLIPS", "OUT", "--process=1", "--processes=4"], "need --coordinator"),
+        (["encode", "CLIPS", "out.mp4"], "out.mp4 is no .safetensors file"),
+        (["decode", "CLIPS", "OUT"], "no file of latents below"),
+        (["summary", "CLIPS"], "no file of latents below"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_arguments_are_said(arguments, words, model, clips, tmp_path, capsys):
     names = {"CLIPS": clips, "OUT": tmp_path / "out"}
-    if not words:
-        return
     if arguments[0] == "encode":
         arguments = [*arguments, f"--ckpt={model}"]
     arguments = [names.get(argument, argument) for argument in arguments]
@@ -295,6 +290,61 @@ def test_image_models_and_short_floats_go_through_files(clips, tmp_path, capsys)
     np.testing.assert_allclose(file.read(), expected, rtol=0.01, atol=1e-3)
     run(capsys, "decode", out, tmp_path / "a.mp4")
     assert inspect_video(tmp_path / "a.mp4").frames == 24
+
+
+@pytest.mark.full
+def test_samples_of_files_of_one_name_have_noise_of_their_own(model, clips, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    (folder / "below").mkdir(parents=True)
+    for path in (folder / "a.mp4", folder / "below/a.mp4"):
+        path.write_bytes((clips / "b.mp4").read_bytes())
+    how = ("encode", folder, tmp_path / "out", "--ckpt", model, "--content=sample")
+    run(capsys, *how)
+    one, other = (LatentsFile(tmp_path / "out" / n).read() for n in
+                  ("a.safetensors", "below/a.safetensors"))  # fmt: skip
+    assert np.abs(one - other).mean() > 0.1
+    assert "made otherwise (seed differ)" in run(capsys, *how, "--seed=1", status=1)
+
+
+def test_tiles_of_frames_leave_the_latents_own_groups(model, clips, tmp_path, capsys):
+    out = tmp_path / "a.safetensors"
+    run(capsys, "encode", clips / "a.mp4", out, "--ckpt", model, "--tiling=9")
+    run(capsys, "decode", out, tmp_path / "a.mp4", "--crf=1")
+    run(capsys, "decode", out, tmp_path / "tiled.mp4", "--crf=1", "--tile=512")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "tiled.mp4").read_bytes()
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    first = LatentsWriter(tmp_path / "a.safetensors")
+    with pytest.raises(OSError, match=r"a.safetensors is being written by another process"):
+        LatentsWriter(tmp_path / "a.safetensors")
+    first.close()
+    assert not list(tmp_path.iterdir())
+    LatentsWriter(tmp_path / "a.safetensors").close()
+
+
+@pytest.mark.parametrize("work", ["reconstruct", *full("encode")])
+def test_a_full_disk_is_said_and_leaves_nothing(work, model, clips, tmp_path):
+    """As far as the process can tell: its files may have 6 kB."""
+    script = """
+import resource, signal, sys, odvae_jax.__main__ as program
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+sys.argv[0] = "odvae_jax"
+program.main()
+"""
+    arguments = [work, clips / "a.mp4", tmp_path / "out", "--ckpt", model, "--tiling=9"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"odvae_jax {work}: " in done.stderr and "File too large" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def command(*arguments, **variables):

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from odvae_jax.files import part_of
+from odvae_jax.files import WholeFile
 
 SUFFIX = ".safetensors"
 FORMAT = "odvae_jax latents 1"
@@ -42,6 +42,8 @@ class LatentsInfo:
       fps: frames a second.
       tiling: how they were made, and are decoded: the fields of each tiling by its name.
       dtype: that was computed in.
+      store: dtype that they are stored in.
+      seed: of a sample; None for others.
       prepared: short side and cut of the video, None where it was left as it was.
       statistics: sums over the latents, see `Statistics`.
       problem: what ended the video too early; empty if nothing did.
@@ -59,6 +61,8 @@ class LatentsInfo:
     fps: float
     tiling: dict[str, dict[str, int]]
     dtype: str
+    store: str
+    seed: int | None
     prepared: dict[str, int | None]
     statistics: dict[str, Any]
     problem: str = ""
@@ -130,9 +134,8 @@ class LatentsWriter:
         self._path, self._content, self._dtype = path, content, dtype
         self._shape: tuple[int, ...] | None = None
         self._count = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = part_of(path)
-        self._file = self._part.open("wb")
+        self._whole = WholeFile(path)
+        self._file = self._whole.file
         self._file.seek(8 + _HEADER)
 
     def write(self, latents: np.ndarray) -> None:
@@ -160,15 +163,11 @@ class LatentsWriter:
             raise LatentsError(f"{self._path}: the header needs {len(text)} bytes of {_HEADER}.")
         self._file.seek(0)
         self._file.write(_HEADER.to_bytes(8, "little") + text.ljust(_HEADER))
-        self._file.close()
-        os.replace(self._part, self._path)
+        self._whole.finish()
 
     def close(self) -> None:
         """Leaves nothing of a file that was not finished."""
-        try:
-            self._file.close()
-        finally:  # closing fails too where the disk is full
-            self._part.unlink(missing_ok=True)
+        self._whole.close()
 
 
 class LatentsFile:
@@ -231,12 +230,9 @@ def find_latents(path: str | os.PathLike) -> list[Path]:
     """Files of latents below a folder, sorted; or the one file itself.
 
     Raises:
-      FileNotFoundError: if `path` does not exist, or there is none below it.
+      FileNotFoundError: if `path` does not exist.
+      ValueError: if there is none below it.
     """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    found = sorted(p for p in path.rglob(f"*{SUFFIX}") if not p.name.startswith("."))
-    if not found:
-        raise FileNotFoundError(f"{path} holds no latents ({SUFFIX} files), or does not exist.")
-    return found
+    from odvae_jax.data.video import find_files  # which needs PyAV, as reading latents does not
+
+    return list(map(Path, find_files(path, frozenset([SUFFIX]), "file of latents")))

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -197,6 +198,7 @@ class VideoReader:
       start, end: when the first frame begins and the last one ends, as the header has it.
       fps: frames a second, on average.
       declared: how many frames there are, as the header has it; 0 where it says nothing.
+      promised: until when, at least, they last, as the header has it; None where it says nothing.
 
     Raises (here, and wherever frames are decoded inside the `with` statement):
       VideoError: if it cannot be opened, read or decoded.
@@ -227,7 +229,11 @@ class VideoReader:
 
     def _open(self):
         self._container = None
-        source = self._source if isinstance(self._source, str) else io.BytesIO(self._source)
+        if isinstance(self._source, bytes):
+            source = io.BytesIO(self._source)
+        else:  # a relative path with a colon would be taken for a protocol
+            exists = os.path.exists(self._source)
+            source = os.path.abspath(self._source) if exists else self._source
         self._container = av.open(source, **_OPEN_OPTIONS)
         if not self._container.streams.video:
             raise VideoError(f"{self.name} holds no video stream.")
@@ -240,6 +246,7 @@ class VideoReader:
         self.time_base = stream.time_base
         self.declared = stream.frames
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
+        self.promised = _promised_end(container, stream)
         self.start = float((stream.start_time or 0) * stream.time_base)
         if stream.duration:
             self.end = self.start + float(stream.duration * stream.time_base)
@@ -294,6 +301,23 @@ class VideoReader:
     def _check(self, frame):
         if frame.is_corrupt:
             raise PartError(f"{self.name} is damaged at {frame.time} s.")
+
+
+def _promised_end(container, stream) -> float | None:
+    """Seconds at which a header says that the last frame ends; None where it does not say it.
+
+    Transport streams and fragmented files say nothing: their length is guessed from their end.
+    """
+    start = float((stream.start_time or 0) * stream.time_base)
+    if stream.frames and stream.duration:
+        return start + float(stream.duration * stream.time_base)
+    if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, tag.groups())
+        return hours * 3600 + minutes * 60 + seconds
+    names = set(container.format.name.split(","))
+    if container.duration and names & {"matroska", "webm", "flv"}:
+        return container.duration / av.time_base - 1.0  # sound may last a little longer
+    return None
 
 
 def select_frames(
@@ -401,7 +425,7 @@ class FrameBlocks:
     def __iter__(self) -> Iterator[np.ndarray]:
         """uint8 RGB, [n, H, W, 3] each."""
         waiting, wanted = [], self._step + 1
-        for frame in self._converted():
+        for frame in self._shown():
             if not self.frames:
                 self.height, self.width = frame.shape[:2]
             elif frame.shape[:2] != (self.height, self.width):
@@ -415,6 +439,14 @@ class FrameBlocks:
         if waiting:
             yield np.stack(waiting)
 
+    def _shown(self):
+        try:
+            yield from self._converted()
+        except VideoError as error:
+            if not self.frames:
+                raise
+            self.problem = f"{error} {self.frames} frames could be shown before."
+
     def _converted(self):
         pending: collections.deque = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
@@ -426,7 +458,10 @@ class FrameBlocks:
                 yield from pending.popleft().result()
 
     def _convert(self, frames):
-        rgb = to_rgb(frames, self._short_side)
+        try:
+            rgb = to_rgb(frames, self._short_side)
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            raise VideoError(f"{self.path} has frames that cannot be shown: {error}.") from error
         if self._size is None:
             return rgb
         height, width = rgb[0].shape[:2]
@@ -451,10 +486,11 @@ class FrameBlocks:
                     if len(batch) == self._TOGETHER:
                         yield batch
                         batch = []
-                if count < video.declared and end < video.end - 1.5 / video.fps:
+                fewer = count < video.declared or not video.declared
+                if fewer and video.promised and end < video.promised - 1.5 / video.fps:
                     self.problem = (
-                        f"{self.path} ends after {count} of {video.declared} frames, at {end:.2f} "
-                        f"of {video.end:.2f} s."
+                        f"{self.path} ends after {count} of {video.declared or 'more'} frames, at "
+                        f"{end:.2f} of {video.promised:.2f} s."
                     )
         except VideoError as error:
             if not count:
