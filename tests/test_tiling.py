@@ -60,10 +60,10 @@ def test_tiling_is_each_group_by_hand(length, group):
     np.testing.assert_array_equal(cut, frames[:, :length])
 
 
-@pytest.mark.parametrize("tiling", [TemporalTiling(9), *full(Streaming(8))], ids=repr)
+@pytest.mark.parametrize("tiling", [TemporalTiling(5), *full(Streaming(8))], ids=repr)
 def test_inside_jit_it_is_the_same(tiling):
     vae = small_model(norm="frame" if isinstance(tiling, Streaming) else "clip")
-    video = random_video(21, 16, 16, b=2)
+    video = random_video(13, 16, 16)
     eager = encode(vae, video, tiling=tiling).mean
     traced = jax.jit(lambda vae, x: encode(vae, x, tiling=tiling).mean)(vae, video)
     np.testing.assert_allclose(traced, eager, atol=1e-5)
@@ -118,6 +118,7 @@ def test_a_group_is_compiled_once_for_clips_of_all_lengths():
     assert compiled, "the listener hears"
 
 
+@pytest.mark.full
 def test_an_image_model_s_frames_do_not_know_of_groups():
     vae = small_model("image")
     video = random_video(14, 16, 16)
@@ -209,7 +210,8 @@ def test_tiles_and_groups_inside_shard_map_and_of_constants_inside_jit():
     vae, video = small_model(), random_video(9, 16, 24, b=2)
     tiling = (TemporalTiling(5), SpatialTiling(16, 8))
     expected = encode(vae, video, tiling=tiling).mean
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    axes = {"axis_types": (AxisType.Auto,), "devices": jax.devices()[:2]}
+    mesh = jax.make_mesh((2,), ("data",), **axes)
     spec = jax.sharding.PartitionSpec
     run = jax.shard_map(
         lambda vae, video: encode(vae, video, tiling=tiling).mean,
@@ -217,8 +219,7 @@ def test_tiles_and_groups_inside_shard_map_and_of_constants_inside_jit():
         in_specs=(spec(), spec("data")),
         out_specs=spec("data"),
     )
-    with jax.set_mesh(mesh):
-        np.testing.assert_allclose(jax.jit(run)(vae, video), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(run)(vae, video), expected, atol=1e-5)
     constants = jax.jit(lambda: encode(vae, video, tiling=tiling).mean)
     np.testing.assert_allclose(constants(), expected, atol=1e-5)
 
@@ -233,8 +234,8 @@ def test_odd_sizes_are_padded_and_come_back():
     frames = jax.jit(lambda v, p: decode(v, p.mode(), size=p.size))(vae, posterior)
     whole = vae.decode(posterior.mean)
     np.testing.assert_allclose(frames, whole[:, :6, :26, :13], atol=1e-5)
-    traced = jax.jit(lambda v, x: encode(v, x, pad=True))(vae, video)
-    np.testing.assert_allclose(traced.mean, posterior.mean, atol=1e-5)
+    traced = jax.eval_shape(lambda v, x: encode(v, x, pad=True), vae, video)
+    assert (traced.mean.shape, traced.size) == (posterior.mean.shape, posterior.size)
     with pytest.raises(ValueError, match=r"fewer than VideoSize\(frames=6, height=40"):
         decode(vae, posterior.mean, size=VideoSize(6, 40, 13))
 
@@ -242,7 +243,7 @@ def test_odd_sizes_are_padded_and_come_back():
 MESHES = [{"data": 1, "height": 8}, *full({"data": 2, "height": 4}, {"data": 2, "fsdp": 4})]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", [AxisType.Explicit, *full(AxisType.Auto)], ids=str)
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_rows_over_eight_devices_give_one_device_s_result(axes, kind):
     vae, video = small_model(), random_video(9, 128, 16, b=8 if "fsdp" in axes else 2)
