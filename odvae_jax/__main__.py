@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 
-from odvae_jax.checkpoints.native import abstract_model, named_parameters
+from odvae_jax.checkpoints.native import ENCODER, abstract_model, named_parameters
 from odvae_jax.config import STRUCTURES, ODVAEConfig
 from odvae_jax.data.latents import (
     CONTENTS,
@@ -44,7 +44,7 @@ def print_variants(arguments: argparse.Namespace) -> None:
         config = ODVAEConfig(structure=name, width=width, groups=math.gcd(width, 32))
         parameters = named_parameters(abstract_model(config))
         sizes = {n: math.prod(p.shape) for n, p in parameters.items()}
-        encoder = sum(s for n, s in sizes.items() if n.startswith(("encoder.", "quant_conv.")))
+        encoder = sum(s for n, s in sizes.items() if n.startswith(ENCODER))
         total = sum(sizes.values())
         levels = [" ".join(kinds) for kinds in (parts.encoder_levels, parts.decoder_levels)]
         print(f"{name:8}{levels[0]:24}{levels[1]:24}{encoder:13,}{total - encoder:13,}{total:13,}")

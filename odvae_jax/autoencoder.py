@@ -369,7 +369,7 @@ class ODVAE(nnx.Module):
 
 def check_streams(config: ODVAEConfig) -> None:
     """Raises ValueError unless a model's clips can come in chunks."""
-    if config.norm != "frame" and config.structure != "image":
+    if not config.streams:
         raise ValueError(
             f"norm={config.norm!r}: the model's norms take their statistics over all frames of a "
             'clip, so that no part of it can be had without the rest. Models with norm="frame" can '

@@ -230,6 +230,11 @@ class ODVAEConfig:
         """4 for the paper's variants, 1 for the image model."""
         return self.parts.time_compression
 
+    @property
+    def streams(self) -> bool:
+        """Whether clips can come in chunks: no norm takes its statistics over frames."""
+        return self.norm == "frame" or self.structure == "image"
+
     def latent_shape(self, video_shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
         """Shape of the latents of a video of shape [B, T, H, W, 3]."""
         b, t, h, w, _ = video_shape

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE, check_streams
 from odvae_jax.blocks import decode_blocks, encode_blocks
-from odvae_jax.checkpoints.native import digest, named_parameters
+from odvae_jax.checkpoints.native import ENCODER, digest, named_parameters
 from odvae_jax.data.latents import (
     SUFFIX,
     LatentsError,
@@ -163,7 +163,7 @@ def encoder_digest(vae: ODVAE) -> str:
     parameters = {
         name: np.asarray(value, np.float32)
         for name, value in named_parameters(vae).items()
-        if name.startswith(("encoder.", "quant_conv."))
+        if name.startswith(ENCODER)
     }
     return digest(fields, parameters)
 
@@ -525,8 +525,7 @@ def _checked_tiling(vae, tilings) -> tuple[Tiling, ...]:
     """
     time, space = in_time_and_space(tilings)
     if time is None:
-        streams = vae.config.norm == "frame" or vae.config.structure == "image"
-        time = Streaming(32) if streams else TemporalTiling(33)
+        time = Streaming(32) if vae.config.streams else TemporalTiling(33)
     if isinstance(time, Streaming):
         check_streams(vae.config)
     return (time,) if space is None else (time, space)

@@ -276,6 +276,12 @@ def test_what_was_written_is_no_input_and_no_input_is_written_over(model, clips,
     for output in (video, folder):
         said = run(capsys, "reconstruct", video, output, *how, "--overwrite", status=1)
         assert "would be written over" in said and video.read_bytes() == before
+    video.unlink()
+    said = run(capsys, "reconstruct", folder, folder / "out", *how, status=1)
+    assert "no videos but those in" in said
+    (tmp_path / "plain").write_text("")
+    said = run(capsys, "encode", clips, tmp_path / "plain", *how, status=1)
+    assert "plain is a file; expected a folder" in said
 
 
 @pytest.mark.full

@@ -25,6 +25,8 @@ from odvae_jax.config import ODVAEConfig
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
+ENCODER = ("encoder.", "quant_conv.")
+"""How the names begin of the parameters that decide what latents are."""
 Module = TypeVar("Module", bound=nnx.Module)
 _CHANGEABLE = (
     "upsample",

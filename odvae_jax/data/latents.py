@@ -113,7 +113,7 @@ class Statistics:
         lines = [f"{'channel':>8}{'mean':>10}{'std':>10}{'std, sampled':>14}"]
         for i, row in enumerate(zip(mean, np.sqrt(variance), np.sqrt(sampled), strict=True)):
             lines.append(f"{i:8}{row[0]:10.4f}{row[1]:10.4f}{row[2]:14.4f}")
-        # Over all channels together, each about its own mean or about the common one.
+        # Over all channels together, about their common mean.
         spread = float(np.sqrt(np.mean(sampled + mean**2) - np.mean(mean) ** 2))
         lines.append(f"scaling factor, 1 / std of all sampled latents: {1 / spread:.5f}")
         return "\n".join(lines)

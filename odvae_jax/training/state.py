@@ -10,7 +10,7 @@ import ml_collections
 import optax
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import named_parameters
+from odvae_jax.checkpoints.native import ENCODER, named_parameters
 from odvae_jax.training.discriminator import Discriminator
 
 Parameters = dict[str, jax.Array]
@@ -18,7 +18,6 @@ Parameters = dict[str, jax.Array]
 
 LOGVAR = "loss.logvar"
 """The one parameter that is the loss's and not the model's."""
-_ENCODER = ("encoder.", "quant_conv.")
 
 
 class TrainState(NamedTuple):
@@ -86,7 +85,7 @@ def split_trained(
     def is_frozen(name):
         if name == LOGVAR:
             return not config.loss.train_logvar
-        return config.freeze == "encoder" and name.startswith(_ENCODER)
+        return config.freeze == "encoder" and name.startswith(ENCODER)
 
     trained = {name: value for name, value in parameters.items() if not is_frozen(name)}
     return trained, {name: value for name, value in parameters.items() if is_frozen(name)}
