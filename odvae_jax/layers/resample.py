@@ -73,10 +73,11 @@ class Upsample(nnx.Module):
     ) -> tuple[Float[Array, "b u v x c"], State]:
         """Of one chunk of a clip, of which `final` is the last, or a whole one."""
         in_time, in_conv = split(state, 2)
-        y = double_space(x, self.space)
-        if self.time is not None:
-            y, in_time = double_time(y, self.time, in_time, final)
-        y, in_conv = self.conv.chunk(y, in_conv)
+        if self.time is not None:  # first, for doublings commute and this one is cheaper before
+            x, in_time = double_time(x, self.time, in_time, final)
+        if self.space == "linear":
+            x = double_space(x)
+        y, in_conv = self.conv.chunk(x, in_conv, doubled=self.space == "nearest")
         return y, None if state is None else (in_time, in_conv)
 
 
@@ -97,20 +98,18 @@ def double_time(
         state = known[:, :0] if how == "nearest" else known[:, -1:]
     if known.shape[1] == 0:
         return first, state
-    doubled = _double(known, 1, how)
+    doubled = jnp.repeat(known, 2, axis=1) if how == "nearest" else _interpolated(known, 1)
     owed = how == "linear" and not final
     doubled = doubled[:, before.shape[1] : doubled.shape[1] - owed]
     return jnp.concatenate([first, doubled], axis=1), state
 
 
-def double_space(x: Float[Array, "b t h w c"], how: Interpolation) -> Float[Array, "b t 2*h 2*w c"]:
-    """Twice the rows and columns; "linear" has half-pixel centres and clamped edges."""
-    return _double(_double(x, 2, how), 3, how)
+def double_space(x: Float[Array, "b t h w c"]) -> Float[Array, "b t 2*h 2*w c"]:
+    """Twice the rows and columns, interpolated with half-pixel centres and clamped edges."""
+    return _interpolated(_interpolated(x, 2), 3)
 
 
-def _double(x, axis, how):
-    if how == "nearest":
-        return jnp.repeat(x, 2, axis=axis)
+def _interpolated(x, axis):
     n = x.shape[axis]
     before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
     after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
 
+from odvae_jax.flops import count_flops
 from odvae_jax.layers import causal_conv as module
 from tests.conftest import full
 
@@ -65,15 +68,43 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(strides, t):
     x, kernel = map(jnp.asarray, inputs(t, 24))
 
     def run(lowering):
-        y, pull = jax.vjp(
-            lambda x, k: lowering(x, k, strides=strides, precision="highest"), x, kernel
-        )
+        y, pull = jax.vjp(lambda x, k: lowering(x, k), x, kernel)
         return (y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)))
 
-    expected = run(module._plain_3d)
-    for lowering in (module._frames_joined, module._taps_summed, module.causal_conv):
+    side = (1, 1) if strides[1] == 1 else (0, 1)
+    window = module._Window(*strides, side, side, "highest")
+    lowerings = [module._plain_3d, module._frames_joined, module._taps_summed]
+    lowerings = [functools.partial(lowering, window=window) for lowering in lowerings]
+    lowerings.append(lambda x, k: module.causal_conv(x, k, strides, "highest"))
+    expected = run(lowerings[0])
+    for i, lowering in enumerate(lowerings):
         for a, b in zip(run(lowering), expected, strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-4, err_msg=lowering.__name__)
+            np.testing.assert_allclose(a, b, atol=2e-4, err_msg=str(i))
+
+
+@pytest.mark.parametrize("t", [3, *full(1, 2, 5)])
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("kt, out_features", [(3, 12), (1, 5), (3, 3)])
+def test_a_doubled_clip_is_convolved_without_being_doubled(kt, out_features, before, t):
+    x, kernel = map(jnp.asarray, inputs(t + before, out_features, kt))
+    before, x = (x[:, :before] if before and kt > 1 else None), x[:, before:]
+
+    def repeated(a):
+        return None if a is None else a.repeat(2, 2).repeat(2, 3)
+
+    def plainly(x, kernel):
+        return module.causal_conv(repeated(x), kernel, before=repeated(before), precision="highest")
+
+    def folded(x, kernel):
+        return module.conv_of_doubled(x, kernel, "highest", before=before)
+
+    expected, pull_expected = jax.vjp(plainly, x, kernel)
+    y, pull = jax.vjp(folded, x, kernel)
+    np.testing.assert_allclose(y, expected, atol=2e-4)
+    dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    for a, b in zip(pull(dy), pull_expected(dy), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-4)
+    assert count_flops(folded, x, kernel) < 0.6 * count_flops(plainly, x, kernel)
 
 
 def test_only_the_input_and_the_kernel_are_kept_for_the_gradient():

@@ -98,7 +98,4 @@ def test_linear_space_doubling_has_half_pixel_centres_and_clamped_edges():
         high = np.minimum(low + 1, n - 1)
         share = (at - low).reshape([-1 if a == axis else 1 for a in range(5)])
         expected = expected.take(low, axis) * (1 - share) + expected.take(high, axis) * share
-    np.testing.assert_allclose(double_space(jnp.asarray(x), "linear"), expected, atol=1e-6)
-    np.testing.assert_array_equal(
-        double_space(jnp.asarray(x), "nearest"), x.repeat(2, 2).repeat(2, 3)
-    )
+    np.testing.assert_allclose(double_space(jnp.asarray(x)), expected, atol=1e-6)

@@ -4,6 +4,8 @@ import functools
 import os
 import socket
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -120,15 +122,24 @@ def test_two_processes_train_as_one(videos, tmp_path):  # noqa: F811
 
     def start(workdir, devices, *more):
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
-        command = [*arguments(config, workdir), *more]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
+        with tempfile.NamedTemporaryFile("w", dir=tmp_path, delete=False) as errors:
+            command = [*arguments(config, workdir), *more]
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
+        return Path(errors.name), process
 
-    def finished(processes):
-        for process in processes:
-            errors = process.communicate(timeout=300)[1]
-            assert process.returncode == 0, errors
+    def finished(started):
+        """Waits for all; if one fails or time runs out, says what each had to say."""
+        deadline = time.monotonic() + 300
+        while any(process.poll() is None for _, process in started):
+            if time.monotonic() > deadline or any(process.poll() for _, process in started):
+                break
+            time.sleep(0.5)
+        said = []
+        for errors, process in started:
+            process.kill()
+            process.wait()
+            said.append(f"{process.returncode}: {errors.read_text()[-5000:]}")
+        assert all(process.returncode == 0 for _, process in started), "\n".join(said)
 
     finished([start(tmp_path / "one", 4)])
     address = f"--coordinator=localhost:{free_port()}"
