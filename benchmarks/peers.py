@@ -69,9 +69,7 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     _PACKAGES = ("decord", "diffusers", "pytorch_lightning", "pytorchvideo", "torchvision")
 
     def __init__(self):
-        self._names = [p for p in self._PACKAGES if importlib.util.find_spec(p) is None]
-        # Torchvision has lost the module that is asked for.
-        self._names.append("torchvision.transforms._transforms_video")
+        self._names = [*self._PACKAGES]
         self._names += [f"opensora.models.causalvideovae.{name}" for name in ("utils", "eval")]
 
     def find_spec(self, name, path=None, target=None):
@@ -100,7 +98,8 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def released_model():
     import torch
 
-    sys.meta_path.insert(0, _StandIns())
+    finder = _StandIns()
+    sys.meta_path.insert(0, finder)
     sys.path.insert(0, _RELEASED.value)
     # Only the autoencoder: the packages above it import the diffusion models too.
     for name in ("opensora", "opensora.models", "opensora.models.causalvideovae"):
@@ -108,6 +107,11 @@ def released_model():
         package.__path__ = [f"{_RELEASED.value}/{name.replace('.', '/')}"]
         sys.modules[name] = package
     from opensora.models.causalvideovae.model.causal_vae.modeling_causalvae import CausalVAEModel
+
+    sys.meta_path.remove(finder)
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, types.ModuleType) and vars(module).get("__loader__") is finder:
+            del sys.modules[name]
 
     torch.manual_seed(0)
     model = CausalVAEModel(hidden_size=_WIDTH.value, **_CONFIG)
@@ -131,7 +135,8 @@ def time_released(work, shape, compiled):
         x = x.to(memory_format=last[5])
 
     def train(x):
-        loss = (model.decode(model.encode(x).sample()) - x).abs().mean()
+        latents = model.encode(x).sample().to(x.dtype)  # its noise is float32
+        loss = (model.decode(latents) - x).abs().mean()
         loss.backward()
         model.zero_grad()
         return loss
