@@ -12,6 +12,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 _CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Programs here are compiled more often than they are run.
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=2"
+os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 from jaxtyping import install_import_hook  # noqa: E402
 

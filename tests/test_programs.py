@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from odvae_jax import ODVAE
+from tests.training.test_faults import arguments as given
+from tests.training.test_loop import tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,26 +26,11 @@ def run(program, *arguments):
     )
 
 
-def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_path):
+def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # the program is that of test_faults.py
     workdir = tmp_path / "run"
-    fields = {
-        "model.structure": "image",
-        "model.width": 8,
-        "model.groups": 4,
-        "model.dtype": "float32",
-        "data.path": videos,
-        "data.frames": 1,
-        "data.size": 16,
-        "data.short_side": 24,
-        "data.holdout": 5,
-        "log_every": 1,
-        "validate_every": 0,
-        "discriminator.weight": 0,
-        "loss.perceptual_weight": 0,
-        "checkpoint_every": 1000,
-    }
-    arguments = ["--config=configs/v4.py", f"--workdir={workdir}"]
-    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    fields = {"steps": 10_000, "batch_size": 4, "validate_every": 0, "checkpoint_every": 1000}
+    arguments = given(tiny(videos, **fields), workdir)[2:]
     with subprocess.Popen(
         command("train.py", *arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:

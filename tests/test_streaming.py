@@ -13,7 +13,7 @@ from odvae_jax.flops import count_flops
 from odvae_jax.layers.causal_conv import CausalConv
 from odvae_jax.layers.state import START
 from odvae_jax.live import LiveDecoder, LiveEncoder
-from tests.conftest import random_video, small_model
+from tests.conftest import full, random_video, small_model
 
 FRAME = {"norm": "frame"}
 UPSAMPLINGS = [("nearest", "linear"), ("linear", "linear"), ("nearest", "nearest")]
@@ -71,7 +71,7 @@ def test_chunks_one_by_one_give_the_frames_that_are_settled():
     np.testing.assert_allclose(np.concatenate(parts, 1), frames, atol=2e-5)
 
 
-@pytest.mark.parametrize("time", ["linear", "nearest"])
+@pytest.mark.parametrize("time", ["linear", *full("nearest")])
 def test_live_frames_in_any_portions_are_the_whole_clip(time):
     vae, video, posterior, frames = whole("v4", "nearest", time, 29)
     encoder, decoder = LiveEncoder(vae), LiveDecoder(vae)

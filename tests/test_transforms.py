@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from odvae_jax import decode, encode
-from tests.conftest import random_video, small_model
+from tests.conftest import full, random_video, small_model
 
 # Variant 2 has every kind of convolution and norm.
 vae_and_video = functools.lru_cache(
@@ -107,7 +107,7 @@ def test_rows_spread_too_thin_are_refused_for_xla_computes_them_wrong(kind):
     assert_close(mean(vae, jax.device_put(one, rows)), mean(vae, one), 1e-5)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", [AxisType.Auto, *full(AxisType.Explicit)], ids=str)
 def test_shard_map_gives_the_same_gradient(kind):
     vae, video = vae_and_video()
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])

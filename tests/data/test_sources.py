@@ -411,6 +411,7 @@ def test_training_on_tfds_never_imports_tensorflow(tfds_data, tmp_path):
     from tests.training.test_loop import lines, tiny
 
     fields = {"steps": 2, "data.holdout": 2, "validate_every": 0, "data.workers": 1}
+    fields["batch_size"] = 4
     config = tiny(f"tfds:{tfds_data}/array_record/moving", **fields)
     given = arguments(config, tmp_path / "run")[2:]
     command = [sys.executable, "-c", TRAINING, *given]

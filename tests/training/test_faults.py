@@ -49,7 +49,7 @@ def wait_until(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("kills", [2, *full(10)])
+@pytest.mark.parametrize("kills", [1, *full(10)])
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(videos, tmp_path, kills):  # noqa: F811
     fields = {"checkpoint_every": 4, "validate_every": 0}
     config = tiny(videos, steps=12 * kills, batch_size=4, **fields)
@@ -110,6 +110,7 @@ def test_a_full_disk_does_not_stop_the_run_and_costs_no_good_checkpoint(videos, 
     assert (run / "checkpoints" / "7").is_dir()
 
 
+@pytest.mark.full
 def test_too_many_steps_without_finite_loss_end_the_run_and_name_the_checkpoint(
     videos,  # noqa: F811
     tmp_path,

@@ -108,6 +108,7 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     assert Image.open(workdir / "curves.png").size[0] > 500
 
 
+@pytest.mark.full
 def test_a_run_learns(videos, tmp_path):
     (tmp_path / "one").mkdir()
     write_clip(tmp_path / "one" / "clip.mp4", frames=10)

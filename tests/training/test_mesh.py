@@ -86,8 +86,9 @@ def on_one_device():
 @pytest.mark.parametrize(
     "case",
     [
-        (2, 2, 1, AxisType.Auto),
+        (1, 2, 1, AxisType.Auto),
         *full(
+            (2, 2, 1, AxisType.Auto),
             (8, 1, 1, AxisType.Auto),
             (1, 8, 1, AxisType.Auto),
             (1, 2, 2, AxisType.Auto),
