@@ -41,7 +41,7 @@ _LONGEST = flags.DEFINE_integer("longest", 0, "instructions to list, the longest
 
 CONVOLUTIONS = "convolutions"
 PRODUCTS = "matrix products"
-JOINED = "frames joined, norm and SiLU on the way"
+JOINED = "frames joined, norm and SiLU on the way, interpolation"
 STATISTICS = "norm statistics and other sums"
 REST = "copies, residuals and the rest"
 
@@ -121,13 +121,15 @@ def breakdown(text, rate):
             for _ in range(_CALLS.value):
                 jax.block_until_ready(compiled(vae, x))
         seconds = device_seconds(folder)
+    if not seconds:
+        raise SystemExit("The profile names no kernels of this device: a GPU's and a CPU's do.")
     total, by_kind, counts = sum(seconds.values()), collections.Counter(), collections.Counter()
     for name, value in seconds.items():
         by_kind[kinds.get(name, REST)] += value
         counts[kinds.get(name, REST)] += 1
     print(f"{text}, variant {_VARIANT.value}: {total * 1e3:.1f} ms of the device")
     for name, value in by_kind.most_common():
-        print(f"  {name:42}{value * 1e3:9.2f} ms{value / total:8.1%}{counts[name]:6} instructions")
+        print(f"  {name:58}{value * 1e3:9.2f} ms{value / total:8.1%}{counts[name]:6} instructions")
     whole, alone = (flops / s / rate for s in (total, max(by_kind[CONVOLUTIONS], 1e-12)))
     print(
         f"  {flops / 1e12:.2f} TFLOP: {whole:.2f} of the matrix rate, "
@@ -135,7 +137,7 @@ def breakdown(text, rate):
         flush=True,
     )
     for name, value in seconds.most_common(_LONGEST.value):
-        print(f"    {value * 1e3:8.3f} ms  {kinds.get(name, '?'):42}{name}")
+        print(f"    {value * 1e3:8.3f} ms  {kinds.get(name, '?'):58}{name}")
 
 
 def main(_):

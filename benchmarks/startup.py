@@ -63,6 +63,8 @@ def child():
 def main(_):
     if _MODEL.value:
         return child()
+    given = dict(os.environ)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the children's
     from odvae_jax import ODVAE, ODVAEConfig
 
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +79,7 @@ def main(_):
                 process = subprocess.run(
                     [sys.executable, *sys.argv, f"--work={work}", f"--model={folder}/model",
                      f"--started={time.time()}"],
-                    env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/{work}"},
+                    env={**given, "JAX_COMPILATION_CACHE_DIR": f"{folder}/{work}"},
                     stdout=subprocess.PIPE, text=True, check=True,
                 )  # fmt: skip
                 *times, second, compiled = json.loads(process.stdout.splitlines()[-1])

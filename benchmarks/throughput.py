@@ -66,7 +66,7 @@ def main(_):
         compiled = jax.jit(function).lower(vae, x).compile()
         compile_seconds = time.perf_counter() - start
         seconds = time_calls(compiled, vae, x, repeats=_REPEATS.value)
-        deciles = statistics.quantiles(seconds, n=10)
+        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
         median = statistics.median(seconds)
         memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
         print(

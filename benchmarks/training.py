@@ -124,7 +124,10 @@ def report(name, program, repeats=None, **options):
     """Compiles, times and prints; returns clips a second and the median time."""
     program.compile(**options)
     seconds = program.time(repeats or _REPEATS.value, warm=2 if repeats is None else 1)
-    deciles, median = statistics.quantiles(seconds, n=10), statistics.median(seconds)
+    deciles, median = (
+        statistics.quantiles(seconds, n=10, method="inclusive"),
+        statistics.median(seconds),
+    )
     rate = program.batch / median
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     print(

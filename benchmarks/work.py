@@ -58,7 +58,7 @@ def main(_):
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for work, axes in zip(("encode", "decode"), figure.subplots(1, 2), strict=True):
-        for name, clips in rows.items():
+        for name, clips in ((name, sorted(clips)) for name, clips in rows.items()):
             # The largest first: the others are compared with it.
             taken = [(t * s * s, milliseconds(vae, work, t, s), t, s) for t, s in reversed(clips)]
             rate = taken[0][1] / taken[0][0]

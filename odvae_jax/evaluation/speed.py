@@ -101,7 +101,7 @@ def _speed(vae, work, shape, repeats):
     compiled = jax.jit(function).lower(vae, x).compile()
     compile_seconds = time.perf_counter() - start
     rates = sorted(shape[0] / s for s in time_calls(compiled, vae, x, repeats=repeats))
-    deciles = statistics.quantiles(rates, n=10) if len(rates) > 1 else rates * 9
+    deciles = statistics.quantiles(rates, n=10, method="inclusive") if len(rates) > 1 else rates * 9
     memory = compiled.memory_analysis()
     needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     return Speed(

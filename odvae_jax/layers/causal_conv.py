@@ -160,12 +160,12 @@ def conv_of_doubled(
 
     An even row of the result meets the row above once and its own twice, an odd one its own twice
     and the row below once; columns likewise. So the kernel's rows and columns that meet the same
-    are summed, in the kernel's dtype, which makes it one of 2×2 for each of the four places. The
-    two of a row are computed together, on one column more; rows apart, so that each result has
-    the input's rows and these can lie on several devices.
+    are summed, in float32, which makes it one of 2×2 for each of the four places. The two of a row
+    are computed together, on one column more; rows apart, so that each result has the input's rows
+    and these can lie on several devices.
     """
     b, t, h, w, _ = x.shape
-    rows = []
+    kernel, rows = kernel.astype(jnp.float32), []
     for kernel_rows, padding in zip(_pair_sums(kernel, 1), ((1, 0), (0, 1)), strict=True):
         both = jnp.concatenate(_pair_sums(kernel_rows, 2), axis=-1).astype(x.dtype)
         y = _convolved(x, both, before, _Window(1, 1, padding, (1, 1), precision))

@@ -84,9 +84,10 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(strides, t):
 
 @pytest.mark.parametrize("t", [3, *full(1, 2, 5)])
 @pytest.mark.parametrize(
-    "kt, out_features, before", [(3, 12, 0), (1, 5, 0), *full((3, 12, 2), (3, 3, 0), (3, 3, 2))]
+    "case", [(3, 12, 0), (1, 5, 0), *full((3, 12, 2), (3, 3, 0), (3, 3, 2))], ids=str
 )
-def test_a_doubled_clip_is_convolved_without_being_doubled(kt, out_features, before, t):
+def test_a_doubled_clip_is_convolved_without_being_doubled(case, t):
+    kt, out_features, before = case
     x, kernel = map(jnp.asarray, inputs(t + before, out_features, kt))
     before, x = (x[:, :before] if before else None), x[:, before:]
 

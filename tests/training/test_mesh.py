@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 # The adversarial game multiplies rounding: one unit in the last place of the weights, on a single
 # device, changes the total by 1e-4 after a dozen steps of it. It enters for the last ones here.
-START = 16
+START = 17
 
 
 @functools.cache
@@ -86,9 +86,8 @@ def on_one_device():
 @pytest.mark.parametrize(
     "case",
     [
-        (1, 2, 1, AxisType.Auto),
+        (2, 2, 1, AxisType.Auto),
         *full(
-            (2, 2, 1, AxisType.Auto),
             (8, 1, 1, AxisType.Auto),
             (1, 8, 1, AxisType.Auto),
             (1, 2, 2, AxisType.Auto),
