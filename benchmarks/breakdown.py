@@ -17,10 +17,9 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
+from common import DTYPE, VARIANT, device, function_and_input, model
 
-from odvae_jax import ODVAE, ODVAEConfig, decode, encode
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.evaluation.speed import matrix_rate
 from odvae_jax.flops import count_flops
@@ -30,12 +29,6 @@ _WORK = flags.DEFINE_list(
     ["encode:1x81x256x256", "decode:1x81x256x256", "train:2x25x256x256"],
     "encode, decode or train (forward and backward of L1), a colon, clips, frames, height, width",
 )
-_VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4")
-_WIDTH = flags.DEFINE_integer("width", 128, "base width")
-_UPSAMPLE = flags.DEFINE_enum(
-    "upsample", "linear", ["linear", "nearest"], "of the decoder, in space"
-)
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 _CALLS = flags.DEFINE_integer("calls", 5, "that are profiled")
 _LONGEST = flags.DEFINE_integer("longest", 0, "instructions to list, the longest first")
 
@@ -93,26 +86,13 @@ def device_seconds(folder):
     return seconds
 
 
-def loss(vae, x):
-    latents = encode(vae, x).sample(jax.random.key(1))
-    return jnp.mean(jnp.abs(decode(vae, latents) - x))
-
-
 def breakdown(text, rate):
     """Prints one work's."""
     work, size = text.split(":")
-    config = ODVAEConfig.variant(
-        _VARIANT.value, width=_WIDTH.value, groups=min(_WIDTH.value, 32), upsample=_UPSAMPLE.value,
-        dtype=_DTYPE.value, param_dtype=_DTYPE.value,
-        remat="convolutions" if work == "train" else "none",
-    )  # fmt: skip
-    vae, shape = ODVAE(config, rngs=0), (*map(int, size.split("x")), 3)
-    if work == "decode":
-        shape = config.latent_shape(shape)
-    x = jax.random.uniform(jax.random.key(0), shape, jnp.float32, -1, 1)
-    run = {"encode": lambda v, x: encode(v, x).mean, "decode": decode, "train": jax.grad(loss)}
-    flops = count_flops(run[work], vae, x)
-    compiled = jax.jit(run[work]).lower(vae, x).compile()
+    vae = model(remat="convolutions" if work == "train" else "none")
+    function, x = function_and_input(vae, work, map(int, size.split("x")))
+    flops = count_flops(function, vae, x)
+    compiled = jax.jit(function).lower(vae, x).compile()
     kinds = instructions(compiled.as_text())
     for _ in range(2):
         jax.block_until_ready(compiled(vae, x))
@@ -127,7 +107,7 @@ def breakdown(text, rate):
     for name, value in seconds.items():
         by_kind[kinds.get(name, REST)] += value
         counts[kinds.get(name, REST)] += 1
-    print(f"{text}, variant {_VARIANT.value}: {total * 1e3:.1f} ms of the device")
+    print(f"{text}, variant {VARIANT.value}: {total * 1e3:.1f} ms of the device")
     for name, value in by_kind.most_common():
         print(f"  {name:58}{value * 1e3:9.2f} ms{value / total:8.1%}{counts[name]:6} instructions")
     whole, alone = (flops / s / rate for s in (total, max(by_kind[CONVOLUTIONS], 1e-12)))
@@ -142,11 +122,8 @@ def breakdown(text, rate):
 
 def main(_):
     use_compilation_cache()
-    rate = matrix_rate(_DTYPE.value, 5)
-    print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {_DTYPE.value}; "
-        f"matrix product {rate / 1e12:.1f} TFLOP/s"
-    )
+    rate = matrix_rate(DTYPE.value, 5)
+    print(f"{device()}; matrix product {rate / 1e12:.1f} TFLOP/s")
     for text in _WORK.value:
         breakdown(text, rate)
 

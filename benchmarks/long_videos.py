@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from common import device, model
 
-from odvae_jax import ODVAE, ODVAEConfig, Streaming, TemporalTiling, decode_uint8, encode_uint8
+from odvae_jax import Streaming, TemporalTiling, decode_uint8, encode_uint8
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoReader, encode_h264, to_rgb
@@ -34,7 +35,6 @@ from odvae_jax.pipeline import Job
 from odvae_jax.transcoding import Settings, encode_files, reconstruct_files
 
 _WORK = flags.DEFINE_list("work", ["parts", "longest", "files"], "what to measure")
-_WIDTH = flags.DEFINE_integer("width", 128, "base width")
 _SIZE = flags.DEFINE_integer("size", 256, "side of a frame")
 _FRAMES = flags.DEFINE_integer("frames", 129, "of the clip that is cut in parts")
 _GROUP = flags.DEFINE_integer("group", 33, "frames of a group of temporal tiling")
@@ -42,17 +42,8 @@ _STREAM = flags.DEFINE_bool("stream", True, "streaming too, with norms per frame
 _GIGABYTES = flags.DEFINE_float("gigabytes", 80, "memory for the longest clip, 1e9 bytes")
 _LENGTHS = flags.DEFINE_list("lengths", ["1825", "18017"], "frames of the files")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed calls")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation")
 _HEADROOM = 0.94  # of the memory that a program may plan for
 _GUESS = 0.99  # of which the first guess at the longest clip plans for, to be right at once
-
-
-def model(**fields):
-    config = ODVAEConfig.variant(
-        4, width=_WIDTH.value, groups=min(_WIDTH.value, 32), upsample="linear", **fields,
-        dtype=_DTYPE.value, param_dtype=_DTYPE.value,
-    )  # fmt: skip
-    return ODVAE(config, rngs=0)
 
 
 def frames_a_second(call, frames):
@@ -207,7 +198,7 @@ def main(_):
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.95"
     use_compilation_cache()
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {_DTYPE.value}", flush=True)
+    print(device(), flush=True)
     {"parts": parts, "longest": longest, "files": files}[_WORK.value[0]]()
 
 

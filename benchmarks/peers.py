@@ -19,6 +19,7 @@ import time
 import types
 
 from absl import app, flags
+from common import DTYPE, WIDTH, device, function_and_input, model
 
 _RELEASED = flags.DEFINE_string("released", None, "the folder that holds `opensora`")
 _WORK = flags.DEFINE_list(
@@ -32,10 +33,6 @@ _WORK = flags.DEFINE_list(
     ],
     "encode, decode or train (forward and backward of L1), a colon, clips, frames, height, width",
 )
-_VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4, of ours; the released model is variant 4")
-_WIDTH = flags.DEFINE_integer("width", 128, "base width, a multiple of 32")
-_UPSAMPLE = flags.DEFINE_enum("upsample", "linear", ["linear", "nearest"], "of ours, in space")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of computation and parameters")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "timings, each of a few calls in flight")
 _ONLY = flags.DEFINE_multi_enum(
     "only", ["compiled", "ours", "eager"], ["compiled", "ours", "eager"], "what to time"
@@ -66,14 +63,11 @@ _CONFIG = {
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """For what the released model's files import for other purposes than the model."""
 
-    _PACKAGES = ("decord", "diffusers", "pytorch_lightning", "pytorchvideo", "torchvision")
-
-    def __init__(self):
-        self._names = [*self._PACKAGES]
-        self._names += [f"opensora.models.causalvideovae.{name}" for name in ("utils", "eval")]
+    _NAMES = ("decord", "diffusers", "pytorch_lightning", "pytorchvideo", "torchvision")
+    _NAMES += tuple(f"opensora.models.causalvideovae.{name}" for name in ("utils", "eval"))
 
     def find_spec(self, name, path=None, target=None):
-        if not any(f"{name}.".startswith(f"{stood_in}.") for stood_in in self._names):
+        if not any(f"{name}.".startswith(f"{stood_in}.") for stood_in in self._NAMES):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -114,9 +108,9 @@ def released_model():
             del sys.modules[name]
 
     torch.manual_seed(0)
-    model = CausalVAEModel(hidden_size=_WIDTH.value, **_CONFIG)
+    model = CausalVAEModel(hidden_size=WIDTH.value, **_CONFIG)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device, getattr(torch, _DTYPE.value)), device
+    return model.to(device, getattr(torch, DTYPE.value)), device
 
 
 def time_released(work, shape, compiled):
@@ -130,7 +124,7 @@ def time_released(work, shape, compiled):
             p.data = p.data.to(memory_format=last.get(p.dim(), torch.contiguous_format))
     b, t, h, w = shape
     sizes = (b, 4, (t - 1) // 4 + 1, h // 8, w // 8) if work == "decode" else (b, 3, t, h, w)
-    x = torch.rand(sizes, device=device, dtype=getattr(torch, _DTYPE.value)) * 2 - 1
+    x = torch.rand(sizes, device=device, dtype=getattr(torch, DTYPE.value)) * 2 - 1
     if compiled:
         x = x.to(memory_format=last[5])
 
@@ -169,73 +163,41 @@ def time_released(work, shape, compiled):
 
 
 def time_ours(work, shape):
-    """Seconds a call, and what the compiled program needs in bytes."""
+    """Seconds a call, what the compiled program needs in bytes, and its operations."""
     import jax
-    import jax.numpy as jnp
 
-    from odvae_jax import ODVAE, ODVAEConfig, decode, encode
     from odvae_jax.evaluation.speed import time_calls
+    from odvae_jax.flops import count_flops
 
-    remat = "convolutions" if work == "train" else "none"
-    config = ODVAEConfig.variant(
-        _VARIANT.value,
-        width=_WIDTH.value,
-        upsample=_UPSAMPLE.value,
-        dtype=_DTYPE.value,
-        param_dtype=_DTYPE.value,
-        remat=remat,
-    )
-    vae, shape = ODVAE(config, rngs=0), (*shape, 3)
-    if work == "decode":
-        shape = config.latent_shape(shape)
-    x = jax.random.uniform(jax.random.key(0), shape, jnp.float32, -1, 1)
-
-    def loss(vae, x):
-        latents = encode(vae, x).sample(jax.random.key(1))
-        return jnp.mean(jnp.abs(decode(vae, latents) - x))
-
-    run = {"encode": lambda v, x: encode(v, x).mean, "decode": decode, "train": jax.grad(loss)}
+    vae = model(remat="convolutions" if work == "train" else "none")
+    function, x = function_and_input(vae, work, shape)
     start = time.perf_counter()
-    compiled = jax.jit(run[work]).lower(vae, x).compile()
+    compiled = jax.jit(function).lower(vae, x).compile()
     ready = time.perf_counter() - start
     memory = compiled.memory_analysis()
     needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return time_calls(compiled, vae, x, repeats=_REPEATS.value), needed, ready
+    seconds = time_calls(compiled, vae, x, repeats=_REPEATS.value)
+    return seconds, needed, ready, count_flops(function, vae, x)
 
 
 def child(name):
     kind, work, size = name.split(":")
     shape = tuple(map(int, size.split("x")))
     if kind == "ours":
-        seconds, memory, ready = time_ours(work, shape)
+        seconds, memory, ready, flops = time_ours(work, shape)
     else:
         seconds, memory, ready = time_released(work, shape, kind == "compiled")
-    print("\n" + json.dumps({"seconds": seconds, "memory": memory, "ready": ready}))
+        flops = None
+    result = {"seconds": seconds, "memory": memory, "ready": ready, "flops": flops}
+    print("\n" + json.dumps(result))
 
 
-def floor():
-    """Name of the device, operations a second of a matrix product, and operations of each work."""
-    import jax
-
-    from odvae_jax import ODVAEConfig, decode, encode
-    from odvae_jax.checkpoints.native import abstract_model
+def products():
+    """Name of the device, and operations a second of a large matrix product."""
     from odvae_jax.evaluation.speed import matrix_rate
-    from odvae_jax.flops import count_flops
 
-    config = ODVAEConfig.variant(_VARIANT.value, width=_WIDTH.value, upsample=_UPSAMPLE.value)
-    vae, flops = abstract_model(config), {}
-    for text in _WORK.value:
-        work, size = text.split(":")
-        video = jax.ShapeDtypeStruct((*map(int, size.split("x")), 3), "float32")
-        latents = jax.ShapeDtypeStruct(config.latent_shape(video.shape), "float32")
-        parts = {
-            "encode": count_flops(lambda v, x: encode(v, x).mean, vae, video),
-            "decode": count_flops(decode, vae, latents),
-        }
-        flops[text] = 3 * sum(parts.values()) if work == "train" else parts[work]
-    name = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-    print("\n" + json.dumps([name, matrix_rate(_DTYPE.value, 5), flops]))
+    print("\n" + json.dumps([device(), matrix_rate(DTYPE.value, 5)]))
 
 
 def measured(name):
@@ -252,13 +214,11 @@ def measured(name):
 
 def main(_):
     if _CHILD.value:
-        return floor() if _CHILD.value == "floor" else child(_CHILD.value)
+        return products() if _CHILD.value == "products" else child(_CHILD.value)
     if not _RELEASED.value and set(_ONLY.value) != {"ours"}:
         raise SystemExit("peers.py: --released=FOLDER is needed, or --only=ours.")
-    device, rate, flops = measured("floor")
-    print(
-        f"{device}, {_DTYPE.value}, width {_WIDTH.value}; matrix product {rate / 1e12:.1f} TFLOP/s"
-    )
+    name, rate = measured("products")
+    print(f"{name}, width {WIDTH.value}; matrix product {rate / 1e12:.1f} TFLOP/s")
     print(
         f"{'work':24}{'':10}{'ms':>9}{'spread':>18}{'GiB':>8}{'ready s':>9}{'times':>7}"
         f"{'matrix ms':>10}{'share':>7}"
@@ -275,8 +235,8 @@ def main(_):
             if kind == "compiled":
                 first = median
             times = f"{first / median:.2f}" if first else ""
-            best = flops[work] / rate
-            product = f"{best * 1e3:10.1f}{best / median:7.2f}" if kind == "ours" else ""
+            best = (result["flops"] or 0) / rate
+            product = f"{best * 1e3:10.1f}{best / median:7.2f}" if best else ""
             print(
                 f"{work:24}{kind:10}{median * 1e3:9.1f}"
                 f"{f'{deciles[0] * 1e3:.1f}–{deciles[-1] * 1e3:.1f}':>18}"

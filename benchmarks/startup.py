@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 from absl import app, flags
+from common import model
 
 _FRAMES = flags.DEFINE_integer("frames", 81, "of the clip")
 _SIZE = flags.DEFINE_integer("size", 256, "side of the clip")
-_WIDTH = flags.DEFINE_integer("width", 128, "base width")
 _WORK = flags.DEFINE_multi_enum("work", ["encode", "decode"], ["encode", "decode"], "what to do")
+_CHILD = flags.DEFINE_string("child", None, "used by the benchmark itself")
 _MODEL = flags.DEFINE_string("model", None, "used by the benchmark itself")
 _STARTED = flags.DEFINE_float("started", 0.0, "used by the benchmark itself")
 
@@ -45,7 +46,7 @@ def child():
 
     def run(seed):
         rng, start = np.random.default_rng(seed), time.time()
-        if _WORK.value[-1] == "decode":  # the last word is the parent's
+        if _CHILD.value == "decode":
             latents = rng.standard_normal(vae.config.latent_shape(shape), np.float32)
             np.asarray(odvae_jax.decode_uint8(vae, latents))
         else:
@@ -61,23 +62,17 @@ def child():
 
 
 def main(_):
-    if _MODEL.value:
+    if _CHILD.value:
         return child()
     given = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the children's
-    from odvae_jax import ODVAE, ODVAEConfig
-
     with tempfile.TemporaryDirectory() as folder:
-        config = ODVAEConfig.variant(
-            4, width=_WIDTH.value, groups=min(_WIDTH.value, 32), upsample="linear",
-            dtype="bfloat16", param_dtype="bfloat16",
-        )  # fmt: skip
-        ODVAE(config, rngs=0).save_pretrained(Path(folder) / "model")
+        model().save_pretrained(Path(folder) / "model")
         print(f"{'':20}{'imported':>10}{'loaded':>10}{'ready':>10}{'second s':>10}{'compiled':>10}")
         for work in _WORK.value:
             for name in ("cold", "warm"):
                 process = subprocess.run(
-                    [sys.executable, *sys.argv, f"--work={work}", f"--model={folder}/model",
+                    [sys.executable, *sys.argv, f"--child={work}", f"--model={folder}/model",
                      f"--started={time.time()}"],
                     env={**given, "JAX_COMPILATION_CACHE_DIR": f"{folder}/{work}"},
                     stdout=subprocess.PIPE, text=True, check=True,

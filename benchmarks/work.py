@@ -9,12 +9,11 @@ says how far its time a position is from that of the largest clip of its row of 
 import statistics
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
+from common import VARIANT, WIDTH, device, function_and_input, model
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from odvae_jax import ODVAE, ODVAEConfig, decode, encode
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.evaluation.speed import time_calls
 
@@ -24,32 +23,20 @@ _SIZES = flags.DEFINE_list(
 )
 _SIZE = flags.DEFINE_integer("size", 256, "side of the clips of many lengths")
 _LENGTH = flags.DEFINE_integer("length", 33, "frames of the clips of many sizes")
-_VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4")
-_WIDTH = flags.DEFINE_integer("width", 128, "base width")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 _REPEATS = flags.DEFINE_integer("repeats", 6, "timings, each of four calls in flight")
 _OUTPUT = flags.DEFINE_string("output", "work.png", "the plot")
 
 
 def milliseconds(vae, work, frames, size):
-    shape = (1, frames, size, size, 3)
-    function = decode if work == "decode" else lambda vae, video: encode(vae, video).mean
-    if work == "decode":
-        shape = vae.config.latent_shape(shape)
-    x = jax.random.uniform(jax.random.key(0), shape, jnp.float32, -1, 1)
+    function, x = function_and_input(vae, work, (1, frames, size, size))
     compiled = jax.jit(function).lower(vae, x).compile()
     return 1e3 * statistics.median(time_calls(compiled, vae, x, repeats=_REPEATS.value))
 
 
 def main(_):
     use_compilation_cache()
-    config = ODVAEConfig.variant(
-        _VARIANT.value, width=_WIDTH.value, groups=min(_WIDTH.value, 32), upsample="linear",
-        dtype=_DTYPE.value, param_dtype=_DTYPE.value,
-    )  # fmt: skip
-    vae = ODVAE(config, rngs=0)
-    device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {_DTYPE.value}"
-    print(f"{device}; variant {_VARIANT.value}, width {_WIDTH.value}, batch 1")
+    vae = model()
+    print(f"{device()}; variant {VARIANT.value}, width {WIDTH.value}, batch 1")
     print(f"{'':8}{'clip':>14}{'positions':>12}{'ms':>10}{'ns/position':>13}{'of largest':>12}")
     rows = {
         f"{_SIZE.value}×{_SIZE.value}, more frames": [(int(t), _SIZE.value) for t in _FRAMES.value],
@@ -75,7 +62,7 @@ def main(_):
         axes.set(title=work, xlabel="positions, millions", ylabel="ms", xscale="log", yscale="log")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
-    figure.suptitle(f"{device}; variant {_VARIANT.value}, batch 1")
+    figure.suptitle(f"{device()}; variant {VARIANT.value}, batch 1")
     figure.savefig(_OUTPUT.value, dpi=120)
 
 

@@ -131,6 +131,11 @@ class _Window(NamedTuple):
     precision: str
 
 
+def _window(k, strides, precision):
+    side = (0, 1) if strides[1] == 2 else (k // 2, k // 2)
+    return _Window(*strides, side, side, precision)
+
+
 def causal_conv(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kt k k c d"],
@@ -143,9 +148,7 @@ def causal_conv(
 
     `before` are the kt - 1 frames before `x`, where `x` does not begin a clip.
     """
-    k = kernel.shape[1]
-    side = (0, 1) if strides[1] == 2 else (k // 2, k // 2)
-    y = _convolved(x, kernel, before, _Window(*strides, side, side, precision))
+    y = _convolved(x, kernel, before, _window(kernel.shape[1], strides, precision))
     return y.astype(out_dtype or x.dtype)
 
 

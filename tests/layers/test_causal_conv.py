@@ -71,8 +71,7 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(strides, t):
         y, pull = jax.vjp(lambda x, k: lowering(x, k), x, kernel)
         return (y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)))
 
-    side = (1, 1) if strides[1] == 1 else (0, 1)
-    window = module._Window(*strides, side, side, "highest")
+    window = module._window(3, strides, "highest")
     lowerings = [module._plain_3d, module._frames_joined, module._taps_summed]
     lowerings = [functools.partial(lowering, window=window) for lowering in lowerings]
     lowerings.append(lambda x, k: module.causal_conv(x, k, strides, "highest"))

@@ -28,16 +28,28 @@ def arguments(config, workdir):
     return [*program, *given]
 
 
-def start(config, workdir, **options):
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
-    log = workdir.parent.parent.joinpath(f"{workdir.name}.log").open("a")
-    return subprocess.Popen(
-        arguments(config, workdir), cwd=ROOT, env=environment, stderr=log, **options
-    )
+def start(config, workdir, *more, devices=2):
+    """A training in a process of its own, whose log is beside its folder's folder."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [*arguments(config, workdir), *more]
+    path = workdir.parent.parent / f"{workdir.name}.log"
+    with path.open("a") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log)
+    process.log = path
+    return process
 
 
-def finished(process):
-    assert process.wait(300) == 0, process.args
+def finished(*processes):
+    """Waits until all have ended well; as soon as one has not, none goes on waiting for it."""
+    deadline = time.monotonic() + 300
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline or any(process.poll() for process in processes):
+            break
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+    said = "\n".join(process.log.read_text()[-5000:] for process in processes)
+    assert [process.wait() for process in processes] == [0] * len(processes), said
 
 
 def wait_until(condition, process):
