@@ -28,6 +28,10 @@ Per frame, causal 3D, or (a residual block only) the first 3D, the second per fr
 """
 
 
+Interpolation = Literal["nearest", "linear"]
+"""How frames, rows or columns are doubled."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Structure:
     """One row of the variants' table: which parts are 2D and which are causal 3D.
@@ -137,9 +141,9 @@ class ODVAEConfig:
     width: int = 128
     latent_channels: int = 4
     groups: int = 32
-    upsample: Literal["nearest", "linear"] = "nearest"
+    upsample: Interpolation = "nearest"
     norm: Literal["clip", "frame"] = "clip"
-    time_upsample: Literal["linear", "nearest"] = "linear"
+    time_upsample: Interpolation = "linear"
     scaling_factor: float = 0.18215
     dtype: jax.typing.DTypeLike = "float32"
     param_dtype: jax.typing.DTypeLike = "float32"

@@ -34,8 +34,8 @@ def count_flops(function: Callable, *args: Any) -> int:
     A multiply-add counts as two.
 
     Counted from the traced program, so nothing is compiled or run and `args` may be
-    `jax.ShapeDtypeStruct`s. Of a branch the costliest is counted, a scan's body once an iteration;
-    a `while` loop's body counts once.
+    `jax.ShapeDtypeStruct`s. Of what each platform does its own way, the default one's is counted;
+    of another branch the costliest; a scan's body once an iteration; a `while` loop's body once.
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     return _count(jaxpr, [True] * len(jaxpr.outvars))[0]
@@ -73,7 +73,8 @@ def _equation(equation, outputs):
         length = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
         return 2 * equation.outvars[0].aval.size * length, everything
     if "branches" in parameters:
-        counts = [_count(branch.jaxpr, outputs) for branch in parameters["branches"]]
+        branches = _taken(parameters["branches"], parameters.get("branches_platforms"))
+        counts = [_count(branch.jaxpr, outputs) for branch in branches]
         needed = [any(need) for need in zip(*(inputs for _, inputs in counts), strict=True)]
         return max(flops for flops, _ in counts), [True, *needed]
     inner = [j for value in parameters.values() for j in _jaxprs(value)]
@@ -84,6 +85,19 @@ def _equation(equation, outputs):
             return _count(called, outputs)
     flops = sum(_count(j, [True] * len(j.outvars))[0] for j in inner)
     return flops * parameters.get("length", 1) if name == "scan" else flops, everything
+
+
+def _taken(branches, platforms):
+    """Those that the default platform may take, of a branch by platform or by value."""
+    for branch, names in zip(branches, platforms or (), strict=False):
+        if names is None or jax.default_backend() in _names(names):
+            return [branch]
+    return branches
+
+
+def _names(platforms):
+    """JAX's names of devices for the platforms that a branch is for."""
+    return [{"cuda": "gpu", "rocm": "gpu"}.get(name, name) for name in platforms]
 
 
 def _is_literal(variable) -> bool:

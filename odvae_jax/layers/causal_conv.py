@@ -4,17 +4,20 @@ A convolution of length 3 in time sees the frame itself and the two before it; b
 frame stand two copies of the first. Length 1 in time is a 2D convolution of each frame. Kernels are
 [kt, kh, kw, in, out] in both cases.
 
-Three ways to lower the 3D one, by measurement (docs/performance.md):
+Four ways to lower the 3D one, by measurement (docs/performance.md):
 
-- `_frames_joined`: the three frames side by side as channels, then one 2D convolution. The fastest
-  on a GPU, where the plain 3D convolution falls off a cliff at large sizes, and on a CPU.
+- `_in_pairs`: two outputs at a time, with two thirds of the operations (odvae_jax/layers/
+  frame_pairs.py). The fastest on an NVIDIA GPU. It takes no stride in time.
+- `_frames_joined`: the three frames side by side as channels, then one 2D convolution. On a CPU,
+  and on all GPUs with a stride in time; the plain 3D convolution falls off a cliff there at large
+  sizes.
 - `_taps_summed`: one 2D convolution to three times the output channels, whose parts are then
   shifted in time and summed in float32. For few output channels, where joining the input would cost
   most.
 - `_plain_3d`: XLA's own 3D convolution, for TPUs.
 
-After a nearest doubling of rows and columns, `conv_of_doubled` computes the same from the small
-input, with 4/9 of the operations.
+After a doubling of rows and columns, `conv_of_doubled` computes the same from the small input, with
+4/9 of the operations where it repeats and a quarter where it interpolates.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from odvae_jax.config import ODVAEConfig
+from odvae_jax.config import Interpolation, ODVAEConfig
+from odvae_jax.layers import frame_pairs
+from odvae_jax.layers.interpolation import interpolation_convolved
 from odvae_jax.layers.state import State, carried
 from odvae_jax.sharding import varying_alike
 
@@ -98,12 +103,12 @@ class CausalConv(nnx.Module):
         state: State,
         *,
         out_dtype: str | None = None,
-        doubled: bool = False,
+        doubled: Interpolation | None = None,
     ) -> tuple[Float[Array, "b u v x d"], State]:
         """The same of one chunk of a clip; the state holds the last kt - 1 input frames.
 
         With stride 2 in time the first chunk has an odd number of frames, the others an even one.
-        If `doubled`, rows and columns are repeated first.
+        With `doubled`, rows and columns are doubled first, in that way.
         """
         kernel, x, before = self.kernel[...], x.astype(self.dtype), carried(state)
         if state is not None and kernel.shape[0] > 1:
@@ -113,11 +118,10 @@ class CausalConv(nnx.Module):
         if x.shape[1] == 1 and kernel.shape[0] > 1 and before is None:
             # All the frames that a lone frame sees are itself: its taps can be summed beforehand.
             kernel = jnp.sum(kernel, axis=0, keepdims=True)
-        if doubled:
-            y = conv_of_doubled(x, kernel, self.precision, out_dtype, before)
-        else:
-            kernel = kernel.astype(self.dtype)
+        if doubled is None:
             y = causal_conv(x, kernel, self.strides, self.precision, out_dtype, before)
+        else:
+            y = conv_of_doubled(x, kernel, doubled, self.precision, out_dtype, before)
         return y + self.bias[...].astype(y.dtype), state
 
 
@@ -155,24 +159,36 @@ def causal_conv(
 def conv_of_doubled(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kt 3 3 c d"],
+    how: Interpolation,
     precision: str = "default",
     out_dtype: str | None = None,
     before: Float[Array, "b s h w c"] | None = None,
 ) -> Float[Array, "b t 2*h 2*w d"]:
-    """`causal_conv` of a clip whose rows and columns are repeated first, from the clip as it is.
+    """`causal_conv` of a clip whose rows and columns are doubled first, from the clip as it is.
 
-    An even row of the result meets the row above once and its own twice, an odd one its own twice
-    and the row below once; columns likewise. So the kernel's rows and columns that meet the same
-    are summed, in float32, which makes it one of 2×2 for each of the four places. The two of a row
-    are computed together, on one column more; rows apart, so that each result has the input's rows
-    and these can lie on several devices.
+    "nearest" (they are repeated): an even row of the result meets the row above once and its own
+    twice, an odd one its own twice and the row below once; columns likewise. So the kernel's rows
+    and columns that meet the same are summed, in float32, which makes it one of 2×2 for each of the
+    four places. The two of a row are computed together, on one column more; rows apart, so that
+    each result has the input's rows and these can lie on several devices.
+
+    "linear": what each of the kernel's 3×3 places gives of the small clip is interpolated and
+    moved to its place, columns first.
     """
     b, t, h, w, _ = x.shape
+    dtype = out_dtype or x.dtype
+    if how == "linear":
+        kt, kh, kw, c, d = kernel.shape
+        every = jnp.moveaxis(kernel, 3, 1).swapaxes(2, 3).reshape(kt, 1, 1, c, kw * kh * d)
+        y = _convolved(x, every, before, _Window(1, 1, (0, 0), (0, 0), precision))
+        for axis in (3, 2):
+            y = interpolation_convolved(jnp.split(y, 3, axis=-1), axis)
+        return y.astype(dtype)
     kernel, rows = kernel.astype(jnp.float32), []
     for kernel_rows, padding in zip(_pair_sums(kernel, 1), ((1, 0), (0, 1)), strict=True):
-        both = jnp.concatenate(_pair_sums(kernel_rows, 2), axis=-1).astype(x.dtype)
+        both = jnp.concatenate(_pair_sums(kernel_rows, 2), axis=-1)
         y = _convolved(x, both, before, _Window(1, 1, padding, (1, 1), precision))
-        even, odd = jnp.split(y.astype(out_dtype or x.dtype), 2, axis=-1)
+        even, odd = jnp.split(y.astype(dtype), 2, axis=-1)
         rows.append(jnp.stack([even[:, :, :, :-1], odd[:, :, :, 1:]], axis=4))
     return jnp.stack(rows, axis=3).reshape(b, t, 2 * h, 2 * w, -1)
 
@@ -204,11 +220,27 @@ def _wide(x, kernel, window):
 
 
 def _lowered(*arrays, window):
-    return jax.lax.platform_dependent(
+    """The one choice of how, by platform and by what the convolution is."""
+    return _by_platform(
         *arrays,
         tpu=functools.partial(_plain_3d, window=window),
+        cuda=functools.partial(_joined_or_in_pairs, window=window),
         default=functools.partial(_frames_joined, window=window),
     )
+
+
+def _by_platform(*arrays, **lowerings):
+    return jax.lax.platform_dependent(*arrays, **lowerings)
+
+
+def _joined_or_in_pairs(x, kernel, before=None, *, window):
+    pairs = _has_pairs(kernel, window)
+    return (_in_pairs if pairs else _frames_joined)(x, kernel, before, window=window)
+
+
+def _has_pairs(kernel, window):
+    # 1×1 kernels do little work for each value that pairs would write.
+    return window.time_stride == 1 and kernel.shape[1] > 1
 
 
 def _wide_forward(x, kernel, window):
@@ -219,18 +251,30 @@ def _wide_backward(window, residuals, dy):
     def plain_3d(x, kernel, dy):
         return jax.vjp(functools.partial(_plain_3d, window=window), x, kernel)[1](dy)
 
-    def frames_joined(x, kernel, dy):
+    def frames_joined(x, kernel, dy, in_pairs=False):
         if (window.time_stride, window.stride) == (1, 1):
-            dx = _input_gradient(dy, kernel, window)
+            dx = _input_gradient(dy, kernel, window, in_pairs)
         else:
             (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, window=window), x)[1](dy)
-        taps = [
-            jax.vjp(lambda k, f=frames: _per_frame(f, k, window), kernel[i])[1](dy)[0]
-            for i, frames in enumerate(_seen_frames(x, kernel.shape[0], window.time_stride))
-        ]
-        return dx, jnp.stack(taps)
 
-    return jax.lax.platform_dependent(*residuals, dy, tpu=plain_3d, default=frames_joined)
+        def gradient(frames, dy):
+            kernel_2d = kernel[0].astype(x.dtype)
+            return jax.vjp(lambda k: _per_frame(frames, k, window), kernel_2d)[1](dy)[0]
+
+        if in_pairs:
+            frames = _preceded(x, 3, 1, None)
+            taps = frame_pairs.kernel_gradient(frames, dy, gradient, still=True)
+        else:
+            seen = _seen_frames(x, kernel.shape[0], window.time_stride)
+            taps = jnp.stack([gradient(frames, dy) for frames in seen])
+        return dx, taps.astype(kernel.dtype)
+
+    def joined_or_in_pairs(x, kernel, dy):
+        return frames_joined(x, kernel, dy, _has_pairs(kernel, window))
+
+    return _by_platform(
+        *residuals, dy, tpu=plain_3d, cuda=joined_or_in_pairs, default=frames_joined
+    )
 
 
 _wide.defvjp(_wide_forward, _wide_backward)
@@ -239,7 +283,7 @@ _wide.defvjp(_wide_forward, _wide_backward)
 def _plain_3d(x, kernel, before=None, *, window):
     return jax.lax.conv_general_dilated(
         _preceded(x, kernel.shape[0], window.time_stride, before),
-        kernel,
+        kernel.astype(x.dtype),
         window_strides=(window.time_stride, window.stride, window.stride),
         padding=((0, 0), window.rows, window.columns),
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
@@ -253,7 +297,13 @@ def _frames_joined(x, kernel, before=None, *, window):
     return _per_frame(joined, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d), window)
 
 
-def _input_gradient(dy, kernel, window):
+def _in_pairs(x, kernel, before=None, *, window):
+    frames = _preceded(x, 3, 1, before)
+    convolve = functools.partial(_per_frame, window=window)
+    return frame_pairs.convolved(frames, kernel, convolve, still=before is None)
+
+
+def _input_gradient(dy, kernel, window, in_pairs):
     """The gradient for the input of a convolution without strides: itself one, over later frames.
 
     Input t is met by outputs t to t + kt - 1. The first input stands in for those before it too:
@@ -267,8 +317,12 @@ def _input_gradient(dy, kernel, window):
     transposed = jnp.flip(kernel, (1, 2)).swapaxes(-1, -2)
     t = dy.shape[1]
     padded = jnp.pad(dy, ((0, 0), (0, kt - 1), (0, 0), (0, 0), (0, 0)))
-    later = jnp.concatenate([padded[:, i : i + t] for i in range(kt)], axis=-1)
-    dx = _per_frame(later, jnp.concatenate(list(transposed[::-1]), axis=2), window)
+    if in_pairs:
+        convolve = functools.partial(_per_frame, window=window)
+        dx = frame_pairs.convolved(padded, transposed[::-1], convolve, still=False)
+    else:
+        later = jnp.concatenate([padded[:, i : i + t] for i in range(kt)], axis=-1)
+        dx = _per_frame(later, jnp.concatenate(list(transposed[::-1]), axis=2), window)
     first = [jnp.sum(transposed[: kt - 1 - i], axis=0) for i in range(min(kt - 1, t))]
     stood_in = jnp.concatenate([dy[:, i : i + 1] for i in range(len(first))], axis=-1)
     extra = _per_frame(stood_in, jnp.concatenate(first, axis=2), window)
@@ -291,7 +345,7 @@ def _per_frame(x, kernel, window):
     b, t = x.shape[:2]
     y = jax.lax.conv_general_dilated(
         x.reshape(b * t, *x.shape[2:]),
-        kernel,
+        kernel.astype(x.dtype),
         window_strides=(window.stride, window.stride),
         padding=(window.rows, window.columns),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from odvae_jax.config import Kind, ODVAEConfig
+from odvae_jax.config import Interpolation, Kind, ODVAEConfig
 from odvae_jax.layers.causal_conv import CausalConv, Generator
+from odvae_jax.layers.interpolation import interpolated
 from odvae_jax.layers.state import State, carried, split
-
-Interpolation = Literal["nearest", "linear"]
 
 
 class Downsample(nnx.Module):
@@ -73,11 +70,9 @@ class Upsample(nnx.Module):
     ) -> tuple[Float[Array, "b u v x c"], State]:
         """Of one chunk of a clip, of which `final` is the last, or a whole one."""
         in_time, in_conv = split(state, 2)
-        if self.time is not None:  # first, for doublings commute and this one is cheaper before
+        if self.time is not None:
             x, in_time = double_time(x, self.time, in_time, final)
-        if self.space == "linear":
-            x = double_space(x)
-        y, in_conv = self.conv.chunk(x, in_conv, doubled=self.space == "nearest")
+        y, in_conv = self.conv.chunk(x, in_conv, doubled=self.space)
         return y, None if state is None else (in_time, in_conv)
 
 
@@ -98,27 +93,7 @@ def double_time(
         state = known[:, :0] if how == "nearest" else known[:, -1:]
     if known.shape[1] == 0:
         return first, state
-    doubled = jnp.repeat(known, 2, axis=1) if how == "nearest" else _interpolated(known, 1)
+    doubled = jnp.repeat(known, 2, axis=1) if how == "nearest" else interpolated(known, 1)
     owed = how == "linear" and not final
     doubled = doubled[:, before.shape[1] : doubled.shape[1] - owed]
     return jnp.concatenate([first, doubled], axis=1), state
-
-
-def double_space(x: Float[Array, "b t h w c"]) -> Float[Array, "b t 2*h 2*w c"]:
-    """Twice the rows and columns, interpolated with half-pixel centres and clamped edges."""
-    return _interpolated(_interpolated(x, 2), 3)
-
-
-def _interpolated(x, axis):
-    n = x.shape[axis]
-    before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
-    after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)
-    # The weights are exact in bfloat16; the sum is taken in float32 and rounded once.
-    x32, before, after = (a.astype(jnp.float32) for a in (x, before, after))
-    even, odd = 0.25 * before + 0.75 * x32, 0.75 * x32 + 0.25 * after
-    doubled = jnp.stack([even.astype(x.dtype), odd.astype(x.dtype)], axis=axis + 1)
-    return doubled.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-
-
-def _slice(x, axis, start, stop):
-    return x[(slice(None),) * axis + (slice(start, stop),)]

@@ -1,0 +1,50 @@
+"""Doubling an axis by linear interpolation, with half-pixel centres and clamped edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def interpolated(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Twice as long along `axis`; summed in float32 and rounded once."""
+    return _interleaved(*_interpolations(x, axis), axis, x.dtype)
+
+
+def interpolation_convolved(taps: Sequence[Float[Array, "..."]], axis: int) -> Float[Array, "..."]:
+    """What a kernel of length 3 gives along an axis that is interpolated first, zeros around.
+
+    Args:
+      taps: what each of the kernel's three places gives of the axis as it is. For interpolation
+        and a product at each place commute.
+      axis: that is doubled.
+
+    Returns:
+      The sum, over the three, of their interpolations, the first moved one place forward and the
+      third one back; in float32 until it is rounded once.
+    """
+    (even0, odd0), (even1, odd1), (even2, odd2) = (_interpolations(tap, axis) for tap in taps)
+    n, zero = odd0.shape[axis], jnp.zeros_like(_slice(odd0, axis, 0, 1))
+    before = jnp.concatenate([zero, _slice(odd0, axis, 0, n - 1)], axis)
+    after = jnp.concatenate([_slice(even2, axis, 1, n), zero], axis)
+    return _interleaved(before + even1 + odd2, even0 + odd1 + after, axis, taps[0].dtype)
+
+
+def _interpolations(x, axis):
+    """The values at even and at odd places, in float32."""
+    n = x.shape[axis]
+    before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
+    after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)
+    before, x, after = (a.astype(jnp.float32) for a in (before, x, after))
+    return 0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after
+
+
+def _interleaved(even, odd, axis, dtype):
+    both = jnp.stack([even.astype(dtype), odd.astype(dtype)], axis=axis + 1)
+    return both.reshape(*even.shape[:axis], 2 * even.shape[axis], *even.shape[axis + 1 :])
+
+
+def _slice(x, axis, start, stop):
+    return x[(slice(None),) * axis + (slice(start, stop),)]
