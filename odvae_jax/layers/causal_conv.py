@@ -7,7 +7,8 @@ frame stand two copies of the first. Length 1 in time is a 2D convolution of eac
 Four ways to lower the 3D one, by measurement (docs/performance.md):
 
 - `_in_pairs`: two outputs at a time, with two thirds of the operations (odvae_jax/layers/
-  frame_pairs.py). The fastest on an NVIDIA GPU. It takes no stride in time.
+  frame_pairs.py). The fastest on an NVIDIA GPU. It takes no stride in time. What a clip's pairs
+  convolve is made from it by a kernel, norm and SiLU included (odvae_jax/layers/pairs_kernel.py).
 - `_frames_joined`: the three frames side by side as channels, then one 2D convolution. On a CPU,
   and on all GPUs with a stride in time; the plain 3D convolution falls off a cliff there at large
   sizes.
@@ -32,7 +33,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Interpolation, ODVAEConfig
-from odvae_jax.layers import frame_pairs
+from odvae_jax.layers import frame_pairs, pairs_kernel
+from odvae_jax.layers.group_norm import GroupNorm, Scales, scaled
 from odvae_jax.layers.interpolation import interpolation_convolved
 from odvae_jax.layers.state import State, carried
 from odvae_jax.sharding import varying_alike
@@ -103,14 +105,22 @@ class CausalConv(nnx.Module):
         state: State,
         *,
         out_dtype: str | None = None,
+        norm: GroupNorm | None = None,
         doubled: Interpolation | None = None,
     ) -> tuple[Float[Array, "b u v x d"], State]:
         """The same of one chunk of a clip; the state holds the last kt - 1 input frames.
 
         With stride 2 in time the first chunk has an odd number of frames, the others an even one.
-        With `doubled`, rows and columns are doubled first, in that way.
+        With `norm`, the input is normalised and goes through SiLU first. With `doubled`, rows and
+        columns are doubled first, in that way.
         """
         kernel, x, before = self.kernel[...], x.astype(self.dtype), carried(state)
+        scales = None
+        if norm is not None:
+            scales = norm.scales(x)
+            # A whole clip meets the norm where it is convolved.
+            if state is not None or not _is_wide(kernel) or x.shape[1] == 1:
+                x, scales = scaled(x, scales, activation=True), None
         if state is not None and kernel.shape[0] > 1:
             seen = x if before is None else jnp.concatenate([before, x], axis=1)
             missing = max(kernel.shape[0] - 1 - seen.shape[1], 0)
@@ -119,7 +129,7 @@ class CausalConv(nnx.Module):
             # All the frames that a lone frame sees are itself: its taps can be summed beforehand.
             kernel = jnp.sum(kernel, axis=0, keepdims=True)
         if doubled is None:
-            y = causal_conv(x, kernel, self.strides, self.precision, out_dtype, before)
+            y = causal_conv(x, kernel, self.strides, self.precision, out_dtype, before, scales)
         else:
             y = conv_of_doubled(x, kernel, doubled, self.precision, out_dtype, before)
         return y + self.bias[...].astype(y.dtype), state
@@ -147,12 +157,21 @@ def causal_conv(
     precision: str = "default",
     out_dtype: str | None = None,
     before: Float[Array, "b s h w c"] | None = None,
+    scales: Scales | None = None,
 ) -> Float[Array, "b u v x d"]:
     """The convolution itself, without bias; see `CausalConv`.
 
-    `before` are the kt - 1 frames before `x`, where `x` does not begin a clip.
+    Args:
+      x: the input.
+      kernel: as wide as the input.
+      strides: in time and space.
+      precision: of float32.
+      out_dtype: the input's unless told.
+      before: the kt - 1 frames before `x`, where `x` does not begin a clip.
+      scales: of a norm which, with SiLU, comes first; only for a whole clip's wide convolution over
+        three frames.
     """
-    y = _convolved(x, kernel, before, _window(kernel.shape[1], strides, precision))
+    y = _convolved(x, kernel, before, _window(kernel.shape[1], strides, precision), scales)
     return y.astype(out_dtype or x.dtype)
 
 
@@ -202,29 +221,36 @@ def _pair_sums(kernel, axis):
     )
 
 
-def _convolved(x, kernel, before, window):
+def _is_wide(kernel):
+    return kernel.shape[0] > 1 and kernel.shape[-1] > _NARROW_OUTPUT
+
+
+def _convolved(x, kernel, before, window, scales=None):
     if kernel.shape[0] == 1:
         return _per_frame(x[:, :: window.time_stride], kernel[0], window)
-    if kernel.shape[-1] <= _NARROW_OUTPUT:
+    if not _is_wide(kernel):
         return _taps_summed(x, kernel, before, window=window)
-    if before is None:
-        return _wide(*varying_alike(x, kernel), window)
-    return _lowered(x, kernel, before, window=window)
+    if before is not None:
+        return _lowered(x, kernel, before, window=window)
+    if scales is None:
+        return _wide(*varying_alike(x, kernel), None, window)
+    x, kernel, *scales = varying_alike(x, kernel, *scales)
+    return _wide(x, kernel, tuple(scales), window)
 
 
-# The gradient is written by hand so that nothing three times as large as the input is kept for it,
-# and the kernel's is taken a time tap at a time, on the frames where they lie.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _wide(x, kernel, window):
-    return _lowered(x, kernel, window=window)
-
-
-def _lowered(*arrays, window):
+def _lowered(x, kernel, before, *, window):
     """The one choice of how, by platform and by what the convolution is."""
+
+    def joined_or_in_pairs(x, kernel, before):
+        pairs = _has_pairs(kernel, window)
+        return (_in_pairs if pairs else _frames_joined)(x, kernel, before, window=window)
+
     return _by_platform(
-        *arrays,
+        x,
+        kernel,
+        before,
         tpu=functools.partial(_plain_3d, window=window),
-        cuda=functools.partial(_joined_or_in_pairs, window=window),
+        cuda=joined_or_in_pairs,
         default=functools.partial(_frames_joined, window=window),
     )
 
@@ -233,44 +259,63 @@ def _by_platform(*arrays, **lowerings):
     return jax.lax.platform_dependent(*arrays, **lowerings)
 
 
-def _joined_or_in_pairs(x, kernel, before=None, *, window):
-    pairs = _has_pairs(kernel, window)
-    return (_in_pairs if pairs else _frames_joined)(x, kernel, before, window=window)
-
-
 def _has_pairs(kernel, window):
     # 1×1 kernels do little work for each value that pairs would write.
     return window.time_stride == 1 and kernel.shape[1] > 1
 
 
-def _wide_forward(x, kernel, window):
-    return _wide(x, kernel, window), (x, kernel)
+# The gradient is written by hand so that nothing larger than the input is kept for it: the norm and
+# SiLU are computed again. The kernel's is taken a time tap, or a product of pairs, at a time.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _wide(x, kernel, scales, window):
+    def in_pairs(x, kernel, scales):
+        if not _has_pairs(kernel, window):
+            return _frames_joined(_normed(x, scales), kernel, window=window)
+        return _products(_pair_inputs(x, scales), kernel, window, x.shape[1])
+
+    return _by_platform(
+        x,
+        kernel,
+        scales,
+        tpu=lambda x, kernel, scales: _plain_3d(_normed(x, scales), kernel, window=window),
+        cuda=in_pairs,
+        default=lambda x, kernel, scales: _frames_joined(_normed(x, scales), kernel, window=window),
+    )
+
+
+def _wide_forward(x, kernel, scales, window):
+    return _wide(x, kernel, scales, window), (x, kernel, scales)
 
 
 def _wide_backward(window, residuals, dy):
-    def plain_3d(x, kernel, dy):
-        return jax.vjp(functools.partial(_plain_3d, window=window), x, kernel)[1](dy)
+    def plain_3d(x, kernel, scales, dy):
+        def forward(x, kernel, scales):
+            return _plain_3d(_normed(x, scales), kernel, window=window)
 
-    def frames_joined(x, kernel, dy, in_pairs=False):
+        return jax.vjp(forward, x, kernel, scales)[1](dy)
+
+    def frames_joined(x, kernel, scales, dy, in_pairs=False):
+        y, pull = jax.vjp(_normed, x, scales)
         if (window.time_stride, window.stride) == (1, 1):
-            dx = _input_gradient(dy, kernel, window, in_pairs)
+            normed_gradient = _input_gradient(dy, kernel, window, in_pairs)
         else:
-            (dx,) = jax.vjp(lambda x: _frames_joined(x, kernel, window=window), x)[1](dy)
+            _, pull_conv = jax.vjp(lambda y: _frames_joined(y, kernel, window=window), y)
+            (normed_gradient,) = pull_conv(dy)
 
         def gradient(frames, dy):
             kernel_2d = kernel[0].astype(x.dtype)
             return jax.vjp(lambda k: _per_frame(frames, k, window), kernel_2d)[1](dy)[0]
 
         if in_pairs:
-            frames = _preceded(x, 3, 1, None)
-            taps = frame_pairs.kernel_gradient(frames, dy, gradient, still=True)
+            taps = frame_pairs.kernel_gradient(_pair_inputs(x, scales), dy, gradient)
         else:
-            seen = _seen_frames(x, kernel.shape[0], window.time_stride)
+            seen = _seen_frames(y, kernel.shape[0], window.time_stride)
             taps = jnp.stack([gradient(frames, dy) for frames in seen])
-        return dx, taps.astype(kernel.dtype)
+        dx, dscales = pull(normed_gradient)
+        return dx, taps.astype(kernel.dtype), dscales
 
-    def joined_or_in_pairs(x, kernel, dy):
-        return frames_joined(x, kernel, dy, _has_pairs(kernel, window))
+    def joined_or_in_pairs(x, kernel, scales, dy):
+        return frames_joined(x, kernel, scales, dy, _has_pairs(kernel, window))
 
     return _by_platform(
         *residuals, dy, tpu=plain_3d, cuda=joined_or_in_pairs, default=frames_joined
@@ -278,6 +323,22 @@ def _wide_backward(window, residuals, dy):
 
 
 _wide.defvjp(_wide_forward, _wide_backward)
+
+
+def _normed(x, scales):
+    return x if scales is None else scaled(x, scales, activation=True)
+
+
+def _pair_inputs(x, scales):
+    """What the products of a whole clip's pairs convolve."""
+    if scales is not None and pairs_kernel.runs_here(x):
+        return pairs_kernel.pair_inputs(x, *scales)
+    return frame_pairs.pair_inputs(_repeat_first(_normed(x, scales), 2), still=True)
+
+
+def _products(inputs, kernel, window, count):
+    convolve = functools.partial(_per_frame, window=window)
+    return frame_pairs.convolved(inputs, kernel, convolve, count)
 
 
 def _plain_3d(x, kernel, before=None, *, window):
@@ -299,8 +360,8 @@ def _frames_joined(x, kernel, before=None, *, window):
 
 def _in_pairs(x, kernel, before=None, *, window):
     frames = _preceded(x, 3, 1, before)
-    convolve = functools.partial(_per_frame, window=window)
-    return frame_pairs.convolved(frames, kernel, convolve, still=before is None)
+    inputs = frame_pairs.pair_inputs(frames, still=before is None)
+    return _products(inputs, kernel, window, x.shape[1])
 
 
 def _input_gradient(dy, kernel, window, in_pairs):
@@ -318,8 +379,8 @@ def _input_gradient(dy, kernel, window, in_pairs):
     t = dy.shape[1]
     padded = jnp.pad(dy, ((0, 0), (0, kt - 1), (0, 0), (0, 0), (0, 0)))
     if in_pairs:
-        convolve = functools.partial(_per_frame, window=window)
-        dx = frame_pairs.convolved(padded, transposed[::-1], convolve, still=False)
+        inputs = frame_pairs.pair_inputs(padded, still=False)
+        dx = _products(inputs, transposed[::-1], window, t)
     else:
         later = jnp.concatenate([padded[:, i : i + t] for i in range(kt)], axis=-1)
         dx = _per_frame(later, jnp.concatenate(list(transposed[::-1]), axis=2), window)

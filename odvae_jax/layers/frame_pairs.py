@@ -21,48 +21,43 @@ from jaxtyping import Array, Float
 
 
 def convolved(
-    frames: Float[Array, "b s h w c"],
+    inputs: list[Float[Array, "b _ h w c"]],
     kernel: Float[Array, "3 k k c d"],
     convolve: Callable[[jax.Array, jax.Array], jax.Array],
-    *,
-    still: bool,
+    count: int,
 ) -> Float[Array, "b t u v d"]:
     """Output j is the sum over the taps i of frame j + i's 2D convolution with `kernel[i]`.
 
     Args:
-      frames: those that the T outputs see, T + 2.
+      inputs: what `pair_inputs` makes of the frames.
       kernel: with its taps in the order of the frames.
       convolve: frames and a 2D kernel to their convolution.
-      still: the first three frames are the same, as at a clip's beginning. Where the number of
-        outputs is odd, the first is then one product alone.
+      count: outputs wanted, the last ones.
     """
-    t = frames.shape[1] - 2
-    inputs, kernels = _inputs(frames, still), _kernels(kernel.astype(jnp.float32))
+    g0, g1, g2 = kernel.astype(jnp.float32)
+    kernels = g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2
     m1, m2, m3, m4 = (
         convolve(x, k.astype(x.dtype)).astype(jnp.float32)
         for x, k in zip(inputs, kernels, strict=True)
     )
     missing = ((0, 0), (m2.shape[1] - m1.shape[1], 0), (0, 0), (0, 0), (0, 0))
     m1, m3, m4 = (jnp.pad(m, missing) for m in (m1, m3, m4))
-    y = jnp.stack([m1 + m2 + m3, m2 - m3 - m4], axis=2).astype(frames.dtype)
+    y = jnp.stack([m1 + m2 + m3, m2 - m3 - m4], axis=2).astype(inputs[0].dtype)
     y = y.reshape(y.shape[0], -1, *y.shape[3:])
-    return y[:, y.shape[1] - t :]
+    return y[:, y.shape[1] - count :]
 
 
 def kernel_gradient(
-    frames: Float[Array, "b s h w c"],
+    inputs: list[Float[Array, "b _ h w c"]],
     dy: Float[Array, "b t u v d"],
     gradient: Callable[[jax.Array, jax.Array], jax.Array],
-    *,
-    still: bool,
 ) -> Float[Array, "3 k k c d"]:
     """What `convolved` gives its kernel, in float32, with four products in place of six too.
 
     Args:
-      frames: as there.
+      inputs: as there.
       dy: the outputs' gradient.
       gradient: frames and their outputs' gradient to that of the 2D kernel.
-      still: as there.
     """
     if dy.shape[1] % 2:
         dy = jnp.pad(dy, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
@@ -73,17 +68,23 @@ def kernel_gradient(
     )
     g1, g2, g3, g4 = (
         gradient(x, d[:, d.shape[1] - x.shape[1] :]).astype(jnp.float32)
-        for x, d in zip(_inputs(frames, still), (even, total, difference, odd), strict=True)
+        for x, d in zip(inputs, (even, total, difference, odd), strict=True)
     )
     outer = (g2 + g3) / 2
     return jnp.stack([g1 + outer, (g2 - g3) / 2, outer - g4])
 
 
-def _inputs(frames, still):
+def pair_inputs(
+    frames: Float[Array, "b s h w c"], *, still: bool
+) -> list[Float[Array, "b _ h w c"]]:
     """What the four products convolve.
 
-    Where the number of outputs is odd, one more is thought before the first. At a still beginning
-    all but the second are zero there and are left out.
+    Where the number of outputs is odd, one more is thought before the first; at a still beginning
+    all products but the second are zero there, and left out.
+
+    Args:
+      frames: those that the T outputs see, T + 2.
+      still: the first three frames are the same, as at a clip's beginning.
     """
     odd_count = frames.shape[1] % 2
     if odd_count:
@@ -97,8 +98,3 @@ def _inputs(frames, still):
         x.astype(frames.dtype)
         for x in ((d0 - d2)[:, skipped:], d1 + d2, (d2 - d1)[:, skipped:], (d1 - d3)[:, skipped:])
     ]
-
-
-def _kernels(kernel):
-    g0, g1, g2 = kernel
-    return g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 from odvae_jax.config import GROUP_NORM_EPSILON, ODVAEConfig
 
+Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
+"""What a norm multiplies by and adds, float32, for each frame (s = t) or for all (s = 1)."""
+
 
 class GroupNorm(nnx.Module):
     """Group norm over [B, T, H, W, C], epsilon 1e-6, statistics in float32.
@@ -29,14 +32,26 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), config.param_dtype))
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        return scaled(x, self.scales(x), activation=self.activation)
+
+    def scales(self, x: Float[Array, "b t h w c"]) -> Scales:
+        """What the norm multiplies each channel by, and then adds."""
         axes = (1, 2, 3) if self.over_time else (2, 3)
         mean, variance = _group_statistics(x, axes, self.groups)
         multiplier = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(
             variance + GROUP_NORM_EPSILON
         )
         addend = self.bias[...].astype(jnp.float32) - mean * multiplier
-        y = x.astype(jnp.float32) * multiplier + addend
-        return (jax.nn.silu(y) if self.activation else y).astype(x.dtype)
+        return multiplier, addend
+
+
+def scaled(
+    x: Float[Array, "b t h w c"], scales: Scales, *, activation: bool
+) -> Float[Array, "b t h w c"]:
+    """The norm, once its scales are known, and SiLU if `activation`."""
+    multiplier, addend = scales
+    y = x.astype(jnp.float32) * multiplier + addend
+    return (jax.nn.silu(y) if activation else y).astype(x.dtype)
 
 
 def _group_statistics(x, axes, groups):

@@ -52,7 +52,8 @@ class ResidualBlock(nnx.Module):
     ) -> tuple[Float[Array, "b t h w d"], State]:
         """Of one chunk of a clip, or a whole one."""
         first, second = split(state, 2)
-        y, first = self.conv1.chunk(self.norm1(x), first)
-        y, second = self.conv2.chunk(self.norm2(checkpoint_name(y, FIRST_CONVOLUTION)), second)
+        y, first = self.conv1.chunk(x, first, norm=self.norm1)
+        y = checkpoint_name(y, FIRST_CONVOLUTION)
+        y, second = self.conv2.chunk(y, second, norm=self.norm2)
         y += x if self.nin_shortcut is None else self.nin_shortcut(x)
         return y, None if state is None else (first, second)

@@ -8,6 +8,7 @@ import scipy.ndimage
 
 from odvae_jax.flops import count_flops
 from odvae_jax.layers import causal_conv as module
+from odvae_jax.layers.group_norm import scaled
 from odvae_jax.layers.interpolation import interpolated
 from tests.conftest import full
 
@@ -79,9 +80,8 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(monkeypatch, strides,
 
     window = module._window(3, strides, "highest")
     lowerings = [module._plain_3d, module._frames_joined, module._taps_summed]
+    lowerings += [module._in_pairs] if strides[0] == 1 else []
     lowerings = [functools.partial(lowering, window=window) for lowering in lowerings]
-    if strides[0] == 1:
-        lowerings.append(functools.partial(module._in_pairs, window=window))
     lowerings.append(lambda x, k: module.causal_conv(x, k, strides, "highest"))
     expected, results = run(lowerings[0]), [run(lowering) for lowering in lowerings]
     on_a_gpu(monkeypatch)
@@ -126,8 +126,36 @@ def test_a_doubled_clip_is_convolved_without_being_doubled(case, how, t):
     assert share < (0.6 if how == "nearest" else 0.3)
 
 
+def scales(b, s, c):
+    rng = np.random.default_rng(s)
+    multiplier, addend = rng.standard_normal((2, b, s, 1, 1, c)).astype(np.float32)
+    return jnp.asarray(1 + 0.3 * multiplier), jnp.asarray(0.3 * addend)
+
+
+@pytest.mark.parametrize("platform", ["default", "cuda", *full("tpu")])
+@pytest.mark.parametrize("t", [5, *full(2, 6)])
+def test_a_norm_on_the_way_is_one_before(monkeypatch, platform, t):
+    x, kernel = map(jnp.asarray, inputs(t, 24))
+    monkeypatch.setattr(module, "_by_platform", lambda *a, **lowerings: lowerings[platform](*a))
+
+    def within(x, kernel, scales):
+        return module.causal_conv(x, kernel, precision="highest", scales=scales)
+
+    def before(x, kernel, scales):
+        return module.causal_conv(scaled(x, scales, activation=True), kernel, precision="highest")
+
+    arguments = x, kernel, scales(2, t, 5)
+    y, pull = jax.vjp(within, *arguments)
+    expected, pull_expected = jax.vjp(before, *arguments)
+    np.testing.assert_allclose(y, expected, atol=2e-4)
+    dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    for a, b in zip(*(jax.tree.leaves(f(dy)) for f in (pull, pull_expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-4)
+
+
 def test_only_the_input_and_the_kernel_are_kept_for_the_gradient():
     x, kernel = map(jnp.asarray, inputs(5, 24))
-    _, pull = jax.vjp(lambda x, k: module.causal_conv(x, k), x, kernel)
+    small = scales(2, 1, 5)
+    _, pull = jax.vjp(lambda x, k: module.causal_conv(x, k, scales=small), x, kernel)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull))
-    assert kept == x.size + kernel.size
+    assert kept == x.size + kernel.size + 2 * small[0].size
