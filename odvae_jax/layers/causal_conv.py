@@ -227,7 +227,7 @@ def _is_wide(kernel):
 
 def _convolved(x, kernel, before, window, scales=None):
     if kernel.shape[0] == 1:
-        return _per_frame(x[:, :: window.time_stride], kernel[0], window)
+        return _frame_by_frame(*varying_alike(x[:, :: window.time_stride], kernel[0]), window)
     if not _is_wide(kernel):
         return _taps_summed(x, kernel, before, window=window)
     if before is not None:
@@ -296,15 +296,16 @@ def _wide_backward(window, residuals, dy):
 
     def frames_joined(x, kernel, scales, dy, in_pairs=False):
         y, pull = jax.vjp(_normed, x, scales)
-        if (window.time_stride, window.stride) == (1, 1):
+        if kernel.shape[1] == 1:
+            normed_gradient = _input_gradient_by_taps(dy, kernel, window)
+        elif (window.time_stride, window.stride) == (1, 1):
             normed_gradient = _input_gradient(dy, kernel, window, in_pairs)
         else:
             _, pull_conv = jax.vjp(lambda y: _frames_joined(y, kernel, window=window), y)
             (normed_gradient,) = pull_conv(dy)
 
         def gradient(frames, dy):
-            kernel_2d = kernel[0].astype(x.dtype)
-            return jax.vjp(lambda k: _per_frame(frames, k, window), kernel_2d)[1](dy)[0]
+            return _kernel_gradient(frames, kernel[0].astype(x.dtype), dy, window)
 
         if in_pairs:
             taps = frame_pairs.kernel_gradient(_pair_inputs(x, scales), dy, gradient)
@@ -390,6 +391,17 @@ def _input_gradient(dy, kernel, window, in_pairs):
     return dx.at[:, :1].add(extra)
 
 
+def _input_gradient_by_taps(dy, kernel, window):
+    """The same of a 1×1 kernel to many channels, of which joined frames would be too many."""
+    kt, _, _, c, d = kernel.shape
+    wide = kernel.transpose(1, 2, 4, 0, 3).reshape(1, 1, d, kt * c)
+    taps = jnp.split(_per_frame(dy, wide, window).astype(jnp.float32), kt, axis=-1)
+    places = [((0, 0), (i, kt - 1 - i), (0, 0), (0, 0), (0, 0)) for i in range(kt)]
+    dx = sum(jnp.pad(tap, place) for tap, place in zip(taps, places, strict=True))
+    first = jnp.sum(dx[:, :kt], axis=1, keepdims=True)
+    return jnp.concatenate([first, dx[:, kt:]], axis=1).astype(dy.dtype)
+
+
 def _taps_summed(x, kernel, before=None, *, window):
     kt, kh, kw, c, d = kernel.shape
     wide = jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, c, kt * d)
@@ -413,6 +425,38 @@ def _per_frame(x, kernel, window):
         precision=window.precision,
     )
     return y.reshape(b, t, *y.shape[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _frame_by_frame(x, kernel, window):
+    return _per_frame(x, kernel, window)
+
+
+def _frame_by_frame_forward(x, kernel, window):
+    return _per_frame(x, kernel, window), (x, kernel)
+
+
+def _frame_by_frame_backward(window, residuals, dy):
+    x, kernel = residuals
+    (dx,) = jax.vjp(lambda x: _per_frame(x, kernel, window), x)[1](dy)
+    return dx, _kernel_gradient(x, kernel, dy, window)
+
+
+_frame_by_frame.defvjp(_frame_by_frame_forward, _frame_by_frame_backward)
+
+
+def _kernel_gradient(x, kernel, dy, window):
+    """Of a 2D convolution.
+
+    XLA sees cuDNN's operation for it, where there is no stride, only if as many zeros stand above
+    as below: a kernel of two rows gets a third one, of which the gradient is not needed.
+    """
+    above, below = window.rows
+    more = (max(below - above, 0), max(above - below, 0)) if window.stride == 1 else (0, 0)
+    window = window._replace(rows=(above + more[0], below + more[1]))
+    kernel = jnp.pad(kernel, (more, (0, 0), (0, 0), (0, 0)))
+    (gradient,) = jax.vjp(lambda k: _per_frame(x, k, window), kernel)[1](dy)
+    return gradient[more[0] : gradient.shape[0] - more[1]]
 
 
 def _seen_frames(x, kt, stride, before=None):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import GROUP_NORM_EPSILON, ODVAEConfig
+from odvae_jax.sharding import varying_alike
 
 Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
 """What a norm multiplies by and adds, float32, for each frame (s = t) or for all (s = 1)."""
@@ -49,9 +52,37 @@ def scaled(
     x: Float[Array, "b t h w c"], scales: Scales, *, activation: bool
 ) -> Float[Array, "b t h w c"]:
     """The norm, once its scales are known, and SiLU if `activation`."""
-    multiplier, addend = scales
+    return _scaled(*varying_alike(x, *scales), activation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scaled(x, multiplier, addend, activation):
     y = x.astype(jnp.float32) * multiplier + addend
     return (jax.nn.silu(y) if activation else y).astype(x.dtype)
+
+
+def _scaled_forward(x, multiplier, addend, activation):
+    return _scaled(x, multiplier, addend, activation), (x, multiplier, addend)
+
+
+def _scaled_backward(activation, residuals, dy):
+    """By hand for what SiLU's gradient is kept in, until it is summed and multiplied.
+
+    That is x's dtype; XLA would keep float32, twice the bytes.
+    """
+    x, multiplier, addend = residuals
+    x32 = x.astype(jnp.float32)
+    if activation:
+        _, pull = jax.vjp(jax.nn.silu, x32 * multiplier + addend)
+        (dy,) = pull(dy.astype(jnp.float32))
+        dy = jax.lax.optimization_barrier(dy.astype(x.dtype))
+    dy32 = dy.astype(jnp.float32)
+    axes = (1, 2, 3) if multiplier.shape[1] == 1 else (2, 3)
+    dmultiplier, daddend = (jnp.sum(a, axes, keepdims=True) for a in (dy32 * x32, dy32))
+    return (dy32 * multiplier).astype(x.dtype), dmultiplier, daddend
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def _group_statistics(x, axes, groups):
