@@ -1,0 +1,75 @@
+"""What a GPU runs, here: pairs of frames, and in bfloat16 the kernel, in interpret mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odvae_jax.layers import causal_conv, pairs_kernel
+from odvae_jax.layers.state import START
+from tests.conftest import random_video, small_model
+from tests.layers.test_causal_conv import on_a_gpu
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Whether the kernel ran since, while this is what runs on a GPU."""
+    on_a_gpu(monkeypatch)
+    monkeypatch.setattr(pairs_kernel, "_devices_can", lambda: True)
+    calls = []
+    run = pairs_kernel._run
+    monkeypatch.setattr(pairs_kernel, "_run", lambda *a: calls.append(1) or run(*a))
+    return calls
+
+
+def reconstructed(vae, video):
+    moments = vae.encoder(video)
+    return moments, vae.decoder(moments[..., : vae.config.latent_channels])
+
+
+def loss(vae, video):
+    return jnp.mean(jnp.abs(reconstructed(vae, video)[1] - video))
+
+
+@pytest.mark.full
+def test_a_float32_model_and_its_gradient_are_the_same(monkeypatch, gpu):
+    vae, video = small_model("v2", upsample="linear"), jnp.asarray(random_video(5, 16, 24, b=2))
+
+    def everything(vae, video):
+        return *reconstructed(vae, video), jax.grad(loss)(vae, video)
+
+    ours = jax.jit(lambda *a: everything(*a))(vae, video)
+    monkeypatch.setattr(causal_conv, "_by_platform", jax.lax.platform_dependent)
+    expected = jax.jit(lambda *a: everything(*a))(vae, video)
+    assert not gpu, "the kernel is for 16 bits"
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1, float(jnp.abs(b).max())))
+
+
+def test_a_bfloat16_model_is_as_near_to_float32_as_by_the_plain_path(monkeypatch, gpu):
+    exact = small_model(upsample="linear")
+    vae, video = small_model(upsample="linear", dtype="bfloat16"), random_video(5, 32, 32)
+    ours = jax.jit(lambda *a: reconstructed(*a))(vae, video)
+    assert gpu
+    monkeypatch.setattr(causal_conv, "_by_platform", jax.lax.platform_dependent)
+    plain = jax.jit(lambda *a: reconstructed(*a))(vae, video)
+    expected = jax.jit(lambda *a: reconstructed(*a))(exact, video)
+    for fast, slow, true in zip(ours, plain, expected, strict=True):
+        errors = [float(jnp.sqrt(jnp.mean((a - true) ** 2))) for a in (fast, slow)]
+        assert errors[0] < 1.6 * errors[1]
+        assert errors[1] < 0.1 * float(jnp.std(true))
+
+
+def test_chunks_are_the_whole_clip(gpu):
+    vae = small_model(norm="frame", time_upsample="nearest")
+    video = jnp.asarray(random_video(13, 16, 16))
+
+    def in_chunks(vae, video):
+        state, parts = START, []
+        for start, stop in ((0, 5), (5, 9), (9, 13)):
+            y, state = vae.encoder.chunk(video[:, start:stop], state)
+            parts.append(y)
+        return jnp.concatenate(parts, axis=1)
+
+    whole = jax.jit(lambda vae, video: vae.encoder(video))(vae, video)
+    np.testing.assert_allclose(jax.jit(in_chunks)(vae, video), whole, atol=1e-4)
