@@ -34,7 +34,8 @@ _LONGEST = flags.DEFINE_integer("longest", 0, "instructions to list, the longest
 
 CONVOLUTIONS = "convolutions"
 PRODUCTS = "matrix products"
-JOINED = "frames joined, norm and SiLU on the way, interpolation"
+KERNEL = "norm, SiLU and the sums of pairs, by the kernel"
+JOINED = "frames joined or interleaved, norm and SiLU on the way, interpolation"
 STATISTICS = "norm statistics and other sums"
 REST = "copies, residuals and the rest"
 
@@ -61,6 +62,8 @@ def kind(line, body):
     """Of an instruction's line, and of what it fuses."""
     if "__cudnn$conv" in line or re.search(r"\sconvolution\(", body):
         return CONVOLUTIONS
+    if "xla.gpu.triton" in line or "triton_kernel_call" in line:
+        return KERNEL
     if "gemm" in line or "__cublas" in line or re.search(r"\sdot\(", body):
         return PRODUCTS
     if re.search(r"\sreduce\(", body):
@@ -109,7 +112,7 @@ def breakdown(text, rate):
         counts[kinds.get(name, REST)] += 1
     print(f"{text}, variant {VARIANT.value}: {total * 1e3:.1f} ms of the device")
     for name, value in by_kind.most_common():
-        print(f"  {name:58}{value * 1e3:9.2f} ms{value / total:8.1%}{counts[name]:6} instructions")
+        print(f"  {name:70}{value * 1e3:9.2f} ms{value / total:8.1%}{counts[name]:6} instructions")
     whole, alone = (flops / s / rate for s in (total, max(by_kind[CONVOLUTIONS], 1e-12)))
     print(
         f"  {flops / 1e12:.2f} TFLOP: {whole:.2f} of the matrix rate, "
@@ -117,7 +120,7 @@ def breakdown(text, rate):
         flush=True,
     )
     for name, value in seconds.most_common(_LONGEST.value):
-        print(f"    {value * 1e3:8.3f} ms  {kinds.get(name, '?'):58}{name}")
+        print(f"    {value * 1e3:8.3f} ms  {kinds.get(name, '?'):70}{name}")
 
 
 def main(_):
