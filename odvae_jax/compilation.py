@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import jax
 
+from odvae_jax.layers import pairs_kernel
+
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in `~/.cache/odvae_jax`, unless JAX is told another place.
+    """Keeps compiled programs under `~/.cache/odvae_jax`, unless JAX is told another place.
 
     Compiling a model for a GPU takes minutes, most of them autotuning; the next process then has it
     in seconds. For programs, not for the library: it changes JAX's configuration.
     """
-    if not jax.config.jax_compilation_cache_dir:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax"))
+    if jax.config.jax_compilation_cache_dir:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # A program over several devices names the kernel's partitioning by its place in memory, which
+    # no other process shares. The folder's name stands for the kernel instead.
+    kernel = hashlib.sha256(Path(pairs_kernel.__file__).read_bytes()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / kernel))
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
