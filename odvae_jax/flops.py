@@ -89,15 +89,18 @@ def _equation(equation, outputs):
 
 def _taken(branches, platforms):
     """Those that the default platform may take, of a branch by platform or by value."""
-    for branch, names in zip(branches, platforms or (), strict=False):
-        if names is None or jax.default_backend() in _names(names):
-            return [branch]
-    return branches
+    if platforms is None:
+        return branches
+    return [next(b for b, names in zip(branches, platforms, strict=True) if _is_for(names))]
 
 
-def _names(platforms):
-    """JAX's names of devices for the platforms that a branch is for."""
-    return [{"cuda": "gpu", "rocm": "gpu"}.get(name, name) for name in platforms]
+def _is_for(platforms) -> bool:
+    """Whether the default platform is one of these; None stands for all others."""
+    platform = jax.default_backend()
+    if platform == "gpu":
+        version = jax.devices()[0].client.platform_version
+        platform = "rocm" if "rocm" in version.lower() else "cuda"
+    return platforms is None or platform in platforms
 
 
 def _is_literal(variable) -> bool:

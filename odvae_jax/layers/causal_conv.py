@@ -118,8 +118,8 @@ class CausalConv(nnx.Module):
         scales = None
         if norm is not None:
             scales = norm.scales(x)
-            # A whole clip meets the norm where it is convolved.
-            if state is not None or not _is_wide(kernel) or x.shape[1] == 1:
+            # Only a whole clip meets the norm where it is convolved.
+            if state is not None or doubled is not None:
                 x, scales = scaled(x, scales, activation=True), None
         if state is not None and kernel.shape[0] > 1:
             seen = x if before is None else jnp.concatenate([before, x], axis=1)
@@ -168,8 +168,7 @@ def causal_conv(
       precision: of float32.
       out_dtype: the input's unless told.
       before: the kt - 1 frames before `x`, where `x` does not begin a clip.
-      scales: of a norm which, with SiLU, comes first; only for a whole clip's wide convolution over
-        three frames.
+      scales: of a norm that `x`, but not `before`, goes through first, and then through SiLU.
     """
     y = _convolved(x, kernel, before, _window(kernel.shape[1], strides, precision), scales)
     return y.astype(out_dtype or x.dtype)
@@ -226,6 +225,8 @@ def _is_wide(kernel):
 
 
 def _convolved(x, kernel, before, window, scales=None):
+    if not _is_wide(kernel) or before is not None:
+        x, scales = _normed(x, scales), None
     if kernel.shape[0] == 1:
         return _frame_by_frame(*varying_alike(x[:, :: window.time_stride], kernel[0]), window)
     if not _is_wide(kernel):
@@ -296,9 +297,10 @@ def _wide_backward(window, residuals, dy):
 
     def frames_joined(x, kernel, scales, dy, in_pairs=False):
         y, pull = jax.vjp(_normed, x, scales)
-        if kernel.shape[1] == 1:
+        unstrided = (window.time_stride, window.stride) == (1, 1)
+        if unstrided and kernel.shape[1] == 1:
             normed_gradient = _input_gradient_by_taps(dy, kernel, window)
-        elif (window.time_stride, window.stride) == (1, 1):
+        elif unstrided:
             normed_gradient = _input_gradient(dy, kernel, window, in_pairs)
         else:
             _, pull_conv = jax.vjp(lambda y: _frames_joined(y, kernel, window=window), y)

@@ -7,8 +7,8 @@ to g2 the outputs d0 g0 + d1 g1 + d2 g2 and d1 g0 + d2 g1 + d3 g2 are
     m1 + m2 + m3   and   m2 - m3 - m4,   where   m1 = (d0 - d2) g0,
     m2 = (d1 + d2) (g0 + g1 + g2) / 2,   m3 = (d2 - d1) (g0 - g1 + g2) / 2,   m4 = (d1 - d3) g2
 
-and each product is a 2D convolution. Sums are taken in float32 and rounded once, before a product
-and after it.
+and each product is a 2D convolution. Frames and kernels are summed in float32 and rounded to what
+is convolved; the products, as rounded as any convolution's result, are summed in float32 again.
 """
 
 from __future__ import annotations

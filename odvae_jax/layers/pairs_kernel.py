@@ -18,6 +18,9 @@ from jax.experimental.pallas import triton
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from odvae_jax.layers import frame_pairs
+from odvae_jax.layers.group_norm import scaled
+
 _BLOCK = 4096  # values of a frame that a program takes
 _VALUES_PER_WARP = 512
 _CAPABILITY = 8.0  # of NVIDIA's GPUs from which on they compute in bfloat16
@@ -31,7 +34,9 @@ def runs_here(x: jax.Array) -> bool:
     """
     axes = jax.typeof(x).sharding.mesh.axis_types
     return (
-        x.dtype.itemsize == 2
+        x.shape[0] > 0
+        and x.shape[1] > 1
+        and x.dtype.itemsize == 2
         and x.shape[-1].bit_count() == 1
         and all(axis == AxisType.Auto for axis in axes)
         and _devices_can()
@@ -45,19 +50,41 @@ def _devices_can() -> bool:
     )
 
 
+@jax.custom_vjp
 def pair_inputs(
     x: Float[Array, "b t h w c"],
     multiplier: Float[Array, "b s 1 1 c"],
     addend: Float[Array, "b s 1 1 c"],
 ) -> list[Float[Array, "b _ h w c"]]:
-    """What the four products of a clip's pairs convolve, as `frame_pairs.inputs` has it.
+    """What the four products of a clip's pairs convolve, as `frame_pairs.pair_inputs` has it.
 
     Args:
-      x: the clip, from its beginning.
+      x: the clip, from its beginning; two frames at least.
       multiplier: of the norm, float32, for each frame or for all.
       addend: alike.
     """
     return _over_batches(x, multiplier[:, :, 0, 0], addend[:, :, 0, 0])
+
+
+def written_out(
+    x: Float[Array, "b t h w c"],
+    multiplier: Float[Array, "b s 1 1 c"],
+    addend: Float[Array, "b s 1 1 c"],
+) -> list[Float[Array, "b _ h w c"]]:
+    """The same by XLA."""
+    y = scaled(x, (multiplier, addend), activation=True)
+    return frame_pairs.pair_inputs(jnp.concatenate([y[:, :1]] * 2 + [y], axis=1), still=True)
+
+
+def _forward(*arrays):
+    return pair_inputs(*arrays), arrays
+
+
+def _backward(arrays, gradients):
+    return jax.vjp(written_out, *arrays)[1](gradients)
+
+
+pair_inputs.defvjp(_forward, _backward)
 
 
 def _over_batches(*arrays):
@@ -65,7 +92,8 @@ def _over_batches(*arrays):
 
     @jax.custom_batching.custom_vmap
     def run(*arrays):
-        return _partitioned(*arrays)
+        # Where nothing can be spread, a program is freer without the rule for it.
+        return (_partitioned if jax.device_count() > 1 else _run)(*arrays)
 
     @run.def_vmap
     def batched(size, in_batched, *arrays):
@@ -85,16 +113,27 @@ def _partitioned(x, multiplier, addend):
     return _run(x, multiplier, addend)
 
 
-def _partition(mesh, arguments, results):
+def _shardings(mesh, x):
     """Clips, rows and columns may be spread over devices; frames and channels are not."""
-    clips, _, rows, columns, _ = (*arguments[0].sharding.spec, *(None,) * 5)[:5]
+    spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else ()
+    clips, _, rows, columns, _ = (*spec, *(None,) * 5)[:5]
     large = NamedSharding(mesh, PartitionSpec(clips, None, rows, columns, None))
-    small = NamedSharding(mesh, PartitionSpec(clips, None, None))
+    return large, NamedSharding(mesh, PartitionSpec(clips, None, None))
+
+
+def _partition(mesh, arguments, results):
+    large, small = _shardings(mesh, arguments[0])
     return mesh, _run, jax.tree.map(lambda _: large, results), (large, small, small)
+
+
+def _infer(mesh, arguments, results):
+    large, _ = _shardings(mesh, arguments[0])
+    return jax.tree.map(lambda _: large, results)
 
 
 _partitioned.def_partition(
     _partition,
+    infer_sharding_from_operands=_infer,
     sharding_rule="b t h w c, b s c, b s c -> b m h w c, b n h w c, b m h w c, b m h w c",
     need_replication_factors=("t", "c", "s", "m", "n"),
 )

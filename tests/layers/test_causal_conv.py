@@ -132,10 +132,34 @@ def scales(b, s, c):
     return jnp.asarray(1 + 0.3 * multiplier), jnp.asarray(0.3 * addend)
 
 
+def test_operations_are_counted_of_what_the_platform_does(monkeypatch):
+    x, kernel = map(jnp.asarray, inputs(9, 24))
+    counted = count_flops(module.causal_conv, x, kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert count_flops(module.causal_conv, x, kernel) < 0.7 * counted
+
+
+@pytest.mark.parametrize("strides", [(2, 1), *full((1, 2), (2, 2))], ids=str)
+def test_a_strided_kernel_of_one_row_has_its_gradient(strides):
+    x, kernel = map(jnp.asarray, inputs(5, 24, k=1))
+
+    def run(lowering):
+        y, pull = jax.vjp(lowering, x, kernel)
+        return pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    window = module._window(1, strides, "highest")
+    ours = run(lambda x, k: module.causal_conv(x, k, strides, "highest"))
+    for a, b in zip(ours, run(functools.partial(module._plain_3d, window=window)), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4)
+
+
 @pytest.mark.parametrize("platform", ["default", "cuda", *full("tpu")])
-@pytest.mark.parametrize("t", [5, *full(2, 6)])
-def test_a_norm_on_the_way_is_one_before(monkeypatch, platform, t):
-    x, kernel = map(jnp.asarray, inputs(t, 24))
+@pytest.mark.parametrize(
+    "case", [(5, 24, 3), (5, 3, 3), (1, 7, 1), *full((2, 24, 3), (6, 24, 3))], ids=str
+)
+def test_a_norm_on_the_way_is_one_before(monkeypatch, platform, case):
+    t, out_features, kt = case
+    x, kernel = map(jnp.asarray, inputs(t, out_features, kt))
     monkeypatch.setattr(module, "_by_platform", lambda *a, **lowerings: lowerings[platform](*a))
 
     def within(x, kernel, scales):

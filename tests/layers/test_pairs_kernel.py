@@ -1,5 +1,7 @@
 """The kernel against the sums written out, in interpret mode: outputs begin as NaN there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from odvae_jax.layers import causal_conv, frame_pairs, pairs_kernel
-from odvae_jax.layers.group_norm import scaled
+from odvae_jax.layers import causal_conv, pairs_kernel
 from tests.conftest import full
 from tests.layers.test_causal_conv import on_a_gpu, scales
 
@@ -18,10 +19,9 @@ def clip(b, t, h, w, c):
     return jnp.asarray(x, jnp.bfloat16)
 
 
-def written_out(x, multiplier, addend):
+def written_out(x, *scales):
     """In float32, from the activated frames."""
-    y = scaled(x.astype(jnp.float32), (multiplier, addend), activation=True)
-    return frame_pairs.pair_inputs(jnp.concatenate([y[:, :1]] * 2 + [y], axis=1), still=True)
+    return pairs_kernel.written_out(x.astype(jnp.float32), *scales)
 
 
 def assert_equal_but_for_rounding(ours, expected):
@@ -71,6 +71,28 @@ def test_clips_rows_and_columns_stay_where_they_are():
     shards = [y.sharding.shard_shape(y.shape) for y in ours]
     assert shards == [(2, n, 4, 4, 8) for n in (2, 3, 2, 2)]
     assert "all-gather" not in run.lower(spread, *small).compile().as_text()
+
+
+def test_a_mesh_in_context_need_not_spread_anything():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    arguments = clip(4, 5, 4, 4, 8), *scales(4, 1, 8)
+    with jax.set_mesh(mesh):
+        ours = jax.jit(lambda *a: pairs_kernel.pair_inputs(*a))(*arguments)
+    assert_equal_but_for_rounding(ours, written_out(*arguments))
+
+
+def test_its_gradient_is_that_of_the_sums_written_out():
+    def total(function, *arguments):
+        return sum(jnp.sum(jnp.sin(y.astype(jnp.float32))) for y in function(*arguments))
+
+    arguments = clip(2, 5, 4, 4, 8), *scales(2, 1, 8)
+    ours, expected = (
+        jax.grad(functools.partial(total, f), argnums=(0, 1, 2))(*arguments)
+        for f in (pairs_kernel.pair_inputs, pairs_kernel.written_out)
+    )
+    for a, b in zip(ours, expected, strict=True):
+        a, b = (v.astype(jnp.float32) for v in (a, b))
+        np.testing.assert_allclose(a, b, atol=0.05 * float(jnp.std(b)), rtol=0.02)
 
 
 @pytest.mark.parametrize("axes", ["none", "auto", "manual"])
