@@ -225,35 +225,31 @@ def _is_wide(kernel):
 
 
 def _convolved(x, kernel, before, window, scales=None):
-    if not _is_wide(kernel) or before is not None:
-        x, scales = _normed(x, scales), None
+    if _is_wide(kernel) and before is None:
+        x, kernel, *scales = varying_alike(x, kernel, *(scales or ()))
+        return _wide(x, kernel, tuple(scales) or None, window)
+    x = _normed(x, scales)
     if kernel.shape[0] == 1:
         return _frame_by_frame(*varying_alike(x[:, :: window.time_stride], kernel[0]), window)
     if not _is_wide(kernel):
         return _taps_summed(x, kernel, before, window=window)
-    if before is not None:
-        return _lowered(x, kernel, before, window=window)
-    if scales is None:
-        return _wide(*varying_alike(x, kernel), None, window)
-    x, kernel, *scales = varying_alike(x, kernel, *scales)
-    return _wide(x, kernel, tuple(scales), window)
+    return _lowered(x, kernel, None, before, window)
 
 
-def _lowered(x, kernel, before, *, window):
+def _lowered(x, kernel, scales, before, window):
     """The one choice of how, by platform and by what the convolution is."""
 
-    def joined_or_in_pairs(x, kernel, before):
-        pairs = _has_pairs(kernel, window)
-        return (_in_pairs if pairs else _frames_joined)(x, kernel, before, window=window)
+    def plain_3d(x, kernel, scales, before):
+        return _plain_3d(_normed(x, scales), kernel, before, window=window)
 
-    return _by_platform(
-        x,
-        kernel,
-        before,
-        tpu=functools.partial(_plain_3d, window=window),
-        cuda=joined_or_in_pairs,
-        default=functools.partial(_frames_joined, window=window),
-    )
+    def frames_joined(x, kernel, scales, before):
+        return _frames_joined(_normed(x, scales), kernel, before, window=window)
+
+    def in_pairs(x, kernel, scales, before):
+        return _in_pairs(x, kernel, before, scales, window=window)
+
+    cuda = in_pairs if _has_pairs(kernel, window) else frames_joined
+    return _by_platform(x, kernel, scales, before, tpu=plain_3d, cuda=cuda, default=frames_joined)
 
 
 def _by_platform(*arrays, **lowerings):
@@ -269,19 +265,7 @@ def _has_pairs(kernel, window):
 # SiLU are computed again. The kernel's is taken a time tap, or a product of pairs, at a time.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _wide(x, kernel, scales, window):
-    def in_pairs(x, kernel, scales):
-        if not _has_pairs(kernel, window):
-            return _frames_joined(_normed(x, scales), kernel, window=window)
-        return _products(_pair_inputs(x, scales), kernel, window, x.shape[1])
-
-    return _by_platform(
-        x,
-        kernel,
-        scales,
-        tpu=lambda x, kernel, scales: _plain_3d(_normed(x, scales), kernel, window=window),
-        cuda=in_pairs,
-        default=lambda x, kernel, scales: _frames_joined(_normed(x, scales), kernel, window=window),
-    )
+    return _lowered(x, kernel, scales, None, window)
 
 
 def _wide_forward(x, kernel, scales, window):
@@ -336,7 +320,7 @@ def _pair_inputs(x, scales):
     """What the products of a whole clip's pairs convolve."""
     if scales is not None and pairs_kernel.runs_here(x):
         return pairs_kernel.pair_inputs(x, *scales)
-    return frame_pairs.pair_inputs(_repeat_first(_normed(x, scales), 2), still=True)
+    return frame_pairs.clip_inputs(_normed(x, scales))
 
 
 def _products(inputs, kernel, window, count):
@@ -361,9 +345,11 @@ def _frames_joined(x, kernel, before=None, *, window):
     return _per_frame(joined, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d), window)
 
 
-def _in_pairs(x, kernel, before=None, *, window):
-    frames = _preceded(x, 3, 1, before)
-    inputs = frame_pairs.pair_inputs(frames, still=before is None)
+def _in_pairs(x, kernel, before=None, scales=None, *, window):
+    if before is None:
+        inputs = _pair_inputs(x, scales)
+    else:
+        inputs = frame_pairs.pair_inputs(_preceded(x, 3, 1, before), still=False)
     return _products(inputs, kernel, window, x.shape[1])
 
 

@@ -74,6 +74,11 @@ def kernel_gradient(
     return jnp.stack([g1 + outer, (g2 - g3) / 2, outer - g4])
 
 
+def clip_inputs(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b _ h w c"]]:
+    """`pair_inputs` of a clip from its beginning, before which its first frame stands twice."""
+    return pair_inputs(jnp.concatenate([x[:, :1]] * 2 + [x], axis=1), still=True)
+
+
 def pair_inputs(
     frames: Float[Array, "b s h w c"], *, still: bool
 ) -> list[Float[Array, "b _ h w c"]]:

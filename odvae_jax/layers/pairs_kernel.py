@@ -56,7 +56,7 @@ def pair_inputs(
     multiplier: Float[Array, "b s 1 1 c"],
     addend: Float[Array, "b s 1 1 c"],
 ) -> list[Float[Array, "b _ h w c"]]:
-    """What the four products of a clip's pairs convolve, as `frame_pairs.pair_inputs` has it.
+    """What the four products of a clip's pairs convolve, as `frame_pairs.clip_inputs` has it.
 
     Args:
       x: the clip, from its beginning; two frames at least.
@@ -72,8 +72,7 @@ def written_out(
     addend: Float[Array, "b s 1 1 c"],
 ) -> list[Float[Array, "b _ h w c"]]:
     """The same by XLA."""
-    y = scaled(x, (multiplier, addend), activation=True)
-    return frame_pairs.pair_inputs(jnp.concatenate([y[:, :1]] * 2 + [y], axis=1), still=True)
+    return frame_pairs.clip_inputs(scaled(x, (multiplier, addend), activation=True))
 
 
 def _forward(*arrays):
