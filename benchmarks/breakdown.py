@@ -34,9 +34,9 @@ _LONGEST = flags.DEFINE_integer("longest", 0, "instructions to list, the longest
 
 CONVOLUTIONS = "convolutions"
 PRODUCTS = "matrix products"
-KERNEL = "norm, SiLU and the sums of pairs, by the kernel"
-JOINED = "frames joined or interleaved, norm and SiLU on the way, interpolation"
-STATISTICS = "norm statistics and other sums"
+KERNEL = "norms, SiLU and what pairs convolve, by the kernels"
+JOINED = "frames joined or interleaved, products of pairs summed, interpolation"
+STATISTICS = "other sums"
 REST = "copies, residuals and the rest"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from odvae_jax.layers import pairs_kernel
+from odvae_jax.layers import norm_kernels
 
 
 def use_compilation_cache() -> None:
@@ -22,6 +22,6 @@ def use_compilation_cache() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     # A program over several devices names the kernel's partitioning by its place in memory, which
     # no other process shares. The folder's name stands for the kernel instead.
-    kernel = hashlib.sha256(Path(pairs_kernel.__file__).read_bytes()).hexdigest()[:12]
+    kernel = hashlib.sha256(Path(norm_kernels.__file__).read_bytes()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / kernel))
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)

@@ -9,7 +9,7 @@ import pytest
 _ANOTHER_PROCESS = """
 import jax, jax.numpy as jnp
 from odvae_jax.compilation import use_compilation_cache
-from odvae_jax.layers.pairs_kernel import pair_inputs
+from odvae_jax.layers.norm_kernels import norm_silu_pairs
 
 use_compilation_cache()
 events = []
@@ -17,9 +17,9 @@ jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 over_clips = jax.NamedSharding(mesh, jax.P("data"))
 x = jax.device_put(jnp.ones((2, 5, 4, 4, 8), jnp.bfloat16), over_clips)
-scale = jnp.ones((2, 1, 1, 1, 8))
+scale = jnp.ones((2, 1, 8))
 events.clear()
-jax.block_until_ready(jax.jit(pair_inputs)(x, scale, scale))
+jax.block_until_ready(jax.jit(norm_silu_pairs)(x, scale, scale))
 print(sum(event.endswith("cache_misses") for event in events))
 """
 

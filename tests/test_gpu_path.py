@@ -1,11 +1,11 @@
-"""What a GPU runs, here: pairs of frames, and in bfloat16 the kernel, in interpret mode."""
+"""What a GPU runs, here: pairs of frames, and in bfloat16 the kernels, in interpret mode."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odvae_jax.layers import causal_conv, pairs_kernel
+from odvae_jax.layers import norm_kernels, platforms
 from odvae_jax.layers.state import START
 from tests.conftest import random_video, small_model
 from tests.layers.test_causal_conv import on_a_gpu
@@ -13,12 +13,13 @@ from tests.layers.test_causal_conv import on_a_gpu
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Whether the kernel ran since, while this is what runs on a GPU."""
+    """The kernels that ran since, while this is what runs on a GPU."""
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(pairs_kernel, "_devices_can", lambda: True)
-    calls = []
-    run = pairs_kernel._run
-    monkeypatch.setattr(pairs_kernel, "_run", lambda *a: calls.append(1) or run(*a))
+    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
+    calls, call = set(), norm_kernels._call
+    monkeypatch.setattr(
+        norm_kernels, "_call", lambda kernel, *a: calls.add(kernel.func) or call(kernel, *a)
+    )
     return calls
 
 
@@ -39,9 +40,9 @@ def test_a_float32_model_and_its_gradient_are_the_same(monkeypatch, gpu):
         return *reconstructed(vae, video), jax.grad(loss)(vae, video)
 
     ours = jax.jit(lambda *a: everything(*a))(vae, video)
-    monkeypatch.setattr(causal_conv, "_by_platform", jax.lax.platform_dependent)
+    monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
     expected = jax.jit(lambda *a: everything(*a))(vae, video)
-    assert not gpu, "the kernel is for 16 bits"
+    assert not gpu, "the kernels are for 16 bits"
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1, float(jnp.abs(b).max())))
 
@@ -50,8 +51,9 @@ def test_a_bfloat16_model_is_as_near_to_float32_as_by_the_plain_path(monkeypatch
     exact = small_model(upsample="linear")
     vae, video = small_model(upsample="linear", dtype="bfloat16"), random_video(5, 32, 32)
     ours = jax.jit(lambda *a: reconstructed(*a))(vae, video)
-    assert gpu
-    monkeypatch.setattr(causal_conv, "_by_platform", jax.lax.platform_dependent)
+    assert len(gpu) == 3, "statistics, norms of their own, and norms of pairs"
+    monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
+    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: False)
     plain = jax.jit(lambda *a: reconstructed(*a))(vae, video)
     expected = jax.jit(lambda *a: reconstructed(*a))(exact, video)
     for fast, slow, true in zip(ours, plain, expected, strict=True):

@@ -8,7 +8,7 @@ Four ways to lower the 3D one, by measurement (docs/performance.md):
 
 - `_in_pairs`: two outputs at a time, with two thirds of the operations (odvae_jax/layers/
   frame_pairs.py). The fastest on an NVIDIA GPU. It takes no stride in time. What a clip's pairs
-  convolve is made from it by a kernel, norm and SiLU included (odvae_jax/layers/pairs_kernel.py).
+  convolve is made from it by a kernel, norm and SiLU included (odvae_jax/layers/norm_kernels.py).
 - `_frames_joined`: the three frames side by side as channels, then one 2D convolution. On a CPU,
   and on all GPUs with a stride in time; the plain 3D convolution falls off a cliff there at large
   sizes.
@@ -16,6 +16,9 @@ Four ways to lower the 3D one, by measurement (docs/performance.md):
   shifted in time and summed in float32. For few output channels, where joining the input would cost
   most.
 - `_plain_3d`: XLA's own 3D convolution, for TPUs.
+
+Two things more for the sake of cuDNN, in `_columns_joined` and `_evenly_padded`: it takes few input
+channels, RGB, as slowly as many, and the same number of zeros on both sides.
 
 After a doubling of rows and columns, `conv_of_doubled` computes the same from the small input, with
 4/9 of the operations where it repeats and a quarter where it interpolates.
@@ -33,13 +36,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Interpolation, ODVAEConfig
-from odvae_jax.layers import frame_pairs, pairs_kernel
+from odvae_jax.layers import frame_pairs, platforms
 from odvae_jax.layers.group_norm import GroupNorm, Scales, scaled
 from odvae_jax.layers.interpolation import interpolation_convolved
 from odvae_jax.layers.state import State, carried
 from odvae_jax.sharding import varying_alike
 
 _NARROW_OUTPUT = 16  # output channels up to which the taps are summed after the convolution
+_NARROW_INPUT = 32  # input channels up to which frames and columns are joined for cuDNN
 
 Generator = np.random.Generator | None
 """Where initial kernels come from; None makes them zero, for models whose shapes alone matter."""
@@ -248,17 +252,29 @@ def _lowered(x, kernel, scales, before, window):
     def in_pairs(x, kernel, scales, before):
         return _in_pairs(x, kernel, before, scales, window=window)
 
-    cuda = in_pairs if _has_pairs(kernel, window) else frames_joined
-    return _by_platform(x, kernel, scales, before, tpu=plain_3d, cuda=cuda, default=frames_joined)
+    def columns_joined_too(x, kernel, scales, before):
+        y = _normed(x, scales)
+        return _frames_joined(y, kernel, before, window=window, convolve=_columns_joined)
 
-
-def _by_platform(*arrays, **lowerings):
-    return jax.lax.platform_dependent(*arrays, **lowerings)
+    cuda = frames_joined
+    if _has_pairs(kernel, window):
+        cuda = in_pairs
+    elif _is_narrow_input(kernel.shape, window):
+        cuda = columns_joined_too
+    return platforms.by_platform(
+        x, kernel, scales, before, tpu=plain_3d, cuda=cuda, default=frames_joined
+    )
 
 
 def _has_pairs(kernel, window):
     # 1×1 kernels do little work for each value that pairs would write.
-    return window.time_stride == 1 and kernel.shape[1] > 1
+    wide = kernel.shape[1] > 1 and not _is_narrow_input(kernel.shape, window)
+    return window.time_stride == 1 and wide
+
+
+def _is_narrow_input(shape, window):
+    kt, _, kw, c, _ = shape
+    return kw > 1 and window.stride == 1 and kt * kw * c <= _NARROW_INPUT
 
 
 # The gradient is written by hand so that nothing larger than the input is kept for it: the norm and
@@ -304,7 +320,7 @@ def _wide_backward(window, residuals, dy):
     def joined_or_in_pairs(x, kernel, scales, dy):
         return frames_joined(x, kernel, scales, dy, _has_pairs(kernel, window))
 
-    return _by_platform(
+    return platforms.by_platform(
         *residuals, dy, tpu=plain_3d, cuda=joined_or_in_pairs, default=frames_joined
     )
 
@@ -318,9 +334,9 @@ def _normed(x, scales):
 
 def _pair_inputs(x, scales):
     """What the products of a whole clip's pairs convolve."""
-    if scales is not None and pairs_kernel.runs_here(x):
-        return pairs_kernel.pair_inputs(x, *scales)
-    return frame_pairs.clip_inputs(_normed(x, scales))
+    if scales is None:
+        return frame_pairs.clip_inputs(x)
+    return frame_pairs.normed_clip_inputs(x, scales)
 
 
 def _products(inputs, kernel, window, count):
@@ -339,10 +355,11 @@ def _plain_3d(x, kernel, before=None, *, window):
     )
 
 
-def _frames_joined(x, kernel, before=None, *, window):
+def _frames_joined(x, kernel, before=None, *, window, convolve=None):
     kt, kh, kw, c, d = kernel.shape
     joined = jnp.concatenate(_seen_frames(x, kt, window.time_stride, before), axis=-1)
-    return _per_frame(joined, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d), window)
+    kernel = jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d)
+    return (convolve or _per_frame)(joined, kernel, window)
 
 
 def _in_pairs(x, kernel, before=None, scales=None, *, window):
@@ -417,11 +434,45 @@ def _per_frame(x, kernel, window):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _frame_by_frame(x, kernel, window):
-    return _per_frame(x, kernel, window)
+    def per_frame(x, kernel):
+        return _per_frame(x, kernel, window)
+
+    cuda = per_frame
+    if _is_narrow_input((1, *kernel.shape), window):
+        cuda = functools.partial(_columns_joined, window=window)
+    elif window.stride == 2:
+        cuda = functools.partial(_evenly_padded, window=window)
+    return platforms.by_platform(x, kernel, cuda=cuda, default=per_frame)
+
+
+def _columns_joined(x, kernel, window):
+    """`_per_frame`, the columns that the kernel sees side by side as channels, a multiple of 16."""
+    kh, kw, c, d = kernel.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), window.columns, (0, 0)))
+    width, missing = x.shape[3] - kw + 1, -kw * c % 16
+    columns = [x[:, :, :, i : i + width] for i in range(kw)]
+    columns.append(jnp.zeros((*columns[0].shape[:-1], missing), x.dtype))
+    kernel = jnp.pad(kernel.reshape(kh, 1, kw * c, d), ((0, 0), (0, 0), (0, missing), (0, 0)))
+    return _per_frame(jnp.concatenate(columns, -1), kernel, window._replace(columns=(0, 0)))
+
+
+def _evenly_padded(x, kernel, window):
+    """`_per_frame` with a stride of two: two zeros on each side, what comes of the first two cut.
+
+    With none above and one below, XLA would write the whole input again with its zeros.
+    """
+    h, w = (
+        (n + sum(pad) - k) // 2 + 1
+        for n, pad, k in zip(
+            x.shape[2:4], (window.rows, window.columns), kernel.shape[:2], strict=True
+        )
+    )
+    y = _per_frame(x, kernel, window._replace(rows=(2, 2), columns=(2, 2)))
+    return y[:, :, 1 : 1 + h, 1 : 1 + w]
 
 
 def _frame_by_frame_forward(x, kernel, window):
-    return _per_frame(x, kernel, window), (x, kernel)
+    return _frame_by_frame(x, kernel, window), (x, kernel)
 
 
 def _frame_by_frame_backward(window, residuals, dy):

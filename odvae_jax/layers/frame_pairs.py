@@ -19,6 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odvae_jax.layers import norm_kernels
+from odvae_jax.layers.group_norm import Scales, scaled
+
 
 def convolved(
     inputs: list[Float[Array, "b _ h w c"]],
@@ -77,6 +80,35 @@ def kernel_gradient(
 def clip_inputs(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b _ h w c"]]:
     """`pair_inputs` of a clip from its beginning, before which its first frame stands twice."""
     return pair_inputs(jnp.concatenate([x[:, :1]] * 2 + [x], axis=1), still=True)
+
+
+def normed_clip_inputs(
+    x: Float[Array, "b t h w c"], scales: Scales
+) -> list[Float[Array, "b _ h w c"]]:
+    """`clip_inputs` of a clip that goes through a norm and SiLU first. For NVIDIA GPUs."""
+    if x.shape[1] > 1 and norm_kernels.runs_here(x):
+        return _in_one_pass(x, *scales)
+    return _written_out(x, *scales)
+
+
+def _written_out(x, *scales):
+    return clip_inputs(scaled(x, scales, activation=True))
+
+
+@jax.custom_vjp
+def _in_one_pass(x, *scales):
+    return norm_kernels.norm_silu_pairs(x, *(a[:, :, 0, 0] for a in scales))
+
+
+def _forward(*arrays):
+    return _in_one_pass(*arrays), arrays
+
+
+def _backward(arrays, gradients):
+    return jax.vjp(_written_out, *arrays)[1](gradients)
+
+
+_in_one_pass.defvjp(_forward, _backward)
 
 
 def pair_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import GROUP_NORM_EPSILON, ODVAEConfig
+from odvae_jax.layers import norm_kernels, platforms
 from odvae_jax.sharding import varying_alike
 
 Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
@@ -57,8 +59,17 @@ def scaled(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scaled(x, multiplier, addend, activation):
-    y = x.astype(jnp.float32) * multiplier + addend
-    return (jax.nn.silu(y) if activation else y).astype(x.dtype)
+    def written_out(x, multiplier, addend):
+        y = x.astype(jnp.float32) * multiplier + addend
+        return (jax.nn.silu(y) if activation else y).astype(x.dtype)
+
+    def in_one_pass(x, *scales):
+        return norm_kernels.norm_silu(x, *(a[:, :, 0, 0] for a in scales))[0]
+
+    arrays = x, multiplier, addend
+    if activation and norm_kernels.runs_here(x):
+        return platforms.by_platform(*arrays, cuda=in_one_pass, default=written_out)
+    return written_out(*arrays)
 
 
 def _scaled_forward(x, multiplier, addend, activation):
@@ -92,14 +103,42 @@ def _group_statistics(x, axes, groups):
     vectors. bfloat16 input takes one pass, E[x²] - E[x]²: its own rounding is coarser than what
     cancels there. float32 input is centred first.
     """
-    x32 = x.astype(jnp.float32)
-    mean = jnp.mean(x32, axes, keepdims=True)
     if x.dtype == jnp.float32:
-        centre = _group_mean(mean, groups)
-        return centre, _group_mean(jnp.mean((x32 - centre) ** 2, axes, keepdims=True), groups)
-    square = jnp.mean(x32**2, axes, keepdims=True)
-    mean, square = _group_mean(mean, groups), _group_mean(square, groups)
+        centre = _group_mean(jnp.mean(x, axes, keepdims=True), groups)
+        return centre, _group_mean(jnp.mean((x - centre) ** 2, axes, keepdims=True), groups)
+    moments = _moments_in_one_pass if norm_kernels.runs_here(x) else _moments
+    mean, square = (_group_mean(moment, groups) for moment in moments(x, axes))
     return mean, jnp.maximum(square - mean**2, 0.0)
+
+
+def _moments(x, axes):
+    """The means, in float32, of each channel and of its squares."""
+    x32 = x.astype(jnp.float32)
+    return jnp.mean(x32, axes, keepdims=True), jnp.mean(x32**2, axes, keepdims=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _moments_in_one_pass(x, axes):
+    def in_one_pass(x):
+        count = math.prod(x.shape[axis] for axis in axes)
+        sums = norm_kernels.channel_sums(x)
+        return tuple(jnp.sum(y[:, :, :, None], axes, keepdims=True) / count for y in sums)
+
+    def written_out(x):
+        return _moments(x, axes)
+
+    return platforms.by_platform(x, cuda=in_one_pass, default=written_out)
+
+
+def _moments_forward(x, axes):
+    return _moments_in_one_pass(x, axes), x
+
+
+def _moments_backward(axes, x, gradients):
+    return jax.vjp(lambda x: _moments(x, axes), x)[1](gradients)
+
+
+_moments_in_one_pass.defvjp(_moments_forward, _moments_backward)
 
 
 def _group_mean(channels, groups):

@@ -8,6 +8,7 @@ import scipy.ndimage
 
 from odvae_jax.flops import count_flops
 from odvae_jax.layers import causal_conv as module
+from odvae_jax.layers import platforms
 from odvae_jax.layers.group_norm import scaled
 from odvae_jax.layers.interpolation import interpolated
 from tests.conftest import full
@@ -66,7 +67,7 @@ def test_convolution_is_its_definition(kt, k, out_features, t, strides):
 
 def on_a_gpu(monkeypatch):
     """What a GPU runs, here."""
-    monkeypatch.setattr(module, "_by_platform", lambda *arrays, cuda, **others: cuda(*arrays))
+    monkeypatch.setattr(platforms, "by_platform", lambda *arrays, cuda, **others: cuda(*arrays))
 
 
 @pytest.mark.parametrize("t", [5, *full(1, 2, 6, 9)])
@@ -91,6 +92,36 @@ def test_every_lowering_and_its_gradient_is_the_plain_ones(monkeypatch, strides,
             np.testing.assert_allclose(a, b, atol=3e-4, err_msg=str(i))
     pairs, plain = (count_flops(lowerings[i], x, kernel) for i in (3, 1))
     assert strides[0] > 1 or t == 1 or pairs < 0.9 * plain
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (1, 3, (1, 1), (8, 6)),
+        (3, 3, (1, 1), (8, 6)),
+        (1, 16, (1, 2), (8, 6)),
+        *full((1, 16, (1, 2), (7, 5)), (1, 3, (1, 2), (8, 6)), (3, 3, (1, 2), (8, 6))),
+    ],
+    ids=str,
+)
+def test_what_cudnn_takes_best_is_the_same(monkeypatch, case):
+    kt, channels, strides, size = case
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 3, *size, channels)).astype(np.float32))
+    kernel = jnp.asarray(rng.standard_normal((kt, 3, 3, channels, 24)).astype(np.float32))
+
+    def run(x, kernel):
+        y, pull = jax.vjp(lambda *a: module.causal_conv(*a, strides, "highest"), x, kernel)
+        return (y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)))
+
+    def lines():
+        return str(jax.make_jaxpr(lambda *a: run(*a))(x, kernel)).count("\n")
+
+    expected, plain = run(x, kernel), lines()
+    on_a_gpu(monkeypatch)
+    assert lines() != plain
+    for a, b in zip(run(x, kernel), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-4)
 
 
 @pytest.mark.parametrize("t", [3, *full(1, 2, 5)])
@@ -160,7 +191,7 @@ def test_a_strided_kernel_of_one_row_has_its_gradient(strides):
 def test_a_norm_on_the_way_is_one_before(monkeypatch, platform, case):
     t, out_features, kt = case
     x, kernel = map(jnp.asarray, inputs(t, out_features, kt))
-    monkeypatch.setattr(module, "_by_platform", lambda *a, **lowerings: lowerings[platform](*a))
+    monkeypatch.setattr(platforms, "by_platform", lambda *a, **lowerings: lowerings[platform](*a))
 
     def within(x, kernel, scales):
         return module.causal_conv(x, kernel, precision="highest", scales=scales)

@@ -1,0 +1,252 @@
+"""What stands between the convolutions on an NVIDIA GPU, each in one pass at the memory's speed.
+
+XLA's own are slower: its reductions over positions, its elementwise loops, which read the scales
+again for each value, and most of all what pairs of frames convolve (odvae_jax/layers/
+frame_pairs.py), of which it makes three passes. Each kernel's callers hold the same written out,
+for where it does not run, and its gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.pallas import triton
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+_BLOCK = 4096  # values that a program takes at a time
+_ROWS = 4  # of a frame that a program sums
+_CAPABILITY = 8.0  # of NVIDIA's GPUs from which on they compute in bfloat16
+
+
+def runs_here(x: jax.Array) -> bool:
+    """Whether the kernels take this clip [B, T, H, W, C], on the devices of this process.
+
+    Their blocks are powers of two, and so must C be. Inside `shard_map` and over explicit mesh axes
+    they do not run.
+    """
+    axes = jax.typeof(x).sharding.mesh.axis_types
+    return (
+        x.size > 0
+        and x.dtype.itemsize == 2
+        and x.shape[-1].bit_count() == 1
+        and all(axis == AxisType.Auto for axis in axes)
+        and _devices_can()
+    )
+
+
+def _devices_can() -> bool:
+    devices = jax.local_devices() if jax.default_backend() == "gpu" else []
+    return bool(devices) and all(
+        "NVIDIA" in d.device_kind and float(d.compute_capability) >= _CAPABILITY for d in devices
+    )
+
+
+def _spread(rule: str, together: tuple[str, ...]) -> Callable:
+    """Makes a kernel's call one that can be spread over devices, and under `vmap` takes more clips.
+
+    Args:
+      rule: which axes of its arrays are the same, as `custom_partitioning` has it; the first array
+        is a clip.
+      together: axes that must lie on one device.
+    """
+    arrays, results = (part.split(",") for part in rule.split("->"))
+
+    def decorate(run):
+        partitioned = custom_partitioning(run)
+
+        def shardings(mesh, x, names):
+            spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else ()
+            axes = dict(zip(arrays[0].split(), (*spec, *(None,) * 5)[:5], strict=True))
+            axes |= dict.fromkeys(together)
+            specs = (PartitionSpec(*(axes.get(n) for n in name.split())) for name in names)
+            return tuple(NamedSharding(mesh, spec) for spec in specs)
+
+        def partition(mesh, arguments, shapes):
+            outputs = shardings(mesh, arguments[0], results)
+            inputs = shardings(mesh, arguments[0], arrays)
+            return mesh, run, _like(shapes, outputs), inputs
+
+        def infer(mesh, arguments, shapes):
+            return _like(shapes, shardings(mesh, arguments[0], results))
+
+        partitioned.def_partition(
+            partition,
+            infer_sharding_from_operands=infer,
+            sharding_rule=rule,
+            need_replication_factors=together,
+        )
+
+        @functools.wraps(run)
+        def over_clips(*arrays):
+            @jax.custom_batching.custom_vmap
+            def one(*arrays):
+                # Where nothing can be spread, a program is freer without the rule for it.
+                return (partitioned if jax.device_count() > 1 else run)(*arrays)
+
+            @one.def_vmap
+            def batched(size, in_batched, *arrays):
+                arrays = [
+                    a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+                    for a, is_batched in zip(arrays, in_batched, strict=True)
+                ]
+                outputs = over_clips(*(a.reshape(-1, *a.shape[2:]) for a in arrays))
+                outputs = [y.reshape(size, -1, *y.shape[1:]) for y in outputs]
+                return outputs, [True] * len(outputs)
+
+            return one(*arrays)
+
+        return over_clips
+
+    return decorate
+
+
+def _like(shapes, values):
+    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+
+def _call(kernel, grid, results, warps, *arrays):
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        out_shape=results,
+        compiler_params=triton.CompilerParams(num_warps=max(warps, 1)),
+        interpret=jax.default_backend() != "gpu",
+        name=kernel.func.__name__.strip("_"),
+    )(*arrays)
+
+
+def _positions_at_a_time(positions, channels):
+    return math.gcd(positions, max(_BLOCK // channels, 1))
+
+
+def _silu(y):
+    # A division would take more time than the memory.
+    root = jax.lax.rsqrt(1 + jnp.exp(-y))
+    return y * root * root
+
+
+@_spread("b t h w c -> b t h c, b t h c", together=("t", "w", "c"))
+def channel_sums(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b t n c"]]:
+    """The sums, in float32, of each channel and of its squares over parts of each frame.
+
+    Those are rows where a program may be spread over devices, and some rows where it may not.
+    """
+    b, t, h, w, c = x.shape
+    count = h if jax.device_count() > 1 else h // math.gcd(h, _ROWS)
+    positions = h // count * w
+    rows = _positions_at_a_time(positions, c)
+    sums = _call(
+        functools.partial(_sum_channels, rows=rows),
+        (t * count, b),
+        [jax.ShapeDtypeStruct((b, t * count, c), jnp.float32)] * 2,
+        rows * c // 1024,
+        x.reshape(b, t * count, positions, c),
+    )
+    return [y.reshape(b, t, count, c) for y in sums]
+
+
+def _sum_channels(x, sums, squares, *, rows):
+    """Part i of clip j, for program (i, j)."""
+    part, clip = pl.program_id(0), pl.program_id(1)
+
+    def add(i, totals):
+        y = x[clip, part, pl.ds(i * rows, rows), :].astype(jnp.float32)
+        return totals[0] + y, totals[1] + y * y
+
+    zeros = jnp.zeros((rows, x.shape[-1]), jnp.float32)
+    totals = jax.lax.fori_loop(0, x.shape[2] // rows, add, (zeros, zeros))
+    for output, total in zip((sums, squares), totals, strict=True):
+        output[clip, part, :] = jnp.sum(total, axis=0)
+
+
+@_spread("b t h w c, b s c, b s c -> b t h w c", together=("t", "c", "s"))
+def norm_silu(
+    x: Float[Array, "b t h w c"],
+    multiplier: Float[Array, "b s c"],
+    addend: Float[Array, "b s c"],
+) -> list[Float[Array, "b t h w c"]]:
+    """SiLU of x · multiplier + addend, these for each frame or for all; a list of one."""
+    b, t, h, w, c = x.shape
+    per_frame = multiplier.shape[1] > 1
+    clips, positions = (b * t, h * w) if per_frame else (b, t * h * w)
+    rows = _positions_at_a_time(positions, c)
+    (y,) = _call(
+        functools.partial(_norm_silu, rows=rows),
+        (positions // rows, clips),
+        [jax.ShapeDtypeStruct((clips, positions, c), x.dtype)],
+        rows * c // 512,
+        x.reshape(clips, positions, c),
+        *(a.reshape(clips, c) for a in (multiplier, addend)),
+    )
+    return [y.reshape(x.shape)]
+
+
+def _norm_silu(x, multiplier, addend, output, *, rows):
+    """Positions `rows` i and on, of clip or frame j, for program (i, j)."""
+    clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
+    y = x[clip, block, :].astype(jnp.float32) * multiplier[clip, :] + addend[clip, :]
+    output[clip, block, :] = _silu(y).astype(x.dtype)
+
+
+@_spread(
+    "b t h w c, b s c, b s c -> b m h w c, b n h w c, b m h w c, b m h w c",
+    together=("t", "c", "s", "m", "n"),
+)
+def norm_silu_pairs(
+    x: Float[Array, "b t h w c"],
+    multiplier: Float[Array, "b s c"],
+    addend: Float[Array, "b s c"],
+) -> list[Float[Array, "b _ h w c"]]:
+    """What the four products of a clip's pairs convolve, of two frames at least.
+
+    As `frame_pairs.clip_inputs` makes it of `norm_silu`. A program takes some positions and goes
+    through their frames, each of which is read and activated once: what a pair needs of the frames
+    before it stays in registers.
+    """
+    b, t, h, w, c = x.shape
+    positions, pairs = h * w, t // 2
+    rows = _positions_at_a_time(positions, c)
+    lengths = (pairs, pairs + t % 2, pairs, pairs)
+    outputs = _call(
+        functools.partial(_norm_silu_pairs, rows=rows),
+        (positions // rows, b),
+        [jax.ShapeDtypeStruct((b, n, positions, c), x.dtype) for n in lengths],
+        rows * c // 512,
+        x.reshape(b, t, positions, c),
+        multiplier,
+        addend,
+    )
+    return [y.reshape(*y.shape[:2], h, w, c) for y in outputs]
+
+
+def _norm_silu_pairs(x, multiplier, addend, *outputs, rows):
+    """Positions `rows` i and on, of clip j, for program (i, j)."""
+    clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
+    frames, per_frame = x.shape[1], multiplier.shape[1] > 1
+
+    def active(t):
+        s = t if per_frame else 0
+        y = x[clip, t, block, :].astype(jnp.float32) * multiplier[clip, s, :] + addend[clip, s, :]
+        return _silu(y)
+
+    first = active(0)
+    odd_count = frames % 2
+    if odd_count:
+        outputs[1][clip, 0, block, :] = (2 * first).astype(x.dtype)
+
+    def pair(i, before):
+        d0, d1 = before
+        d2, d3 = active(2 * i + odd_count), active(2 * i + odd_count + 1)
+        sums = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
+        for output, place, value in zip(outputs, (i, i + odd_count, i, i), sums, strict=True):
+            output[clip, place, block, :] = value.astype(x.dtype)
+        return d2, d3
+
+    jax.lax.fori_loop(0, frames // 2, pair, (first, first))
