@@ -7,13 +7,13 @@ from flax import nnx
 
 import odvae_jax
 from odvae_jax import ODVAE, ODVAEConfig
-from tests.conftest import SMALL, random_video, small_model
+from tests.conftest import SMALL, full, random_video, small_model
 from tests.released import golden, released_model
 
 released = functools.lru_cache(released_model)
 
 
-@pytest.mark.parametrize("case", ["image", "clip", "tall"])
+@pytest.mark.parametrize("case", ["image", "clip", *full("tall")])
 def test_released_outputs_are_reproduced(case):
     video, moments, reconstruction = golden(case)
     np.testing.assert_allclose(released().moments(video), moments, atol=2e-5, rtol=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from odvae_jax import ODVAE
+from tests.conftest import full
 from tests.training.test_faults import arguments as given
 from tests.training.test_loop import tiny
 
@@ -52,36 +53,30 @@ def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_
 
 
 @pytest.mark.parametrize(
-    "program, arguments, words",
+    "case",
     [
-        ("train.py", ["--config=configs/v4.py"], "config.data.path is empty"),
-        (
-            "train.py",
-            ["--config=configs/v4.py", "--config.data.path=nowhere"],
-            "nowhere does not exist",
+        ("v4.py", [], "config.data.path is empty"),
+        ("v4.py", ["--config.data.path=nowhere"], "nowhere does not exist"),
+        *full(
+            (
+                "v4.py",
+                ["--config.data.path=sample-clips", "--config.init.from_pretrained=nowhere"],
+                "nowhere does not exist",
+            ),
+            ("v9.py", [], "configs/v9.py"),
+            ("v4.py", ["--config.data.pth=x"], 'Did you mean "path"'),
+            ("quick.py:film", [], "there are :image and :video"),
         ),
-        (
-            "train.py",
-            [
-                "--config=configs/v4.py",
-                "--config.data.path=sample-clips",
-                "--config.init.from_pretrained=nowhere",
-            ],
-            "nowhere does not exist",
-        ),
-        ("train.py", ["--config=configs/v9.py"], "configs/v9.py"),
-        ("train.py", ["--config=configs/v4.py", "--config.data.pth=x"], 'Did you mean "path"'),
-        ("train.py", ["--config=configs/quick.py:film"], "there are :image and :video"),
     ],
     ids=str,
 )
-def test_what_cannot_work_is_said_at_once(program, arguments, words, tmp_path):
-    if program == "train.py":
-        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
-    done = run(program, *arguments)
+def test_what_cannot_work_is_said_at_once(case, tmp_path):
+    config, arguments, words = case
+    workdir = tmp_path / "run"
+    done = run("train.py", f"--config=configs/{config}", *arguments, f"--workdir={workdir}")
     assert done.returncode != 0
     assert words in done.stderr + done.stdout
-    assert not (tmp_path / "run").exists()
+    assert not workdir.exists()
 
 
 def test_the_table_of_variants_is_printed():

@@ -177,7 +177,7 @@ def remuxed(source, target, **options):
     return target
 
 
-@pytest.mark.parametrize("name", ["v.mp4", "v.mkv", *full("v.flv")])
+@pytest.mark.parametrize("name", ["v.mp4", *full("v.mkv", "v.flv")])
 def test_a_video_that_ends_in_the_middle_is_kept_so_far(name, model, tmp_path, capsys):
     written = write_clip(tmp_path / "written.mp4", frames=96, height=48, width=64)
     options = {"movflags": "faststart"} if name == "v.mp4" else {}
@@ -414,6 +414,7 @@ def test_killed_in_the_middle_it_leaves_no_half_file(model, tmp_path):
     assert inspect_video(out).frames == 400 and not part.exists()
 
 
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_length(model, tmp_path):
     """Peaks of one process after 200 frames, and after 800 more."""
     for frames in (200, 800):

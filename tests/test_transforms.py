@@ -63,7 +63,7 @@ def test_gradient_is_that_of_the_finite_difference():
     assert float(along) == pytest.approx(float(moved[0] - moved[1]) / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", [AxisType.Auto, *full(AxisType.Explicit)], ids=str)
 def test_sharding_over_clips_and_height_changes_nothing(kind):
     vae, video = vae_and_video()
     latents, reconstruction, gradient = expected()

@@ -343,6 +343,7 @@ def test_starts_from_the_end_count_the_video_s_own_frames(five, options, first):
     np.testing.assert_array_equal(clip.frames, expected)
 
 
+@pytest.mark.full
 def test_tiling_is_what_is_measured(five, models, meters):
     clips = FixedClips(five, frames=9, size=16, limit=2)
     tiles = TemporalTiling(5)

@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from odvae_jax.training import loop
 from odvae_jax.training.config import flat
-from tests.conftest import full
 from tests.training.test_loop import lines, timeless, tiny, train, videos  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +60,8 @@ def wait_until(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("kills", [1, *full(10)])
+@pytest.mark.full
+@pytest.mark.parametrize("kills", [1, 10])
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(videos, tmp_path, kills):  # noqa: F811
     fields = {"checkpoint_every": 4, "validate_every": 0}
     config = tiny(videos, steps=12 * kills, batch_size=4, **fields)

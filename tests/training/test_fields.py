@@ -17,7 +17,7 @@ from odvae_jax.training.config import default_config, flat, paper_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
 from odvae_jax.training.step import make_train_step
-from tests.conftest import small_model
+from tests.conftest import full, small_model
 from tests.training.test_loop import tiny, train, videos  # noqa: F401
 from tests.training.test_step import parts, small
 
@@ -42,6 +42,7 @@ IN_THE_STEP = {
     "optimizer.warmup_steps": 10,
     "optimizer.decay": "cosine",
 }
+QUICK = ("seed", "freeze", "loss.reconstruction", "discriminator.loss", "optimizer.b1")
 # Where the others are tested.
 ELSEWHERE = {
     "loss.logvar": "test_the_scale_of_the_loss_starts_where_the_config_says",
@@ -105,7 +106,9 @@ def program(name=None):
     return str(jax.make_jaxpr(step)(state, clips, load_lpips("vgg")))
 
 
-@pytest.mark.parametrize("name", IN_THE_STEP)
+@pytest.mark.parametrize(
+    "name", [*QUICK, *full(*(name for name in IN_THE_STEP if name not in QUICK))]
+)
 def test_a_field_changes_the_step(name):
     assert program(name) != program()
 

@@ -218,6 +218,7 @@ def test_the_losses_add_little_to_the_paper_s_step_and_the_adaptive_weight_next_
     assert autoencoder < 3.1 * forward  # 27 of 25 frames in the gradient of a TPU's convolution
 
 
+@pytest.mark.full
 def test_keeping_first_convolutions_runs_no_convolution_twice():
     def forward(vae, video):
         return jnp.sum(vae.decode(vae.encode(video).mode()) ** 2)
