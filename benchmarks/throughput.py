@@ -4,7 +4,7 @@ python benchmarks/throughput.py --work encode:81x256x256,decode:81x256x256,decod
 
 Each line: median time and spread (10th to 90th percentile), operations, the achieved rate, its
 share of the rate of a large matrix product in the same dtype, and the compilation's temporary
-memory.
+memory, a device's. With --data=2 two devices take a clip each, with --height=2 half the rows.
 """
 
 import statistics
@@ -17,27 +17,34 @@ from common import DTYPE, VARIANT, device, function_and_input, model
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.evaluation.speed import matrix_rate, time_calls
 from odvae_jax.flops import count_flops
+from odvae_jax.sharding import make_mesh, replicate, spread_clips
 
 _WORK = flags.DEFINE_list(
     "work",
     ["encode:81x256x256", "decode:81x256x256", "encode:33x512x512", "decode:33x512x512"],
     "what to time: encode or decode, a colon, and the video's frames, height and width",
 )
+_DATA = flags.DEFINE_integer("data", 1, "devices that take a clip each")
+_HEIGHT = flags.DEFINE_integer("height", 1, "devices that share the rows of a clip")
 _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
 
 
 def main(_):
     use_compilation_cache()
-    vae = model()
+    devices = jax.devices()[: _DATA.value * _HEIGHT.value]
+    mesh = make_mesh(_DATA.value, height=_HEIGHT.value, devices=devices)
+    vae = replicate(model(), mesh)
     peak = matrix_rate(DTYPE.value, _REPEATS.value)
-    print(f"{device()}; matrix product {peak / 1e12:.0f} TFLOP/s")
+    print(f"{len(devices)} {device()}; matrix product {peak / 1e12:.0f} TFLOP/s each")
+    peak *= len(devices)
     print(
         f"{'work':26}{'ms':>9}{'spread':>16}{'TFLOP':>9}{'TFLOP/s':>9}"
         f"{'share':>7}{'GiB':>7}{'compile s':>10}"
     )
     for work in _WORK.value:
         name, size = work.split(":")
-        function, x = function_and_input(vae, name, (1, *map(int, size.split("x"))))
+        function, x = function_and_input(vae, name, (_DATA.value, *map(int, size.split("x"))))
+        x = spread_clips(x, mesh)
         flops = count_flops(function, vae, x)
         start = time.perf_counter()
         compiled = jax.jit(function).lower(vae, x).compile()
