@@ -55,6 +55,7 @@ def test_streaming_is_the_whole_clip(structure, space, time, chunk):
     np.testing.assert_allclose(decoded, frames, atol=2e-5)
 
 
+@pytest.mark.full
 def test_chunks_one_by_one_give_the_frames_that_are_settled():
     """Of n + 1 latents 4n - 2 frames, then 4n of n, and 3 more in the end."""
     vae, video, posterior, frames = whole("v4", "nearest", "linear", 29)
@@ -126,6 +127,7 @@ def test_no_frame_is_computed_twice_and_the_state_does_not_grow():
     assert shapes([9]) == shapes([9, 8, 4, 16]) == shapes([33])
 
 
+@pytest.mark.full
 def test_the_program_s_size_does_not_depend_on_the_length():
     vae, streaming = small_model("v4", **FRAME), Streaming(4)
 

@@ -124,6 +124,7 @@ def test_a_run_learns(videos, tmp_path):
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
+@pytest.mark.full
 def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, tmp_path):
     workdir, expected = whole_run
     short = tiny(videos, steps=4, **WITH_ALL)
