@@ -36,7 +36,7 @@ CONVOLUTIONS = "convolutions"
 PRODUCTS = "matrix products"
 KERNEL = "norms, SiLU and what pairs convolve, by the kernels"
 JOINED = "frames joined or interleaved, products of pairs summed, interpolation"
-STATISTICS = "other sums"
+SUMS = "other sums"
 REST = "copies, residuals and the rest"
 
 
@@ -67,7 +67,7 @@ def kind(line, body):
     if "gemm" in line or "__cublas" in line or re.search(r"\sdot\(", body):
         return PRODUCTS
     if re.search(r"\sreduce\(", body):
-        return STATISTICS
+        return SUMS
     return JOINED if re.search(r"\sconcatenate\(", body) else REST
 
 

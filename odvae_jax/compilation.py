@@ -20,8 +20,8 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir:
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    # A program over several devices names the kernel's partitioning by its place in memory, which
-    # no other process shares. The folder's name stands for the kernel instead.
-    kernel = hashlib.sha256(Path(norm_kernels.__file__).read_bytes()).hexdigest()[:12]
-    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / kernel))
+    # A program over several devices names a kernel's partitioning by its place in memory, which
+    # no other process shares. The folder's name stands for the kernels instead.
+    kernels = hashlib.sha256(Path(norm_kernels.__file__).read_bytes()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / kernels))
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)

@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from odvae_jax import ODVAE, ODVAEConfig  # noqa: E402
+from odvae_jax.layers import norm_kernels, platforms  # noqa: E402
 
 SMALL = {"width": 8, "groups": 4, "precision": "highest"}
 
@@ -47,6 +48,23 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "full" in item.keywords:
                 item.add_marker(skip)
+
+
+def on_a_gpu(monkeypatch):
+    """What a GPU runs, here."""
+    monkeypatch.setattr(platforms, "by_platform", lambda *arrays, cuda, **others: cuda(*arrays))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The kernels that ran since, while this is what runs on a GPU."""
+    on_a_gpu(monkeypatch)
+    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
+    calls, call = set(), norm_kernels._call
+    monkeypatch.setattr(
+        norm_kernels, "_call", lambda kernel, *a: calls.add(kernel.func) or call(kernel, *a)
+    )
+    return calls
 
 
 def full(*values):

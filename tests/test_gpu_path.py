@@ -8,19 +8,6 @@ import pytest
 from odvae_jax.layers import norm_kernels, platforms
 from odvae_jax.layers.state import START
 from tests.conftest import random_video, small_model
-from tests.layers.test_causal_conv import on_a_gpu
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """The kernels that ran since, while this is what runs on a GPU."""
-    on_a_gpu(monkeypatch)
-    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
-    calls, call = set(), norm_kernels._call
-    monkeypatch.setattr(
-        norm_kernels, "_call", lambda kernel, *a: calls.add(kernel.func) or call(kernel, *a)
-    )
-    return calls
 
 
 def reconstructed(vae, video):

@@ -268,8 +268,8 @@ def _lowered(x, kernel, scales, before, window):
 
 def _has_pairs(kernel, window):
     # 1×1 kernels do little work for each value that pairs would write.
-    wide = kernel.shape[1] > 1 and not _is_narrow_input(kernel.shape, window)
-    return window.time_stride == 1 and wide
+    worth_it = kernel.shape[1] > 1 and not _is_narrow_input(kernel.shape, window)
+    return window.time_stride == 1 and worth_it
 
 
 def _is_narrow_input(shape, window):
@@ -437,11 +437,12 @@ def _frame_by_frame(x, kernel, window):
     def per_frame(x, kernel):
         return _per_frame(x, kernel, window)
 
-    cuda = per_frame
     if _is_narrow_input((1, *kernel.shape), window):
         cuda = functools.partial(_columns_joined, window=window)
     elif window.stride == 2:
         cuda = functools.partial(_evenly_padded, window=window)
+    else:
+        return per_frame(x, kernel)
     return platforms.by_platform(x, kernel, cuda=cuda, default=per_frame)
 
 

@@ -126,6 +126,10 @@ def _positions_at_a_time(positions, channels):
     return math.gcd(positions, max(_BLOCK // channels, 1))
 
 
+def _activated(x, multiplier, addend):
+    return _silu(x.astype(jnp.float32) * multiplier + addend)
+
+
 def _silu(y):
     # A division would take more time than the memory.
     root = jax.lax.rsqrt(1 + jnp.exp(-y))
@@ -191,8 +195,8 @@ def norm_silu(
 def _norm_silu(x, multiplier, addend, output, *, rows):
     """Positions `rows` i and on, of clip or frame j, for program (i, j)."""
     clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
-    y = x[clip, block, :].astype(jnp.float32) * multiplier[clip, :] + addend[clip, :]
-    output[clip, block, :] = _silu(y).astype(x.dtype)
+    y = _activated(x[clip, block, :], multiplier[clip, :], addend[clip, :])
+    output[clip, block, :] = y.astype(x.dtype)
 
 
 @_spread(
@@ -233,8 +237,7 @@ def _norm_silu_pairs(x, multiplier, addend, *outputs, rows):
 
     def active(t):
         s = t if per_frame else 0
-        y = x[clip, t, block, :].astype(jnp.float32) * multiplier[clip, s, :] + addend[clip, s, :]
-        return _silu(y)
+        return _activated(x[clip, t, block, :], multiplier[clip, s, :], addend[clip, s, :])
 
     first = active(0)
     odd_count = frames % 2

@@ -11,7 +11,7 @@ from odvae_jax.layers import causal_conv as module
 from odvae_jax.layers import platforms
 from odvae_jax.layers.group_norm import scaled
 from odvae_jax.layers.interpolation import interpolated
-from tests.conftest import full
+from tests.conftest import full, on_a_gpu
 
 STRIDES = [(1, 1), (1, 2), (2, 2)]
 
@@ -63,11 +63,6 @@ def test_convolution_is_its_definition(kt, k, out_features, t, strides):
     x, kernel = inputs(t, out_features, kt, k)
     y = module.causal_conv(jnp.asarray(x), jnp.asarray(kernel), strides, "highest")
     np.testing.assert_allclose(y, reference(x, kernel, strides), atol=2e-4)
-
-
-def on_a_gpu(monkeypatch):
-    """What a GPU runs, here."""
-    monkeypatch.setattr(platforms, "by_platform", lambda *arrays, cuda, **others: cuda(*arrays))
 
 
 @pytest.mark.parametrize("t", [5, *full(1, 2, 6, 9)])

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from odvae_jax.layers import causal_conv, frame_pairs, group_norm, norm_kernels
 from tests.conftest import full
-from tests.layers.test_causal_conv import on_a_gpu, scales
+from tests.layers.test_causal_conv import scales
 
 
 def statistics(x, multiplier, addend):
@@ -28,27 +28,17 @@ def pairs(x, *scales):
 FUNCTIONS = pytest.mark.parametrize("function", [statistics, normed, pairs])
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """Of kernels since; they run where they would on a GPU."""
-    on_a_gpu(monkeypatch)
-    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
-    calls, call = [], norm_kernels._call
-    monkeypatch.setattr(norm_kernels, "_call", lambda *a: calls.append(1) or call(*a))
-    return calls
-
-
 def clip(b, t, h, w, c):
     x = np.random.default_rng(t).standard_normal((b, t, h, w, c)).astype(np.float32)
     return jnp.asarray(x, jnp.bfloat16)
 
 
-def assert_kernels(calls, function, ours, arguments):
-    """That they ran, and gave what `function` gives in float32, where none does."""
-    assert calls
-    calls.clear()
+def assert_kernels(gpu, function, ours, arguments):
+    """That kernels ran, and gave what `function` gives in float32, where none does."""
+    assert gpu
+    gpu.clear()
     expected = function(arguments[0].astype(jnp.float32), *arguments[1:])
-    assert not calls
+    assert not gpu
     for a, b in zip(ours, expected, strict=True):
         rounding = 2**-8 if a.dtype == jnp.bfloat16 else 1e-5
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=rounding, atol=2e-6)
@@ -59,35 +49,35 @@ def assert_kernels(calls, function, ours, arguments):
     "shape", [(2, 5, 6, 7, 8), *full((1, 6, 8, 8, 4), (1, 2, 3, 5, 16))], ids=str
 )
 @pytest.mark.parametrize("per_frame", [True, False])
-def test_every_value_is_that_written_out(calls, shape, per_frame, function):
+def test_every_value_is_that_written_out(gpu, shape, per_frame, function):
     b, t, _, _, c = shape
     arguments = clip(*shape), *scales(b, t if per_frame else 1, c)
-    assert_kernels(calls, function, function(*arguments), arguments)
+    assert_kernels(gpu, function, function(*arguments), arguments)
 
 
 @FUNCTIONS
-def test_one_value_of_a_block_at_a_time_and_many_blocks(monkeypatch, calls, function):
+def test_one_value_of_a_block_at_a_time_and_many_blocks(monkeypatch, gpu, function):
     monkeypatch.setattr(norm_kernels, "_BLOCK", 16)
     arguments = clip(1, 3, 5, 4, 8), *scales(1, 1, 8)
-    assert_kernels(calls, function, function(*arguments), arguments)
+    assert_kernels(gpu, function, function(*arguments), arguments)
 
 
 @FUNCTIONS
-def test_an_image_and_a_lone_column(calls, function):
+def test_an_image_and_a_lone_column(gpu, function):
     arguments = clip(1, 1, 3, 1, 8), *scales(1, 1, 8)
-    assert_kernels(calls, function, function(*arguments), arguments)
+    assert_kernels(gpu, function, function(*arguments), arguments)
 
 
 @FUNCTIONS
-def test_one_device_sums_rows_together(monkeypatch, calls, function):
+def test_one_device_sums_rows_together(monkeypatch, gpu, function):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     arguments = clip(1, 3, 12, 4, 8), *scales(1, 1, 8)
-    assert_kernels(calls, function, function(*arguments), arguments)
+    assert_kernels(gpu, function, function(*arguments), arguments)
 
 
 @FUNCTIONS
 @pytest.mark.parametrize("in_axes", [(0, 0, 0), (0, None, None)], ids=str)
-def test_vmap_is_more_clips(calls, in_axes, function):
+def test_vmap_is_more_clips(gpu, in_axes, function):
     x, small = clip(6, 5, 4, 4, 8), scales(6, 1, 8)
     if in_axes[1] is None:
         small = [jnp.tile(a[:3], (2, 1, 1, 1, 1)) for a in small]
@@ -97,11 +87,11 @@ def test_vmap_is_more_clips(calls, in_axes, function):
     ]
     ours = jax.vmap(function, in_axes)(*arguments)
     ours = [y.reshape(6, *y.shape[2:]) for y in ours]
-    assert_kernels(calls, function, ours, (x, *small))
+    assert_kernels(gpu, function, ours, (x, *small))
 
 
 @FUNCTIONS
-def test_clips_and_rows_stay_where_they_are(calls, function):
+def test_clips_and_rows_stay_where_they_are(gpu, function):
     mesh = jax.make_mesh((2, 2, 2), ("data", "height", "width"), axis_types=(AxisType.Auto,) * 3)
     columns = None if function == statistics else "width"
     x, small = clip(4, 5, 8, 8, 8), scales(4, 1, 8)
@@ -113,34 +103,34 @@ def test_clips_and_rows_stay_where_they_are(calls, function):
                   for y in ours}  # fmt: skip
         assert shards == {(2, 4, 4, 8)}
     assert "all-gather" not in run.lower(spread, *small).compile().as_text()
-    assert_kernels(calls, function, ours, (x, *small))
+    assert_kernels(gpu, function, ours, (x, *small))
 
 
 @pytest.mark.full
-def test_statistics_of_spread_columns_are_right_too(calls):
+def test_statistics_of_spread_columns_are_right_too(gpu):
     mesh = jax.make_mesh((8,), ("width",), axis_types=(AxisType.Auto,))
     x, small = clip(2, 3, 4, 8, 8), scales(2, 1, 8)
     spread = jax.device_put(x, NamedSharding(mesh, P(None, None, None, "width")))
-    assert_kernels(calls, statistics, jax.jit(statistics)(spread, *small), (x, *small))
+    assert_kernels(gpu, statistics, jax.jit(statistics)(spread, *small), (x, *small))
 
 
 @FUNCTIONS
-def test_a_mesh_in_context_need_not_spread_anything(calls, function):
+def test_a_mesh_in_context_need_not_spread_anything(gpu, function):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     arguments = clip(4, 5, 4, 4, 8), *scales(4, 1, 8)
     with jax.set_mesh(mesh):
         ours = jax.jit(lambda *a: function(*a))(*arguments)
-    assert_kernels(calls, function, ours, arguments)
+    assert_kernels(gpu, function, ours, arguments)
 
 
 @FUNCTIONS
-def test_their_gradient_is_that_of_what_is_written_out(calls, function):
+def test_their_gradient_is_that_of_what_is_written_out(gpu, function):
     def total(x, *scales):
         return sum(jnp.sum(jnp.sin(y.astype(jnp.float32))) for y in function(x, *scales))
 
     arguments = clip(2, 5, 4, 4, 8), *scales(2, 1, 8)
     ours = jax.grad(total, argnums=(0, 1, 2))(*arguments)
-    assert calls
+    assert gpu
     expected = jax.grad(total, argnums=(0, 1, 2))(arguments[0].astype(jnp.float32), *arguments[1:])
     for a, b in zip(ours, expected, strict=True):
         a, b = (v.astype(jnp.float32) for v in (a, b))
@@ -148,7 +138,7 @@ def test_their_gradient_is_that_of_what_is_written_out(calls, function):
 
 
 @pytest.mark.parametrize("axes", ["none", *full("auto"), "manual"])
-def test_a_convolution_with_the_kernel_and_its_gradient_are_the_plain_ones(calls, axes):
+def test_a_convolution_with_the_kernel_and_its_gradient_are_the_plain_ones(gpu, axes):
     x, small = clip(2, 5, 8, 4, 8), scales(2, 1, 8)
     kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 3, 8, 24)) / 15)
 
@@ -161,7 +151,7 @@ def test_a_convolution_with_the_kernel_and_its_gradient_are_the_plain_ones(calls
         return y, *pull(jnp.ones_like(total))
 
     expected = with_gradients(x.astype(jnp.float32), kernel, *small)
-    assert not calls
+    assert not gpu
     types = (AxisType.Auto,) * 2
     mesh = jax.make_mesh((2, 2), ("data", "height"), axis_types=types, devices=jax.devices()[:4])
     if axes == "auto":
@@ -173,7 +163,7 @@ def test_a_convolution_with_the_kernel_and_its_gradient_are_the_plain_ones(calls
             out_specs=(clips, clips, whole, clips, clips),
         )  # fmt: skip
     ours = jax.jit(with_gradients)(x, kernel, *small)
-    assert bool(calls) == (axes != "manual")
+    assert bool(gpu) == (axes != "manual")
     for a, b in zip(ours, expected, strict=True):
         spread = float(jnp.std(b.astype(jnp.float32)))
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.05 * spread, rtol=0.02)
