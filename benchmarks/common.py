@@ -10,15 +10,21 @@ UPSAMPLE = flags.DEFINE_enum(
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the parameters")
 
 
-def model(**fields):
-    """The one that the flags name, with random weights."""
-    from odvae_jax import ODVAE, ODVAEConfig  # here, for the processes that time PyTorch alone
+def config(**fields):
+    """What the flags say."""
+    from odvae_jax import ODVAEConfig
 
-    config = ODVAEConfig.variant(
+    return ODVAEConfig.variant(
         VARIANT.value, width=WIDTH.value, groups=min(WIDTH.value, 32), upsample=UPSAMPLE.value,
         dtype=DTYPE.value, param_dtype=DTYPE.value, **fields,
     )  # fmt: skip
-    return ODVAE(config, rngs=0)
+
+
+def model(**fields):
+    """The one that the flags name, with random weights."""
+    from odvae_jax import ODVAE
+
+    return ODVAE(config(**fields), rngs=0)
 
 
 def function_and_input(vae, work, clips):

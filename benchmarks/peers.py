@@ -1,10 +1,12 @@
 """Against the released PyTorch implementation, in one run.
 
 python benchmarks/peers.py --released=OPEN_SORA_PLAN   # a checkout of version 1.2 (July 2024)
+python benchmarks/peers.py --released=OPEN_SORA_PLAN --variant=1 --work=encode:1x81x256x256
 
-Times the released model as it is and channels-last under `torch.compile`, and ours, with random
-weights, linear upsampling and everything in bfloat16; each line of the table is measured in three
-processes of its own. Beside ours stands what its operations would take at the rate of a large
+Times variant 1, 3 or 4 in the released implementation's classes (only 4's weights were released;
+2's blocks they do not have), as it is and channels-last under `torch.compile`, and ours, with
+random weights, linear upsampling and everything in bfloat16; each line of the table is measured
+in a process of its own. Beside ours stands what its operations would take at the rate of a large
 matrix product, measured in the same run.
 """
 
@@ -19,7 +21,7 @@ import time
 import types
 
 from absl import app, flags
-from common import DTYPE, WIDTH, device, function_and_input, model
+from common import DTYPE, VARIANT, WIDTH, config, device, function_and_input, model
 
 _RELEASED = flags.DEFINE_string("released", None, "the folder that holds `opensora`")
 _WORK = flags.DEFINE_list(
@@ -38,26 +40,6 @@ _ONLY = flags.DEFINE_multi_enum(
     "only", ["compiled", "ours", "eager"], ["compiled", "ours", "eager"], "what to time"
 )
 _CHILD = flags.DEFINE_string("child", None, "used by the benchmark itself")
-
-# Version 1.2's config.json; what is not here does not matter for a model with random weights.
-_CONFIG = {
-    "z_channels": 4,
-    "embed_dim": 4,
-    "encoder_conv_in": "Conv2d",
-    "encoder_conv_out": "CausalConv3d",
-    "encoder_attention": "AttnBlock3DFix",
-    "encoder_resnet_blocks": ["ResnetBlock2D"] * 2 + ["ResnetBlock3D"] * 2,
-    "encoder_spatial_downsample": ["Downsample"] + ["Spatial2xTime2x3DDownsample"] * 2 + [""],
-    "encoder_temporal_downsample": [""] * 4,
-    "encoder_mid_resnet": "ResnetBlock3D",
-    "decoder_conv_in": "CausalConv3d",
-    "decoder_conv_out": "CausalConv3d",
-    "decoder_attention": "AttnBlock3DFix",
-    "decoder_resnet_blocks": ["ResnetBlock3D"] * 4,
-    "decoder_spatial_upsample": ["", "SpatialUpsample2x"] + ["Spatial2xTime2x3DUpsample"] * 2,
-    "decoder_temporal_upsample": [""] * 4,
-    "decoder_mid_resnet": "ResnetBlock3D",
-}
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -92,6 +74,10 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def released_model():
     import torch
 
+    from odvae_jax.checkpoints.open_sora_plan import released_config
+
+    fields = released_config(config())
+    del fields["_class_name"]
     finder = _StandIns()
     sys.meta_path.insert(0, finder)
     sys.path.insert(0, _RELEASED.value)
@@ -108,7 +94,7 @@ def released_model():
             del sys.modules[name]
 
     torch.manual_seed(0)
-    model = CausalVAEModel(hidden_size=WIDTH.value, **_CONFIG)
+    model = CausalVAEModel(**fields)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device, getattr(torch, DTYPE.value)), device
 
@@ -218,7 +204,8 @@ def main(_):
     if not _RELEASED.value and set(_ONLY.value) != {"ours"}:
         raise SystemExit("peers.py: --released=FOLDER is needed, or --only=ours.")
     name, rate = measured("products")
-    print(f"{name}, width {WIDTH.value}; matrix product {rate / 1e12:.1f} TFLOP/s")
+    rate_text = f"matrix product {rate / 1e12:.1f} TFLOP/s"
+    print(f"{name}, variant {VARIANT.value}, width {WIDTH.value}; {rate_text}")
     print(
         f"{'work':24}{'':10}{'ms':>9}{'spread':>18}{'GiB':>8}{'ready s':>9}{'times':>7}"
         f"{'matrix ms':>10}{'share':>7}"
