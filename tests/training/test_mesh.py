@@ -15,7 +15,7 @@ from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
 from odvae_jax.training.step import make_train_step
-from tests.conftest import full
+from tests.conftest import SMALL, full
 from tests.training.test_faults import finished, start
 from tests.training.test_loop import lines, timeless, tiny, videos  # noqa: F401
 
@@ -26,9 +26,9 @@ START = 16
 
 
 @functools.cache
-def problem():
+def problem(structure):
     config = default_config()
-    model = ODVAEConfig.variant(4, width=8, groups=4, precision="highest")
+    model = ODVAEConfig.from_dict({**SMALL, "structure": structure})
     config.model = model.to_dict()
     fields = {"loss.perceptual_weight": 0.0, "discriminator.start": START, "batch_size": 8}
     # The gradient of L1 jumps where a pixel is nearly right: rounding decides its sign.
@@ -37,7 +37,8 @@ def problem():
     optimizers = make_optimizers(config)
     adversary = Discriminator(8, seed=0, precision="highest")
     state = jax.device_get(create_state(ODVAE(model, rngs=0), adversary, optimizers, config))
-    clips = np.random.default_rng(0).integers(0, 256, (STEPS, 8, 5, 4, 2, 3), dtype=np.uint8)
+    frames = 1 if structure == "image" else 5
+    clips = np.random.default_rng(0).integers(0, 256, (STEPS, 8, frames, 4, 2, 3), dtype=np.uint8)
     return (
         config,
         abstract_model(model),
@@ -48,9 +49,9 @@ def problem():
     )
 
 
-def run(data, fsdp, height, axis_type=AxisType.Auto):
+def run(structure, data, fsdp, height, axis_type=AxisType.Auto):
     """Losses of every step, and the bytes that the first device keeps."""
-    config, vae, adversary, optimizers, state, clips = problem()
+    config, vae, adversary, optimizers, state, clips = problem(structure)
     devices = jax.devices()[: data * fsdp * height]
     mesh = make_mesh(data, fsdp, height, devices=devices, axis_type=axis_type)
     shardings = state_shardings(mesh, state)
@@ -77,28 +78,29 @@ def run(data, fsdp, height, axis_type=AxisType.Auto):
 
 
 @functools.cache
-def on_one_device():
-    return run(1, 1, 1)
+def on_one_device(structure):
+    return run(structure, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        (2, 2, 1, AxisType.Auto),
+        ("image", 2, 2, 1, AxisType.Auto),
         *full(
-            (8, 1, 1, AxisType.Auto),
-            (1, 8, 1, AxisType.Auto),
-            (1, 2, 2, AxisType.Auto),
-            (2, 1, 2, AxisType.Auto),
-            (2, 2, 2, AxisType.Auto),
-            (1, 2, 2, AxisType.Explicit),
+            ("v4", 2, 2, 1, AxisType.Auto),
+            ("v4", 8, 1, 1, AxisType.Auto),
+            ("v4", 1, 8, 1, AxisType.Auto),
+            ("v4", 1, 2, 2, AxisType.Auto),
+            ("v4", 2, 1, 2, AxisType.Auto),
+            ("v4", 2, 2, 2, AxisType.Auto),
+            ("v4", 1, 2, 2, AxisType.Explicit),
         ),
     ],
     ids=str,
 )
 def test_meshes_give_one_device_s_losses(case):
-    *shape, axis_type = case
-    (expected, whole), (losses, held) = on_one_device(), run(*shape, axis_type)
+    structure, *shape, axis_type = case
+    (expected, whole), (losses, held) = on_one_device(structure), run(structure, *shape, axis_type)
     for name in ("loss", "nll"):
         a, b = ([step[name] for step in run_] for run_ in (losses, expected))
         np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
