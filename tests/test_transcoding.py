@@ -317,7 +317,9 @@ def test_tiles_of_frames_leave_the_latents_own_groups(model, clips, tmp_path, ca
     run(capsys, "encode", clips / "a.mp4", out, "--ckpt", model, "--tiling=9")
     run(capsys, "decode", out, tmp_path / "a.mp4", "--crf=1")
     run(capsys, "decode", out, tmp_path / "tiled.mp4", "--crf=1", "--tile=512")
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "tiled.mp4").read_bytes()
+    # Two programs may round differently; in other groups frames differ by some 20 levels.
+    a, tiled = (frames_of(tmp_path / name).astype(int) for name in ("a.mp4", "tiled.mp4"))
+    assert np.abs(a - tiled).mean() < 0.1
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
