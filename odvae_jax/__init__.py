@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from odvae_jax.autoencoder import ODVAE
     from odvae_jax.config import ODVAEConfig
     from odvae_jax.inference import decode, decode_uint8, encode, encode_uint8
+    from odvae_jax.layers.norm_kernels import without_kernels
     from odvae_jax.pixels import VideoSize
     from odvae_jax.posterior import DiagonalGaussian
     from odvae_jax.sharding import make_mesh
@@ -25,12 +26,14 @@ __all__ = [
     "encode",
     "encode_uint8",
     "make_mesh",
+    "without_kernels",
 ]
 __version__ = "0.1.0"
 
 # Each is imported when it is first asked for: processes that read videos need no JAX.
 _HOMES = {"ODVAE": "autoencoder", "DiagonalGaussian": "posterior", "ODVAEConfig": "config"}
 _HOMES |= {"VideoSize": "pixels", "make_mesh": "sharding"}
+_HOMES |= {"without_kernels": "layers.norm_kernels"}
 _HOMES |= dict.fromkeys(("SpatialTiling", "Streaming", "TemporalTiling"), "tiling")
 _HOMES |= dict.fromkeys(("decode", "decode_uint8", "encode", "encode_uint8"), "inference")
 

@@ -124,8 +124,8 @@ class ODVAEConfig:
       time_upsample: "linear" (released) or "nearest", which with norm "frame" makes the decoder
         strictly causal.
       scaling_factor: what latents are multiplied by before diffusion (they are returned unscaled).
-      dtype: of the computation, "float32" or "bfloat16" (kept as the name). Norm statistics, the
-        posterior and the decoded video are float32 either way.
+      dtype: of the computation, "float32", "bfloat16" or "float16" (kept as the name). Norm
+        statistics, the posterior and the decoded video are float32 in any case.
       param_dtype: of the parameters.
       precision: of float32 convolutions and products: "default" is what the platform does fastest
         (TF32 on a GPU, bfloat16 on a TPU), "highest" is full float32.

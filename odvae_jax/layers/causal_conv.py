@@ -257,7 +257,7 @@ def _lowered(x, kernel, scales, before, window):
         return _frames_joined(y, kernel, before, window=window, convolve=_columns_joined)
 
     cuda = frames_joined
-    if _has_pairs(kernel, window):
+    if _has_pairs(x, kernel, window):
         cuda = in_pairs
     elif _is_narrow_input(kernel.shape, window):
         cuda = columns_joined_too
@@ -266,10 +266,11 @@ def _lowered(x, kernel, scales, before, window):
     )
 
 
-def _has_pairs(kernel, window):
-    # 1×1 kernels do little work for each value that pairs would write.
+def _has_pairs(x, kernel, window):
+    # 1×1 kernels do little work for each value that pairs would write. In float16 the sum of two
+    # frames could overflow.
     worth_it = kernel.shape[1] > 1 and not _is_narrow_input(kernel.shape, window)
-    return window.time_stride == 1 and worth_it
+    return window.time_stride == 1 and worth_it and x.dtype != jnp.float16
 
 
 def _is_narrow_input(shape, window):
@@ -318,7 +319,7 @@ def _wide_backward(window, residuals, dy):
         return dx, taps.astype(kernel.dtype), dscales
 
     def joined_or_in_pairs(x, kernel, scales, dy):
-        return frames_joined(x, kernel, scales, dy, _has_pairs(kernel, window))
+        return frames_joined(x, kernel, scales, dy, _has_pairs(x, kernel, window))
 
     return platforms.by_platform(
         *residuals, dy, tpu=plain_3d, cuda=joined_or_in_pairs, default=frames_joined

@@ -8,6 +8,7 @@ for where it does not run, and its gradient.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -23,18 +24,30 @@ from jaxtyping import Array, Float
 _BLOCK = 4096  # values that a program takes at a time
 _ROWS = 4  # of a frame that a program sums
 _CAPABILITY = 8.0  # of NVIDIA's GPUs from which on they compute in bfloat16
+_wanted = jax.make_user_context(True)  # a part of the key under which JAX keeps what it has traced
+
+
+def without_kernels() -> contextlib.AbstractContextManager[None]:
+    """A context in which programs are traced without the GPU's own kernels, as for `jax.export`.
+
+    On a machine with an NVIDIA GPU a bfloat16 model's program holds kernels that JAX can neither
+    serialise nor lower for other platforms too. Within this context XLA's own operations stand in
+    their place, a little slower.
+    """
+    return _wanted(False)
 
 
 def runs_here(x: jax.Array) -> bool:
     """Whether the kernels take this clip [B, T, H, W, C], on the devices of this process.
 
-    Their blocks are powers of two, and so must C be. Inside `shard_map` and over explicit mesh axes
-    they do not run.
+    Their blocks are powers of two, and so must C be. In float16 they could overflow. Inside
+    `shard_map`, over explicit mesh axes and within `without_kernels` they do not run.
     """
     axes = jax.typeof(x).sharding.mesh.axis_types
     return (
-        x.size > 0
-        and x.dtype.itemsize == 2
+        _wanted.value
+        and x.size > 0
+        and x.dtype == jnp.bfloat16
         and x.shape[-1].bit_count() == 1
         and all(axis == AxisType.Auto for axis in axes)
         and _devices_can()

@@ -152,6 +152,13 @@ def test_a_doubled_clip_is_convolved_without_being_doubled(case, how, t):
     assert share < (0.6 if how == "nearest" else 0.3)
 
 
+def test_float16_does_not_overflow_where_its_result_does_not(monkeypatch):
+    on_a_gpu(monkeypatch)
+    x, kernel = jnp.full((1, 5, 4, 4, 32), 40_000, jnp.float16), jnp.full((3, 3, 3, 32, 24), 1e-5)
+    y = module.causal_conv(x, kernel)
+    np.testing.assert_allclose(y[0, :, 1, 1], 40_000 * 27 * 32 * 1e-5, rtol=0.02)
+
+
 def scales(b, s, c):
     rng = np.random.default_rng(s)
     multiplier, addend = rng.standard_normal((2, b, s, 1, 1, c)).astype(np.float32)

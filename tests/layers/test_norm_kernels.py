@@ -1,5 +1,7 @@
 """The kernels against what they replace, in interpret mode: outputs begin as NaN there."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import odvae_jax
 from odvae_jax.layers import causal_conv, frame_pairs, group_norm, norm_kernels
 from tests.conftest import full
 from tests.layers.test_causal_conv import scales
@@ -180,5 +183,69 @@ def test_where_they_do_not_run(monkeypatch):
     monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
     assert norm_kernels.runs_here(x)
     assert not norm_kernels.runs_here(x[:0])
-    assert not norm_kernels.runs_here(x.astype(jnp.float32))
+    for dtype in (jnp.float32, jnp.float16):
+        assert not norm_kernels.runs_here(x.astype(dtype))
     assert not norm_kernels.runs_here(clip(1, 3, 4, 4, 12)), "blocks are powers of two"
+    with norm_kernels.without_kernels():
+        assert not norm_kernels.runs_here(x)
+    assert norm_kernels.runs_here(x)
+
+
+@pytest.mark.parametrize(
+    ("devices", "can"),
+    [
+        ([("NVIDIA H200", "9.0")], True),
+        ([("NVIDIA A10G", "8.6"), ("NVIDIA B200", "10.0")], True),
+        ([("NVIDIA A100-SXM4-40GB", "8.0"), ("Tesla T4", "7.5")], False),
+        ([("NVIDIA TITAN V", "7.0")], False),
+        ([("AMD Instinct MI300X", "gfx942")], False),
+    ],
+    ids=str,
+)
+def test_devices_that_can(monkeypatch, devices, can):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    devices = [types.SimpleNamespace(device_kind=d, compute_capability=c) for d, c in devices]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert norm_kernels._devices_can() == can
+
+
+@pytest.mark.parametrize(("channels", "can"), [(8, False), (12, True)])
+def test_what_they_do_not_cover_is_the_same(gpu, monkeypatch, channels, can):
+    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: can)
+    x, small = clip(2, 5, 6, 7, channels), scales(2, 1, channels)
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 3, channels, 24)) / 15)
+    ours = causal_conv.causal_conv(x, kernel, scales=small).astype(jnp.float32)
+    expected = causal_conv.causal_conv(x.astype(jnp.float32), kernel, scales=small)
+    assert not gpu
+    np.testing.assert_allclose(ours, expected, atol=0.05 * float(jnp.std(expected)), rtol=0.02)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Kernels are Triton's here, and not interpreted."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
+
+
+@FUNCTIONS
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 6, 7, 8), *full((1, 81, 256, 256, 128), (1, 2, 3, 5, 2))], ids=str
+)
+def test_triton_takes_them(as_on_a_gpu, shape, function):
+    arrays = jax.ShapeDtypeStruct(shape, jnp.bfloat16), *scales(shape[0], 1, shape[-1])
+    lowered = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",))
+    assert "xla.gpu.triton" in lowered.as_text()
+
+
+@FUNCTIONS
+def test_without_them_a_program_is_exported_for_every_platform(as_on_a_gpu, monkeypatch, function):
+    arguments = clip(2, 5, 6, 7, 8), *scales(2, 1, 8)
+    traced = jax.jit(function)
+    traced.trace(*arguments)  # with them, which is not to be found again
+    with odvae_jax.without_kernels():
+        exported = jax.export.export(traced, platforms=["cuda", "cpu", "tpu"])(*arguments)
+    monkeypatch.undo()
+    exported = jax.export.deserialize(exported.serialize())
+    for ours, expected in zip(exported.call(*arguments), function(*arguments), strict=True):
+        ours, expected = (y.astype(jnp.float32) for y in (ours, expected))
+        np.testing.assert_allclose(ours, expected, rtol=2**-8, atol=2e-6)
