@@ -6,17 +6,21 @@ python benchmarks/peers.py --released=OPEN_SORA_PLAN --variant=1 --work=encode:1
 Times variant 1, 3 or 4 in the released implementation's classes (only 4's weights were released;
 2's blocks they do not have), as it is and channels-last under `torch.compile`, and ours, with
 random weights, linear upsampling and everything in bfloat16; each line of the table is measured
-in a process of its own. Beside ours stands what its operations would take at the rate of a large
-matrix product, measured in the same run.
+in a process of its own. cuDNN chooses by trying for both: XLA does so unasked, PyTorch with
+`cudnn.benchmark`. In training ours has remat="convolutions"; the release keeps everything. Beside
+ours stands what its operations would take at the rate of a large matrix product, measured in the
+same run.
 """
 
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
@@ -103,6 +107,7 @@ def time_released(work, shape, compiled):
     """Seconds a call, and the peak of memory in bytes."""
     import torch
 
+    torch.backends.cudnn.benchmark = True
     model, device = released_model()
     last = {4: torch.channels_last, 5: torch.channels_last_3d}  # channels, by the number of axes
     if compiled:
@@ -137,7 +142,7 @@ def time_released(work, shape, compiled):
             run(x)
         wait()
         ready = time.perf_counter() - start
-        seconds, calls = [], 1 if work == "train" else 4
+        seconds, calls = [], 4  # in flight, as in odvae_jax/evaluation/speed.py
         for _ in range(_REPEATS.value):
             start = time.perf_counter()
             for _ in range(calls):
@@ -188,9 +193,12 @@ def products():
 
 def measured(name):
     """What a process of its own prints last; None if it fails."""
-    process = subprocess.run(
-        [sys.executable, *sys.argv, f"--child={name}"], capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory() as cache:  # so that nothing is found compiled
+        process = subprocess.run(
+            [sys.executable, *sys.argv, f"--child={name}"],
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     if process.returncode:
         last = process.stderr.strip().splitlines()[-1:] or ["no message"]
         print(f"{name}: {last[0]}", file=sys.stderr)
