@@ -7,9 +7,9 @@ Times variant 1, 3 or 4 in the released implementation's classes (only 4's weigh
 2's blocks they do not have), as it is and channels-last under `torch.compile`, and ours, with
 random weights, linear upsampling and everything in bfloat16; each line of the table is measured
 in a process of its own. cuDNN chooses by trying for both: XLA does so unasked, PyTorch with
-`cudnn.benchmark`. In training ours has remat="convolutions"; the release keeps everything. Beside
-ours stands what its operations would take at the rate of a large matrix product, measured in the
-same run.
+`cudnn.benchmark`, which is not its default (--nocudnn_benchmark). In training ours has
+remat="convolutions"; the release keeps everything. Beside ours stands what its operations would
+take at the rate of a large matrix product, measured in the same run.
 """
 
 import importlib.abc
@@ -42,6 +42,9 @@ _WORK = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer("repeats", 10, "timings, each of a few calls in flight")
 _ONLY = flags.DEFINE_multi_enum(
     "only", ["compiled", "ours", "eager"], ["compiled", "ours", "eager"], "what to time"
+)
+_CUDNN_BENCHMARK = flags.DEFINE_bool(
+    "cudnn_benchmark", True, "whether PyTorch tries which of cuDNN's algorithms is the fastest"
 )
 _CHILD = flags.DEFINE_string("child", None, "used by the benchmark itself")
 
@@ -107,7 +110,9 @@ def time_released(work, shape, compiled):
     """Seconds a call, and the peak of memory in bytes."""
     import torch
 
-    torch.backends.cudnn.benchmark = True
+    from odvae_jax.evaluation.speed import IN_FLIGHT
+
+    torch.backends.cudnn.benchmark = _CUDNN_BENCHMARK.value
     model, device = released_model()
     last = {4: torch.channels_last, 5: torch.channels_last_3d}  # channels, by the number of axes
     if compiled:
@@ -142,13 +147,13 @@ def time_released(work, shape, compiled):
             run(x)
         wait()
         ready = time.perf_counter() - start
-        seconds, calls = [], 4  # in flight, as in odvae_jax/evaluation/speed.py
+        seconds = []
         for _ in range(_REPEATS.value):
             start = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(IN_FLIGHT):
                 run(x)
             wait()
-            seconds.append((time.perf_counter() - start) / calls)
+            seconds.append((time.perf_counter() - start) / IN_FLIGHT)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return seconds, peak, ready
 
