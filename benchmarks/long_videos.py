@@ -27,7 +27,7 @@ from absl import app, flags
 from common import device, model
 
 from odvae_jax import Streaming, TemporalTiling, decode_uint8, encode_uint8
-from odvae_jax.compilation import use_compilation_cache
+from odvae_jax.compilation import bytes_needed, use_compilation_cache
 from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoReader, encode_h264, to_rgb
 from odvae_jax.evaluation.speed import time_calls
@@ -93,9 +93,7 @@ def longest():
             shape, dtype, function = (1, k + 1, side // 8, side // 8, 4), jnp.float32, decode_uint8
         program = jax.jit(function).lower(vae, jax.ShapeDtypeStruct(shape, dtype))
         program = program.compile()
-        memory = program.memory_analysis()
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        needed += memory.output_size_in_bytes
+        needed = bytes_needed(program)
         print(f"  {work}: {4 * k + 1} frames need {needed / 1e9:.1f} GB", flush=True)
         return program, needed, shape, dtype
 

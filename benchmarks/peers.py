@@ -6,8 +6,8 @@ python benchmarks/peers.py --released=OPEN_SORA_PLAN --variant=1 --work=encode:1
 Times variant 1, 3 or 4 in the released implementation's classes (only 4's weights were released;
 2's blocks they do not have), as it is and channels-last under `torch.compile`, and ours, with
 random weights, linear upsampling and everything in bfloat16; each line of the table is measured
-in a process of its own. cuDNN chooses by trying for both: XLA does so unasked, PyTorch with
-`cudnn.benchmark`, which is not its default (--nocudnn_benchmark). In training ours has
+in a process of its own. cuDNN's algorithms are chosen by trying for both: XLA does so
+unasked, PyTorch with `cudnn.benchmark`, which is not its default. In training ours has
 remat="convolutions"; the release keeps everything. Beside ours stands what its operations would
 take at the rate of a large matrix product, measured in the same run.
 """
@@ -42,9 +42,6 @@ _WORK = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer("repeats", 10, "timings, each of a few calls in flight")
 _ONLY = flags.DEFINE_multi_enum(
     "only", ["compiled", "ours", "eager"], ["compiled", "ours", "eager"], "what to time"
-)
-_CUDNN_BENCHMARK = flags.DEFINE_bool(
-    "cudnn_benchmark", True, "whether PyTorch tries which of cuDNN's algorithms is the fastest"
 )
 _CHILD = flags.DEFINE_string("child", None, "used by the benchmark itself")
 
@@ -112,7 +109,7 @@ def time_released(work, shape, compiled):
 
     from odvae_jax.evaluation.speed import IN_FLIGHT
 
-    torch.backends.cudnn.benchmark = _CUDNN_BENCHMARK.value
+    torch.backends.cudnn.benchmark = True
     model, device = released_model()
     last = {4: torch.channels_last, 5: torch.channels_last_3d}  # channels, by the number of axes
     if compiled:
@@ -162,6 +159,7 @@ def time_ours(work, shape):
     """Seconds a call, what the compiled program needs in bytes, and its operations."""
     import jax
 
+    from odvae_jax.compilation import bytes_needed
     from odvae_jax.evaluation.speed import time_calls
     from odvae_jax.flops import count_flops
 
@@ -170,11 +168,8 @@ def time_ours(work, shape):
     start = time.perf_counter()
     compiled = jax.jit(function).lower(vae, x).compile()
     ready = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
     seconds = time_calls(compiled, vae, x, repeats=_REPEATS.value)
-    return seconds, needed, ready, count_flops(function, vae, x)
+    return seconds, bytes_needed(compiled), ready, count_flops(function, vae, x)
 
 
 def child(name):

@@ -23,7 +23,7 @@ from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints.native import abstract_model
-from odvae_jax.compilation import use_compilation_cache
+from odvae_jax.compilation import bytes_needed, use_compilation_cache
 from odvae_jax.flops import count_flops, peak_flops
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
@@ -92,9 +92,7 @@ class Program:
         )
         self.compiled = jitted.lower(*self.arguments).compile(options or None)
         self.seconds = time.perf_counter() - start
-        memory = self.compiled.memory_analysis()
-        self.bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        self.bytes += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        self.bytes = bytes_needed(self.compiled)
         return self
 
     def flops(self):

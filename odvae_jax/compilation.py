@@ -1,4 +1,4 @@
-"""Where programs keep what they have compiled."""
+"""Compiled programs: where they are kept, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ def use_compilation_cache() -> None:
     kernels = hashlib.sha256(Path(norm_kernels.__file__).read_bytes()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / kernels))
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+    """What a device needs to run it: arguments, outputs in other memory, and what lies between."""
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from odvae_jax.compilation import bytes_needed
 
 _ANOTHER_PROCESS = """
 import jax, jax.numpy as jnp
@@ -22,6 +26,13 @@ events.clear()
 jax.block_until_ready(jax.jit(norm_silu_pairs)(x, scale, scale))
 print(sum(event.endswith("cache_misses") for event in events))
 """
+
+
+def test_what_a_program_writes_into_its_argument_is_counted_once():
+    x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    add_one = lambda x: x + 1  # noqa: E731
+    assert bytes_needed(jax.jit(add_one).lower(x).compile()) == 8_000_000
+    assert bytes_needed(jax.jit(add_one, donate_argnums=0).lower(x).compile()) == 4_000_000
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.compilation import bytes_needed
 from odvae_jax.inference import decode, encode
 
 IN_FLIGHT = 4
@@ -102,14 +103,12 @@ def _speed(vae, work, shape, repeats):
     compile_seconds = time.perf_counter() - start
     rates = sorted(shape[0] / s for s in time_calls(compiled, vae, x, repeats=repeats))
     deciles = statistics.quantiles(rates, n=10, method="inclusive") if len(rates) > 1 else rates * 9
-    memory = compiled.memory_analysis()
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     return Speed(
         work,
         shape[0],
         statistics.median(rates),
         (deciles[0], deciles[-1]),
-        (needed + memory.output_size_in_bytes) / 1e9,
+        bytes_needed(compiled) / 1e9,
         compile_seconds,
     )
 
