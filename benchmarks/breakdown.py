@@ -35,6 +35,7 @@ _LONGEST = flags.DEFINE_integer("longest", 0, "instructions to list, the longest
 CONVOLUTIONS = "convolutions"
 PRODUCTS = "matrix products"
 KERNEL = "norms, SiLU and what pairs convolve, by the kernels"
+NORMS = "norms, SiLU and their gradients, by XLA, and what is fused with them"
 JOINED = "frames joined or interleaved, products of pairs summed, interpolation"
 SUMS = "other sums"
 REST = "copies, residuals and the rest"
@@ -66,9 +67,11 @@ def kind(line, body):
         return KERNEL
     if "gemm" in line or "__cublas" in line or re.search(r"\sdot\(", body):
         return PRODUCTS
-    if re.search(r"\sreduce\(", body):
-        return SUMS
-    return JOINED if re.search(r"\sconcatenate\(", body) else REST
+    if re.search(r"\sconcatenate\(", body):
+        return JOINED
+    if re.search(r'op_name="[^"]*[/("]norm[/)]', body):
+        return NORMS
+    return SUMS if re.search(r"\sreduce\(", body) else REST
 
 
 def device_seconds(folder):

@@ -49,6 +49,25 @@ def test_a_bfloat16_model_is_as_near_to_float32_as_by_the_plain_path(monkeypatch
         assert errors[1] < 0.1 * float(jnp.std(true))
 
 
+@pytest.mark.full
+def test_so_is_a_bfloat16_model_s_gradient(monkeypatch, gpu):
+    exact = small_model(upsample="linear")
+    vae, video = small_model(upsample="linear", dtype="bfloat16"), random_video(5, 32, 32)
+    ours = jax.jit(lambda *a: jax.grad(loss)(*a))(vae, video)
+    assert len(gpu) == 3, "statistics, norms of their own, and norms of pairs"
+    monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
+    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: False)
+    plain = jax.jit(lambda *a: jax.grad(loss)(*a))(vae, video)
+    true = jax.jit(lambda *a: jax.grad(loss)(*a))(exact, video)
+
+    fast, slow, true = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(g)]) for g in (ours, plain, true)
+    )
+    errors = [np.linalg.norm(g - true) for g in (fast, slow)]
+    assert errors[0] < 1.6 * errors[1]
+    assert errors[1] < 0.1 * np.linalg.norm(true)
+
+
 @pytest.mark.parametrize("dtype", ["float32", *full("bfloat16")])
 def test_chunks_are_the_whole_clip(gpu, dtype):
     vae = small_model(norm="frame", time_upsample="nearest", dtype=dtype)

@@ -16,6 +16,7 @@ from odvae_jax.sharding import varying_alike
 
 Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
 """What a norm multiplies by and adds, float32, for each frame (s = t) or for all (s = 1)."""
+_named = jax.named_scope("norm")  # in profiles
 
 
 class GroupNorm(nnx.Module):
@@ -39,6 +40,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         return scaled(x, self.scales(x), activation=self.activation)
 
+    @_named
     def scales(self, x: Float[Array, "b t h w c"]) -> Scales:
         """What the norm multiplies each channel by, and then adds."""
         axes = (1, 2, 3) if self.over_time else (2, 3)
@@ -50,6 +52,7 @@ class GroupNorm(nnx.Module):
         return multiplier, addend
 
 
+@_named
 def scaled(
     x: Float[Array, "b t h w c"], scales: Scales, *, activation: bool
 ) -> Float[Array, "b t h w c"]:
@@ -76,6 +79,7 @@ def _scaled_forward(x, multiplier, addend, activation):
     return _scaled(x, multiplier, addend, activation), (x, multiplier, addend)
 
 
+@_named
 def _scaled_backward(activation, residuals, dy):
     """By hand for what SiLU's gradient is kept in, until it is summed and multiplied.
 
@@ -134,6 +138,7 @@ def _moments_forward(x, axes):
     return _moments_in_one_pass(x, axes), x
 
 
+@_named
 def _moments_backward(axes, x, gradients):
     return jax.vjp(lambda x: _moments(x, axes), x)[1](gradients)
 
