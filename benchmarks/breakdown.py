@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_c
 
 import jax
 from absl import app, flags
-from common import DTYPE, VARIANT, device, function_and_input, model
+from common import DTYPE, VARIANT, device, function_and_input, model, work_and_shape
 
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.evaluation.speed import matrix_rate
@@ -94,9 +94,9 @@ def device_seconds(folder):
 
 def breakdown(text, rate):
     """Prints one work's."""
-    work, size = text.split(":")
+    work, shape = work_and_shape(text)
     vae = model(remat="convolutions" if work == "train" else "none")
-    function, x = function_and_input(vae, work, map(int, size.split("x")))
+    function, x = function_and_input(vae, work, shape)
     flops = count_flops(function, vae, x)
     compiled = jax.jit(function).lower(vae, x).compile()
     kinds = instructions(compiled.as_text())

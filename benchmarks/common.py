@@ -11,13 +11,14 @@ DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the computation and the par
 
 
 def config(**fields):
-    """What the flags say."""
+    """What the flags say, but for `fields`."""
     from odvae_jax import ODVAEConfig
 
-    return ODVAEConfig.variant(
-        VARIANT.value, width=WIDTH.value, groups=min(WIDTH.value, 32), upsample=UPSAMPLE.value,
-        dtype=DTYPE.value, param_dtype=DTYPE.value, **fields,
-    )  # fmt: skip
+    said = {
+        "width": WIDTH.value, "groups": min(WIDTH.value, 32), "upsample": UPSAMPLE.value,
+        "dtype": DTYPE.value, "param_dtype": DTYPE.value,
+    }  # fmt: skip
+    return ODVAEConfig.variant(VARIANT.value, **{**said, **fields})
 
 
 def model(**fields):
@@ -25,6 +26,12 @@ def model(**fields):
     from odvae_jax import ODVAE
 
     return ODVAE(config(**fields), rngs=0)
+
+
+def work_and_shape(text):
+    """Of "encode:1x81x256x256": what is done, and the videos' shape without channels."""
+    work, shape = text.split(":")
+    return work, tuple(map(int, shape.split("x")))
 
 
 def function_and_input(vae, work, clips):

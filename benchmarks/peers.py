@@ -28,7 +28,7 @@ import time
 import types
 
 from absl import app, flags
-from common import DTYPE, VARIANT, WIDTH, config, device, function_and_input, model
+from common import DTYPE, VARIANT, WIDTH, config, device, function_and_input, model, work_and_shape
 
 _RELEASED = flags.DEFINE_string("released", None, "the folder that holds `opensora`")
 _WORK = flags.DEFINE_list(
@@ -178,8 +178,8 @@ def time_ours(work, shape):
 
 
 def child(name):
-    kind, work, size = name.split(":")
-    shape = tuple(map(int, size.split("x")))
+    kind, text = name.split(":", 1)
+    work, shape = work_and_shape(text)
     if kind == "ours":
         seconds, memory, ready, flops = time_ours(work, shape)
     else:

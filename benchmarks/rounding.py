@@ -8,7 +8,6 @@ one of platforms that have no other: no pairs of frames, no kernels. Train is th
 all parameters. Compiled without autotuning: nothing is timed.
 """
 
-import dataclasses
 import os
 from unittest import mock
 
@@ -18,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from common import UPSAMPLE, VARIANT, config, device, function_and_input
+from common import UPSAMPLE, VARIANT, device, function_and_input, model, work_and_shape
 
-import odvae_jax
 from odvae_jax.layers import platforms
 
 _WORK = flags.DEFINE_list(
@@ -32,10 +30,11 @@ _WORK = flags.DEFINE_list(
 
 def outputs(function, vae, x, plain):
     """All values of what it returns, in a row."""
-    run = jax.jit(lambda vae, x: function(vae, x))  # traced anew
+    jax.clear_caches()  # what was traced the other way
+    run = jax.jit(function)
     if not plain:
         return flat(run(vae, x))
-    with mock.patch.object(platforms, "by_platform", default), odvae_jax.without_kernels():
+    with mock.patch.object(platforms, "by_platform", default):
         return flat(run(vae, x))
 
 
@@ -50,16 +49,12 @@ def flat(tree):
 def main(_):
     print(f"{device()}, variant {VARIANT.value}, {UPSAMPLE.value} upsampling")
     print(f"{'work':24}{'of the device':>15}{'plain path':>12}{'ratio':>8}")
-    vae = odvae_jax.ODVAE(config(), rngs=0)
-    exact = odvae_jax.ODVAE(
-        dataclasses.replace(config(), dtype="float32", param_dtype="float32", precision="highest"),
-        rngs=0,
-    )
+    vae = model()
+    exact = model(dtype="float32", param_dtype="float32", precision="highest")
     parameters = [a.astype(jnp.float32) for a in jax.tree.leaves(vae)]  # the same, as rounded
     exact = jax.tree.unflatten(jax.tree.structure(exact), parameters)
     for text in _WORK.value:
-        work, size = text.split(":")
-        function, x = function_and_input(vae, work, map(int, size.split("x")))
+        function, x = function_and_input(vae, *work_and_shape(text))
         x = x.astype(jnp.bfloat16).astype(jnp.float32)
         true = outputs(function, exact, x, plain=True)
         ours, plain = (

@@ -12,7 +12,7 @@ import time
 
 import jax
 from absl import app, flags
-from common import DTYPE, VARIANT, device, function_and_input, model
+from common import DTYPE, VARIANT, device, function_and_input, model, work_and_shape
 
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.evaluation.speed import matrix_rate, time_calls
@@ -42,8 +42,8 @@ def main(_):
         f"{'share':>7}{'GiB':>7}{'compile s':>10}"
     )
     for work in _WORK.value:
-        name, size = work.split(":")
-        function, x = function_and_input(vae, name, (_DATA.value, *map(int, size.split("x"))))
+        name, shape = work_and_shape(work)
+        function, x = function_and_input(vae, name, (_DATA.value, *shape))
         x = spread_clips(x, mesh)
         flops = count_flops(function, vae, x)
         start = time.perf_counter()

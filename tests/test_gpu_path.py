@@ -34,16 +34,19 @@ def test_a_float32_model_and_its_gradient_are_the_same(monkeypatch, gpu):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1, float(jnp.abs(b).max())))
 
 
-def test_a_bfloat16_model_is_as_near_to_float32_as_by_the_plain_path(monkeypatch, gpu):
+def three_ways(function, monkeypatch, gpu):
+    """Of a bfloat16 model on a GPU, by the plain path, and of the float32 model by that."""
     exact = small_model(upsample="linear")
     vae, video = small_model(upsample="linear", dtype="bfloat16"), random_video(5, 32, 32)
-    ours = jax.jit(lambda *a: reconstructed(*a))(vae, video)
+    ours = jax.jit(lambda *a: function(*a))(vae, video)
     assert len(gpu) == 3, "statistics, norms of their own, and norms of pairs"
     monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
     monkeypatch.setattr(norm_kernels, "_devices_can", lambda: False)
-    plain = jax.jit(lambda *a: reconstructed(*a))(vae, video)
-    expected = jax.jit(lambda *a: reconstructed(*a))(exact, video)
-    for fast, slow, true in zip(ours, plain, expected, strict=True):
+    return ours, *(jax.jit(lambda *a: function(*a))(model, video) for model in (vae, exact))
+
+
+def test_a_bfloat16_model_is_as_near_to_float32_as_by_the_plain_path(monkeypatch, gpu):
+    for fast, slow, true in zip(*three_ways(reconstructed, monkeypatch, gpu), strict=True):
         errors = [float(jnp.sqrt(jnp.mean((a - true) ** 2))) for a in (fast, slow)]
         assert errors[0] < 1.6 * errors[1]
         assert errors[1] < 0.1 * float(jnp.std(true))
@@ -51,17 +54,9 @@ def test_a_bfloat16_model_is_as_near_to_float32_as_by_the_plain_path(monkeypatch
 
 @pytest.mark.full
 def test_so_is_a_bfloat16_model_s_gradient(monkeypatch, gpu):
-    exact = small_model(upsample="linear")
-    vae, video = small_model(upsample="linear", dtype="bfloat16"), random_video(5, 32, 32)
-    ours = jax.jit(lambda *a: jax.grad(loss)(*a))(vae, video)
-    assert len(gpu) == 3, "statistics, norms of their own, and norms of pairs"
-    monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
-    monkeypatch.setattr(norm_kernels, "_devices_can", lambda: False)
-    plain = jax.jit(lambda *a: jax.grad(loss)(*a))(vae, video)
-    true = jax.jit(lambda *a: jax.grad(loss)(*a))(exact, video)
-
     fast, slow, true = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(g)]) for g in (ours, plain, true)
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+        for gradient in three_ways(jax.grad(loss), monkeypatch, gpu)
     )
     errors = [np.linalg.norm(g - true) for g in (fast, slow)]
     assert errors[0] < 1.6 * errors[1]
