@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,7 @@ class Checkpoints:
             if jax.process_count() > 1:
                 raise  # the others wait for this process inside the same save
             reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+            self._remove_unfinished()
             self._open()  # a manager that failed once keeps failing
             kept = "none yet" if self.latest is None else f"step {self.latest}"
             logger.error(
@@ -109,6 +112,16 @@ class Checkpoints:
                 self.folder,
                 kept,
             )
+
+    def _remove_unfinished(self) -> None:
+        """What a failed save has left; its writers may go on for a moment and make it anew."""
+        deadline, absent = time.monotonic() + 10, 0
+        while absent < 5 and time.monotonic() < deadline:
+            unfinished = list(self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+            absent = 0 if unfinished else absent + 1
+            for path in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.1)
 
 
 def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:

@@ -1,19 +1,24 @@
 """Runs that are killed, that have no disk left, and whose losses are not finite."""
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import ml_collections
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odvae_jax.training import loop
+from odvae_jax.training.checkpoints import Checkpoints
 from odvae_jax.training.config import flat
 from tests.training.test_loop import lines, timeless, tiny, train, videos  # noqa: F401
 
@@ -120,6 +125,30 @@ def test_a_full_disk_does_not_stop_the_run_and_costs_no_good_checkpoint(videos, 
     finished(start(longer, run))
     assert "continuing from step 2" in (small_disk.parent / "run.log").read_text()
     assert (run / "checkpoints" / "7").is_dir()
+
+
+def test_a_failed_save_leaves_nothing_though_its_writers_go_on(tmp_path, monkeypatch):
+    unfinished = tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp" / "state"
+
+    def write():
+        for k in range(30):
+            with contextlib.suppress(OSError):  # while it is being removed
+                unfinished.mkdir(parents=True, exist_ok=True)
+                (unfinished / str(k)).write_bytes(b"part")
+            time.sleep(0.01)
+
+    def fail(manager):
+        writer.start()
+        raise OSError("No space left on device")
+
+    writer = threading.Thread(target=write)
+    config = ml_collections.ConfigDict({"keep_checkpoints": 2, "keep_every": 0})
+    with Checkpoints(tmp_path, config) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+            checkpoints.wait()
+        writer.join()
+        assert not any(checkpoints.folder.iterdir())
 
 
 @pytest.mark.full
