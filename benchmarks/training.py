@@ -22,10 +22,10 @@ import numpy as np
 from absl import app, flags
 
 from odvae_jax import ODVAE, ODVAEConfig
-from odvae_jax.checkpoints.native import abstract_model
 from odvae_jax.compilation import bytes_needed, use_compilation_cache
 from odvae_jax.flops import count_flops, peak_flops
 from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
 from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator

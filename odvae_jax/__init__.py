@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from odvae_jax.autoencoder import ODVAE
-    from odvae_jax.config import ODVAEConfig
+    from odvae_jax.checkpoints.pretrained import from_pretrained
+    from odvae_jax.config import ODVAEConfig, Structure
     from odvae_jax.inference import decode, decode_uint8, encode, encode_uint8
-    from odvae_jax.layers.norm_kernels import without_kernels
+    from odvae_jax.lowering import without_kernels
     from odvae_jax.pixels import VideoSize
     from odvae_jax.posterior import DiagonalGaussian
     from odvae_jax.sharding import make_mesh
@@ -19,12 +20,14 @@ __all__ = [
     "ODVAEConfig",
     "SpatialTiling",
     "Streaming",
+    "Structure",
     "TemporalTiling",
     "VideoSize",
     "decode",
     "decode_uint8",
     "encode",
     "encode_uint8",
+    "from_pretrained",
     "make_mesh",
     "without_kernels",
 ]
@@ -32,8 +35,9 @@ __version__ = "0.1.0"
 
 # Each is imported when it is first asked for: processes that read videos need no JAX.
 _HOMES = {"ODVAE": "autoencoder", "DiagonalGaussian": "posterior", "ODVAEConfig": "config"}
+_HOMES |= {"Structure": "config", "from_pretrained": "checkpoints.pretrained"}
 _HOMES |= {"VideoSize": "pixels", "make_mesh": "sharding"}
-_HOMES |= {"without_kernels": "layers.norm_kernels"}
+_HOMES |= {"without_kernels": "lowering"}
 _HOMES |= dict.fromkeys(("SpatialTiling", "Streaming", "TemporalTiling"), "tiling")
 _HOMES |= dict.fromkeys(("decode", "decode_uint8", "encode", "encode_uint8"), "inference")
 

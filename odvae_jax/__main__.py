@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 
-from odvae_jax.checkpoints.native import ENCODER, abstract_model, named_parameters
+from odvae_jax.checkpoints.native import ENCODER
 from odvae_jax.config import STRUCTURES, ODVAEConfig
 from odvae_jax.data.latents import (
     CONTENTS,
@@ -26,6 +26,7 @@ from odvae_jax.data.latents import (
     Statistics,
     find_latents,
 )
+from odvae_jax.parameters import abstract_model, named_parameters
 
 _LISTED = 20  # problems
 

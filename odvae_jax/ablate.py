@@ -23,7 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from odvae_jax.autoencoder import ODVAE, check_video_shape
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checks import check_video_shape
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.evaluation.clips import FixedClips

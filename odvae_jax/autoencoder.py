@@ -6,41 +6,36 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from odvae_jax.config import (
-    DECODER_BLOCKS,
-    ENCODER_BLOCKS,
-    IMAGE_CHANNELS,
-    SPACE_COMPRESSION,
-    WIDTH_MULTIPLIERS,
-    Kind,
-    ODVAEConfig,
-)
+from odvae_jax import checks, registry
+from odvae_jax.config import IMAGE_CHANNELS, Kind, ODVAEConfig
 from odvae_jax.layers.attention import Attention
+from odvae_jax.layers.carry import START, WHOLE, Carry, State, run
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
-from odvae_jax.layers.remat import Remat, rematerialised
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
-from odvae_jax.layers.state import START, State, split
-from odvae_jax.pixels import VideoSize, padded_size
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.sharding import check_rows, sharding_of, under_explicit_axes
+from odvae_jax.sharding import check_rows, sharding_of, with_automatic_axes
 from odvae_jax.types import AnyArray
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, then a change of it.
+    """Residual blocks at one resolution, and a change of it: after them, or before the next level.
 
-    The change is the encoder's `downsample` or the decoder's `upsample`.
+    Args:
+      widths: channels of the input and after each block.
+      kind: the blocks' convolutions.
+      downsample: the encoder's change of resolution; None at its lowest level.
+      upsample: the decoder's change of resolution; None at its level 0.
+      config: the model's.
+      rng: for the initial kernels.
     """
 
     def __init__(
@@ -48,27 +43,36 @@ class Level(nnx.Module):
         widths: list[int],
         kind: Kind,
         *,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
         config: ODVAEConfig,
         rng: Generator,
-        **resample: nnx.Module,
     ):
         self.block = nnx.List(
             ResidualBlock(a, b, kind, config=config, rng=rng) for a, b in itertools.pairwise(widths)
         )
-        self.downsample = resample.get("downsample")
-        self.upsample = resample.get("upsample")
+        self.downsample = downsample
+        self.upsample = upsample
         self.remat = config.remat
 
-    def chunk(
-        self, x: Float[Array, "b t h w c"], state: State, final: bool
-    ) -> tuple[Float[Array, "b u v x d"], State]:
-        """One chunk of a clip, or a whole one (odvae_jax/layers/state.py)."""
-        layers = [*self.block, self.downsample or self.upsample]
-        return run_in_turn(list(filter(None, layers)), x, state, final, self.remat)
+    def __call__(
+        self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b u v y d"]:
+        """The blocks, one after another, then the change of resolution."""
+        for block in self.block:
+            x = run(block, x, carry, self.remat)
+        resample = self.downsample or self.upsample
+        return x if resample is None else run(resample, x, carry, self.remat)
 
 
 class Middle(nnx.Module):
-    """Residual block, attention, residual block, at the lowest resolution."""
+    """Residual block, attention, residual block, at the lowest resolution.
+
+    Args:
+      width: channels.
+      config: the model's.
+      rng: for the initial kernels.
+    """
 
     def __init__(self, width: int, *, config: ODVAEConfig, rng: Generator):
         kind = config.parts.middle
@@ -77,135 +81,109 @@ class Middle(nnx.Module):
         self.block_2 = ResidualBlock(width, width, kind, config=config, rng=rng)
         self.remat = config.remat
 
-    def chunk(
-        self, x: Float[Array, "b t h w c"], state: State, final: bool
-    ) -> tuple[Float[Array, "b t h w c"], State]:
-        """One chunk of a clip, or a whole one."""
-        return run_in_turn([self.block_1, self.attn_1, self.block_2], x, state, final, self.remat)
-
-
-def run_in_turn(
-    layers: Sequence[nnx.Module],
-    x: Float[Array, "b t h w c"],
-    state: State,
-    final: bool,
-    remat: Remat = "none",
-) -> tuple[Float[Array, "b u v x d"], State]:
-    """A chunk through layers, one after another, and the states of them all."""
-    states = []
-    for layer, of_layer in zip(layers, split(state, len(layers)), strict=True):
-        run = rematerialised(functools.partial(layer.chunk, final=final), remat)
-        x, after = run(x, of_layer)
-        states.append(after)
-    return x, None if state is None else tuple(states)
+    def __call__(
+        self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b t h w c"]:
+        """The three layers, one after another."""
+        for layer in (self.block_1, self.attn_1, self.block_2):
+            x = run(layer, x, carry, self.remat)
+        return x
 
 
 class Encoder(nnx.Module):
-    """Video to moments (before the quant convolution); widths and levels as in Fig. 2."""
+    """Video to moments (before the quant convolution); widths and levels as in Fig. 2.
+
+    Args:
+      config: the model's.
+      rng: for the initial kernels.
+    """
 
     def __init__(self, config: ODVAEConfig, *, rng: Generator):
-        parts = config.parts
-        widths = [config.width * m for m in WIDTH_MULTIPLIERS]
-        top = len(widths) - 1
-        self.conv_in = CausalConv(
-            IMAGE_CHANNELS, widths[0], (_length(parts.encoder_in), 3), config=config, rng=rng
-        )
+        parts, widths = config.parts, config.encoder_widths
+        make = functools.partial(CausalConv, config=config, rng=rng)
+        self.conv_in = make(IMAGE_CHANNELS, widths[0], (_length(parts.encoder_in), 3))
         self.down = nnx.List()
         for i, width in enumerate(widths):
-            resample = {}
-            if i < top:
-                resample["downsample"] = Downsample(
-                    width, parts.downsample[i], parts.time_strides[i], config=config, rng=rng
-                )
-            blocks = [widths[max(i - 1, 0)]] + [width] * ENCODER_BLOCKS
-            self.down.append(
-                Level(blocks, parts.encoder_levels[i], config=config, rng=rng, **resample)
-            )
+            downsample = None
+            if i < len(widths) - 1:
+                strides = parts.time_strides[i], parts.space_strides[i]
+                downsample = Downsample(width, parts.downsample[i], strides, config=config, rng=rng)
+            of_blocks = [widths[max(i - 1, 0)]] + [width] * parts.encoder_blocks
+            kind = parts.encoder_levels[i]
+            self.down.append(Level(of_blocks, kind, downsample=downsample, config=config, rng=rng))
         self.mid = Middle(widths[-1], config=config, rng=rng)
-        self.norm_out = GroupNorm(
-            widths[-1], over_time=parts.ends != "2d", activation=True, config=config
-        )
-        self.conv_out = CausalConv(
-            widths[-1], 2 * config.latent_channels, (_length(parts.ends), 3), config=config, rng=rng
-        )
+        over_time = parts.ends != "2d"
+        self.norm_out = GroupNorm(widths[-1], over_time=over_time, activation=True, config=config)
+        size = _length(parts.ends), 3
+        self.conv_out = make(widths[-1], 2 * config.latent_channels, size, out_dtype="float32")
 
-    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
-        return self.chunk(video, None)[0]
-
-    def chunk(
-        self, video: Float[Array, "b t h w 3"], state: State
-    ) -> tuple[Float[Array, "b u v x c2"], State]:
-        """Of one chunk of a clip: 4k + 1 frames at its beginning, then 4k."""
-        first, middle, last = split(state, 3)
-        x, first = self.conv_in.chunk(video, first)
-        x, middle = run_in_turn([*self.down, self.mid], x, middle, True)
-        x, last = self.conv_out.chunk(self.norm_out(x), last, out_dtype="float32")
-        return x, None if state is None else (first, middle, last)
+    def __call__(
+        self, video: Float[Array, "b t h w 3"], carry: Carry = WHOLE
+    ) -> Float[Array, "b u v y c2"]:
+        """Moments of a video in [-1, 1]; of a chunk: 4k + 1 frames at its beginning, then 4k."""
+        x = self.conv_in(video, carry)
+        for level in self.down:
+            x = level(x, carry)
+        x = self.mid(x, carry)
+        return self.conv_out(self.norm_out(x), carry)
 
 
 class Decoder(nnx.Module):
-    """Latents (after the post-quant convolution) to video; `up[i]` is level i, run from 3 to 0."""
+    """Latents (after the post-quant convolution) to video; `up[i]` is level i, level 0 the last.
+
+    Args:
+      config: the model's.
+      rng: for the initial kernels.
+    """
 
     def __init__(self, config: ODVAEConfig, *, rng: Generator):
-        parts = config.parts
-        widths = [config.width * m for m in WIDTH_MULTIPLIERS]
+        parts, widths = config.parts, config.decoder_widths
         top = len(widths) - 1
-        ends = _length(parts.ends)
-        self.conv_in = CausalConv(
-            config.latent_channels, widths[-1], (ends, 3), config=config, rng=rng
-        )
+        make = functools.partial(CausalConv, config=config, rng=rng)
+        size = _length(parts.ends), 3
+        self.conv_in = make(config.latent_channels, widths[-1], size)
         self.mid = Middle(widths[-1], config=config, rng=rng)
         self.up = nnx.List()
         for i, width in enumerate(widths):
-            resample = {}
-            if i > 0:
-                resample["upsample"] = Upsample(
-                    width,
-                    parts.upsample[i - 1],
-                    space=config.upsample if i > 1 and parts.time_strides[i - 1] > 1 else "nearest",
-                    time=config.time_upsample if parts.time_strides[i - 1] > 1 else None,
-                    config=config,
-                    rng=rng,
-                )
-            blocks = [widths[min(i + 1, top)]] + [width] * DECODER_BLOCKS
-            self.up.append(
-                Level(blocks, parts.decoder_levels[i], config=config, rng=rng, **resample)
-            )
-        self.norm_out = GroupNorm(
-            widths[0], over_time=parts.ends != "2d", activation=True, config=config
-        )
-        self.conv_out = CausalConv(widths[0], IMAGE_CHANNELS, (ends, 3), config=config, rng=rng)
+            upsample = _upsample(i - 1, width, config, rng) if i else None
+            of_blocks = [widths[min(i + 1, top)]] + [width] * parts.decoder_blocks
+            kind = parts.decoder_levels[i]
+            self.up.append(Level(of_blocks, kind, upsample=upsample, config=config, rng=rng))
+        over_time = parts.ends != "2d"
+        self.norm_out = GroupNorm(widths[0], over_time=over_time, activation=True, config=config)
+        self.conv_out = make(widths[0], IMAGE_CHANNELS, size, out_dtype="float32")
         self.remat = config.remat
 
-    def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x 3"]:
-        return self.last(self.hidden(z))
+    def __call__(
+        self, z: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b u v y 3"]:
+        """The video, in float32; of a chunk, the frames that can be told."""
+        return self.conv_out(self.hidden(z, carry), carry)
 
-    def chunk(
-        self, z: Float[Array, "b t h w c"], state: State, final: bool
-    ) -> tuple[Float[Array, "b u v x 3"], State]:
-        """Of one chunk of a clip's latents; `final` is the last.
-
-        With linear upsampling in time the others owe some frames, which come with the next.
-        """
-        hidden, last = split(state, 2)
-        x, hidden = self._hidden(z, hidden, final)
-        x, last = self.conv_out.chunk(x, last, out_dtype="float32")
-        return x, None if state is None else (hidden, last)
-
-    def hidden(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b u v x d"]:
+    def hidden(
+        self, z: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b u v y d"]:
         """All but the last convolution; training weighs gradients where the two meet."""
-        return self._hidden(z, None, True)[0]
+        x = self.conv_in(z, carry)
+        x = self.mid(x, carry)
+        for level in reversed(self.up):
+            x = level(x, carry)
+        return run(lambda x, _: self.norm_out(x).array(), x, remat=self.remat)
 
-    def _hidden(self, z, state, final):
-        first, middle = split(state, 2)
-        x, first = self.conv_in.chunk(z, first)
-        x, middle = run_in_turn([self.mid, *reversed(self.up)], x, middle, final)
-        x = rematerialised(self.norm_out, self.remat)(x)
-        return x, None if state is None else (first, middle)
 
-    def last(self, hidden: Float[Array, "b t h w d"]) -> Float[Array, "b t h w 3"]:
-        """The last convolution: to the video, in float32."""
-        return self.conv_out(hidden, out_dtype="float32")
+def _upsample(i: int, width: int, config: ODVAEConfig, rng: Generator) -> Upsample:
+    """The upsampling number i; rows and columns follow `config.upsample` where frames double."""
+    parts = config.parts
+    in_time = parts.time_strides[i] > 1
+    space = config.upsample if in_time else "nearest"
+    return Upsample(
+        width,
+        parts.upsample[i],
+        space=space if parts.space_strides[i] > 1 else None,
+        time=config.time_upsample if in_time else None,
+        config=config,
+        rng=rng,
+    )
 
 
 def _length(kind: Kind) -> int:
@@ -220,7 +198,11 @@ class ODVAE(nnx.Module):
 
     Args:
       config: what model; see `ODVAEConfig.variant` and `ODVAEConfig.image`.
-      rng: for the initial parameters; an int is a seed.
+      rngs: for the initial parameters; an int is a seed, None makes kernels zero. Inside `jit` and
+        `nnx.eval_shape` the values are drawn by JAX: the same distribution, other values.
+
+    Raises:
+      ValueError: if `config` or `rngs` is something else.
     """
 
     def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs | int | None = 0):
@@ -229,20 +211,7 @@ class ODVAE(nnx.Module):
                 f"config is a {type(config).__name__}, not an ODVAEConfig: "
                 "use ODVAEConfig.variant(4)."
             )
-        if isinstance(rngs, nnx.Rngs):
-            try:
-                rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())))
-            except jax.errors.TracerArrayConversionError as error:
-                raise ValueError(
-                    "rngs are traced: make the model outside jit and eval_shape, or give rngs=None "
-                    "where only its shapes matter."
-                ) from error
-        else:
-            if not (rngs is None or isinstance(rngs, int)):
-                raise ValueError(
-                    f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None."
-                )
-            rng = None if rngs is None else np.random.default_rng(rngs)
+        rng = _generator(rngs)
         self.config = config
         z = config.latent_channels
         self.encoder = Encoder(config, rng=rng)
@@ -263,9 +232,9 @@ class ODVAE(nnx.Module):
           ValueError: for another shape or dtype, naming the nearest shape that would do; or rows
             spread over too many devices.
         """
-        check_video(video, self.config)
-        check_rows("video", video.shape, sharding_of(video), SPACE_COMPRESSION)
-        return _moments(self, video)
+        checks.check_video(video, self.config)
+        check_rows("video", video.shape, sharding_of(video), self.config.space_compression)
+        return encode_clip(self, video)
 
     def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
         """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1).
@@ -275,6 +244,25 @@ class ODVAE(nnx.Module):
         """
         return DiagonalGaussian.from_moments(self.moments(video))
 
+    def reconstruct(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+        """The video that the decoder makes of the posterior's mean: float32, about [-1, 1].
+
+        Arguments and errors are those of `moments`.
+        """
+        return self.decode(self.encode(video).mode())
+
+    def to_moments(
+        self, video: Float[Array, "b t h w 3"], carry: Carry = WHOLE
+    ) -> Float[Array, "b u v y c2"]:
+        """What `moments` computes, as a plain function of the arrays: not checked, not compiled."""
+        return self.quant_conv(self.encoder(video, carry))
+
+    def to_video(
+        self, latents: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b u v y 3"]:
+        """What `decode` computes, as a plain function of the arrays: not checked, not compiled."""
+        return self.decoder(self.post_quant_conv(latents), carry)
+
     def decode(self, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"]:
         """The video of unscaled latents (Eq. 2).
 
@@ -283,9 +271,9 @@ class ODVAE(nnx.Module):
         Raises:
           ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C.
         """
-        check_latents(latents, self.config)
+        checks.check_latents(latents, self.config)
         check_rows("latents", latents.shape, sharding_of(latents), 1)
-        return _decode(self, latents)
+        return decode_clip(self, latents)
 
     def encode_chunk(
         self, video: Float[AnyArray, "b t h w 3"], state: State
@@ -294,21 +282,14 @@ class ODVAE(nnx.Module):
 
         Args:
           video: 4k + 1 frames at the clip's beginning, then 4k.
-          state: START (odvae_jax/layers/state.py) at the beginning, then what the last call gave; a
+          state: START (odvae_jax/layers/carry.py) at the beginning, then what the last call gave; a
             pytree of arrays whose size does not depend on the clip's length.
 
         Raises:
           ValueError: if the model's norms are taken over time, or the chunk's shape will not do.
         """
-        check_streams(self.config)
-        check_array("video", video)
-        b, t, *rest = jnp.shape(video)
-        if state == START:
-            check_video_shape((b, t, *rest), self.config)
-        elif t == 0 or t % self.config.time_compression:
-            raise ValueError(f"a chunk of {t} frames is not 4k, which all but a clip's first are.")
-        else:
-            check_video_shape((b, t + 1, *rest), self.config)  # with a frame before it
+        checks.check_streams(self.config)
+        checks.check_video_chunk(video, self.config, first=state == START)
         moments, state = _encode_chunk(self, video, state)
         return DiagonalGaussian.from_moments(moments), state
 
@@ -324,8 +305,8 @@ class ODVAE(nnx.Module):
         Raises:
           ValueError: as `encode_chunk` does.
         """
-        check_streams(self.config)
-        check_latents(latents, self.config)
+        checks.check_streams(self.config)
+        checks.check_latents(latents, self.config)
         return _decode_chunk(self, latents, state, final=final)
 
     def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -334,9 +315,7 @@ class ODVAE(nnx.Module):
         Raises:
           FileExistsError: if `path` holds something already and `overwrite` is not set.
         """
-        from odvae_jax.checkpoints import native
-
-        native.save(self, path, overwrite=overwrite)
+        registry.save(self, path, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(
@@ -362,128 +341,48 @@ class ODVAE(nnx.Module):
           FileNotFoundError: if the source or one of its files is missing.
           ValueError: if the files do not hold such a model, saying which names differ and how.
         """
-        from odvae_jax.checkpoints.pretrained import load_pretrained
-
-        return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
-
-
-def check_streams(config: ODVAEConfig) -> None:
-    """Raises ValueError unless a model's clips can come in chunks."""
-    if not config.streams:
-        raise ValueError(
-            f"norm={config.norm!r}: the model's norms take their statistics over all frames of a "
-            'clip, so that no part of it can be had without the rest. Models with norm="frame" can '
-            "be streamed; use TemporalTiling for this one."
-        )
+        model = registry.load(source, revision=revision, subfolder=subfolder, **overrides)
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"{source} holds a {type(model).__name__}, not an ODVAE: odvae_jax.from_pretrained "
+                "loads whatever model there is."
+            )
+        return model
 
 
-def check_array(name: str, value: Any) -> None:
-    """Raises ValueError for what is no JAX or NumPy array."""
-    if not isinstance(value, AnyArray):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.")
-
-
-def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bool = False) -> None:
-    """Raises ValueError unless `video` is one that can be encoded.
-
-    Args:
-      video: in [-1, 1], or in 0 to 255 if `uint8`.
-      config: of the model.
-      uint8: as above.
-      pad: whether it is padded first.
-    """
-    check_array("video", video)
-    shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
-    if len(shape) != 5:
-        raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
-    if uint8 and dtype != jnp.uint8:
-        raise ValueError(
-            f"video has dtype {dtype}; encode_uint8 takes uint8. "
-            "For floats in [-1, 1] there is encode."
-        )
-    if not uint8 and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"video has dtype {dtype}; expected floating point in [-1, 1]. "
-            "For uint8 in 0 to 255 there is odvae_jax.encode_uint8."
-        )
-    if pad and 0 not in shape:
-        size = padded_size(VideoSize(*shape[1:4]), config.time_compression)
-        shape = (shape[0], size.frames, size.height, size.width, shape[4])
-    check_video_shape(shape, config)
-
-
-def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
-    """Raises ValueError unless [B, T, H, W, C] can be encoded.
-
-    The error names the nearest shape that can.
-    """
-    b, t, h, w, c = shape
-    step = config.time_compression
-    nearest = (
-        max(b, 1),
-        step * max(round((t - 1) / step), 0) + 1,
-        *(SPACE_COMPRESSION * max(round(s / SPACE_COMPRESSION), 1) for s in (h, w)),
-        IMAGE_CHANNELS,
-    )
-    if shape == nearest:
-        return
-    wrong = []
-    if b != nearest[0]:
-        wrong.append("B must be at least 1")
-    if t != nearest[1]:
-        wrong.append(f"T must be {step}k + 1" if step > 1 else "T must be at least 1")
-    wrong += [
-        f"{n} must be a multiple of 8"
-        for n, s, m in zip("HW", (h, w), nearest[2:4], strict=True)
-        if s != m
-    ]
-    if c != IMAGE_CHANNELS:
-        wrong.append("the last axis must hold 3 channels")
-    raise ValueError(
-        f"video has shape {shape}, [B, T, H, W, C]: {', '.join(wrong)}. The nearest is {nearest}."
-    )
-
-
-def check_latents(latents: Any, config: ODVAEConfig) -> None:
-    """Raises ValueError unless `latents` are some that `ODVAE.decode` takes."""
-    check_array("latents", latents)
-    shape = tuple(jnp.shape(latents))
-    expected = f"[B, t, h, w, {config.latent_channels}]"
-    if len(shape) != 5 or shape[-1] != config.latent_channels or 0 in shape:
-        near = (
-            (*(max(s, 1) for s in shape[:-1]), config.latent_channels) if len(shape) == 5 else None
-        )
-        raise ValueError(
-            f"latents have shape {shape}; this model decodes {expected}"
-            + (f": the nearest is {near}." if near else ".")
-        )
-    if not jnp.issubdtype(jnp.result_type(latents), jnp.floating):
-        raise ValueError(f"latents have dtype {jnp.result_type(latents)}; expected floating point.")
+def _generator(rngs: nnx.Rngs | int | None) -> Generator:
+    """Where initial kernels come from: NumPy, but JAX under a trace."""
+    if rngs is None or isinstance(rngs, int):
+        return None if rngs is None else np.random.default_rng(rngs)
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None.")
+    key = jax.random.key_data(rngs.params())
+    if isinstance(key, jax.core.Tracer):
+        return rngs.params
+    return np.random.default_rng(np.asarray(key))
 
 
 @jax.jit
-def _moments(vae: ODVAE, video):
-    def run(vae, video):
-        return vae.quant_conv(vae.encoder(video))
+def encode_clip(vae: ODVAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v y c2"]:
+    """The moments of whole clips, compiled; see `ODVAE.moments`."""
+    shape = vae.config.latent_shape(video.shape)
+    return with_automatic_axes(ODVAE.to_moments, (vae, video), shape)(vae, video)
 
-    return under_explicit_axes(run, vae.config.latent_shape(video.shape))(vae, video)
+
+@jax.jit
+def decode_clip(vae: ODVAE, latents: Float[Array, "b t h w c"]) -> Float[Array, "b u v y 3"]:
+    """The video of whole clips' latents, compiled; see `ODVAE.decode`."""
+    shape = vae.config.video_shape(latents.shape)
+    return with_automatic_axes(ODVAE.to_video, (vae, latents), shape)(vae, latents)
 
 
 @jax.jit
 def _encode_chunk(vae: ODVAE, video, state):
-    x, state = vae.encoder.chunk(video, state)
-    return vae.quant_conv(x), state
+    carry = Carry(state)
+    return vae.to_moments(video, carry), carry.state
 
 
 @functools.partial(jax.jit, static_argnames="final")
 def _decode_chunk(vae: ODVAE, latents, state, *, final):
-    return vae.decoder.chunk(vae.post_quant_conv(latents), state, final)
-
-
-@jax.jit
-def _decode(vae: ODVAE, latents):
-    def run(vae, latents):
-        return vae.decoder(vae.post_quant_conv(latents))
-
-    return under_explicit_axes(run, vae.config.video_shape(latents.shape))(vae, latents)
+    carry = Carry(state, final)
+    return vae.to_video(latents, carry), carry.state

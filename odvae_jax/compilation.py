@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from odvae_jax.layers import norm_kernels
+from odvae_jax.lowering import norm_kernels
 
 
 def use_compilation_cache() -> None:

@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Shared by all variants, and taken over from SD-VAE.
-WIDTH_MULTIPLIERS = (1, 2, 4, 4)
-ENCODER_BLOCKS = 2
-DECODER_BLOCKS = 3
 IMAGE_CHANNELS = 3
-SPACE_COMPRESSION = 8
 GROUP_NORM_EPSILON = 1e-6
 
 Kind = Literal["2d", "3d", "mixed"]
-"""Convolutions of a part.
-
-Per frame, causal 3D, or (a residual block only) the first 3D, the second per frame.
-"""
-
+"""How a part convolves: "2d" per frame; "3d" causally over frames; "mixed" (residual blocks only):
+the first convolution 3D, the second per frame."""
 
 Interpolation = Literal["nearest", "linear"]
 """How frames, rows or columns are doubled."""
@@ -34,27 +27,104 @@ Interpolation = Literal["nearest", "linear"]
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """One row of the variants' table: which parts are 2D and which are causal 3D.
+    """One row of the table of variants: levels, blocks and strides, and which parts are 2D or 3D.
 
-    Tuples run from level 0 (full resolution) to level 3; `downsample[i]` follows encoder level i
-    and `upsample[i]` precedes decoder level i.
+    Tuples run from level 0 (full resolution) to the lowest resolution. `downsample[i]` follows
+    level i of the encoder, and `upsample[i]` precedes level i of the decoder; there is one fewer of
+    them than there are levels. A row of one's own is used as `ODVAEConfig(structure=Structure(…))`.
+
+    Attributes:
+      encoder_in: the encoder's input convolution.
+      encoder_levels: residual blocks of each level of the encoder.
+      downsample: convolutions of the downsampling after each level but the last.
+      middle: residual blocks and attention at the lowest resolution, in encoder and decoder.
+      decoder_levels: residual blocks of each level of the decoder.
+      upsample: convolutions of the upsampling before each level but the last.
+      ends: the encoder's output convolution, and the decoder's input and output convolutions.
+      time_strides: by how much each resampling changes the number of frames, 1 or 2.
+      space_strides: by how much each resampling changes rows and columns, 1 or 2.
+      width_multipliers: channels of each level, in units of the width.
+      encoder_blocks: residual blocks per level of the encoder.
+      decoder_blocks: residual blocks per level of the decoder.
+      decoder_width: channels of the decoder's level 0; None for those of the encoder.
+
+    Raises:
+      ValueError: for a row that no model can have, naming the field and what it may be.
     """
 
     encoder_in: Kind
-    encoder_levels: tuple[Kind, Kind, Kind, Kind]
-    downsample: tuple[Kind, Kind, Kind]
+    encoder_levels: tuple[Kind, ...]
+    downsample: tuple[Kind, ...]
     middle: Kind
-    decoder_levels: tuple[Kind, Kind, Kind, Kind]
-    upsample: tuple[Kind, Kind, Kind]
+    decoder_levels: tuple[Kind, ...]
+    upsample: tuple[Kind, ...]
     ends: Kind
-    """The encoder's output and the decoder's input and output convolutions."""
-    time_strides: tuple[int, int, int]
-    """How much each resampling changes the number of frames, by level."""
+    time_strides: tuple[int, ...]
+    space_strides: tuple[int, ...] = (2, 2, 2)
+    width_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    decoder_width: int | None = None
+
+    def __post_init__(self):
+        for name in _TUPLES:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        levels = len(self.width_multipliers)
+        if not levels or not all(_is_positive(m) for m in self.width_multipliers):
+            _refuse("width_multipliers", self.width_multipliers, "one positive integer per level")
+        for name in ("encoder_blocks", "decoder_blocks"):
+            if not _is_positive(getattr(self, name)):
+                _refuse(name, getattr(self, name), "a positive integer")
+        if self.decoder_width is not None and not _is_positive(self.decoder_width):
+            _refuse("decoder_width", self.decoder_width, "a positive integer or None")
+        for names, count, may_be in (
+            (("encoder_levels", "decoder_levels"), levels, ("2d", "3d", "mixed")),
+            (("downsample", "upsample"), levels - 1, ("2d", "3d")),
+            (("time_strides", "space_strides"), levels - 1, (1, 2)),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if len(value) != count or not all(v in may_be for v in value):
+                    wanted = f"{count} values, each one of {list(may_be)}: width_multipliers"
+                    _refuse(name, value, f"{wanted} make {levels} levels")
+        if self.middle not in ("2d", "3d", "mixed"):
+            _refuse("middle", self.middle, "'2d', '3d' or 'mixed'")
+        for name in ("encoder_in", "ends"):
+            if getattr(self, name) not in ("2d", "3d"):
+                _refuse(name, getattr(self, name), "'2d' or '3d'")
+        for i, (kind, time) in enumerate(zip(self.downsample, self.time_strides, strict=True)):
+            if kind == "2d" and time > 1:
+                _refuse("downsample", self.downsample, f"'3d' at {i}, where the time stride is 2")
 
     @property
     def time_compression(self) -> int:
-        a, b, c = self.time_strides
-        return a * b * c
+        """How many frames one latent frame stands for, after the first."""
+        return math.prod(self.time_strides)
+
+    @property
+    def space_compression(self) -> int:
+        """How many rows, and how many columns, one position of the latents stands for."""
+        return math.prod(self.space_strides)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether every part works on each frame alone, as SD-VAE does."""
+        kinds = {*self.encoder_levels, *self.downsample, *self.decoder_levels, *self.upsample}
+        return kinds | {self.encoder_in, self.middle, self.ends} == {"2d"}
+
+
+_TUPLES = ("encoder_levels", "downsample", "decoder_levels", "upsample")
+_TUPLES += ("time_strides", "space_strides", "width_multipliers")
+LEVELS = ("width_multipliers", "space_strides", "encoder_blocks", "decoder_blocks", "decoder_width")
+"""Fields of a `Structure` in which a 2D model and the model inflated from it must agree."""
+
+
+def _is_positive(value) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0
+
+
+def _refuse(name, value, expected):
+    raise ValueError(f"structure.{name}={value!r} cannot be; expected {expected}.")
 
 
 _VARIANT_1 = Structure(
@@ -97,7 +167,6 @@ STRUCTURES: dict[str, Structure] = {
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
-    "structure": tuple(STRUCTURES),
     "upsample": ("nearest", "linear"),
     "norm": ("clip", "frame"),
     "time_upsample": ("linear", "nearest"),
@@ -111,14 +180,16 @@ class ODVAEConfig:
     """The hyper-parameters of a model; made with `ODVAEConfig.variant(n)` or `ODVAEConfig.image()`.
 
     Attributes:
-      structure: "v1" to "v4" (the paper's variants) or "image" (the 2D ancestor, applied per
-        frame).
-      width: channels of level 0; the other levels have 2, 4 and 4 times as many.
+      structure: "v1" to "v4" (the paper's variants), "image" (the 2D ancestor, applied per frame),
+        or a row of one's own, a `Structure`.
+      width: channels of level 0; the other levels have 2, 4 and 4 times as many, unless the row
+        says otherwise.
       latent_channels: channels of a latent.
       groups: groups of every group norm; must divide `width`.
-      upsample: "nearest" or "linear" (half-pixel centres) doubling in space at decoder levels 3 and
-        2; level 1 always takes the nearest. Released checkpoints are "linear"; training from SD-VAE
-        starts with "nearest", which keeps an image's reconstruction exactly SD-VAE's (Eq. 4).
+      upsample: "nearest" or "linear" (half-pixel centres) doubling in space where frames are
+        doubled too (decoder levels 3 and 2 of the variants); elsewhere always the nearest. Released
+        checkpoints are "linear"; training from SD-VAE starts with "nearest", which keeps
+        an image's reconstruction exactly SD-VAE's (Eq. 4).
       norm: "clip" takes the statistics of 3D parts over all frames, as the released model does;
         "frame" takes them per frame everywhere, which makes the encoder strictly causal.
       time_upsample: "linear" (released) or "nearest", which with norm "frame" makes the decoder
@@ -137,7 +208,7 @@ class ODVAEConfig:
       ValueError: for a value that no model can have, naming the field and what it may be.
     """
 
-    structure: str = "v4"
+    structure: str | Structure = "v4"
     width: int = 128
     latent_channels: int = 4
     groups: int = 32
@@ -151,6 +222,7 @@ class ODVAEConfig:
     remat: Literal["none", "blocks", "convolutions"] = "none"
 
     def __post_init__(self):
+        object.__setattr__(self, "structure", _known(self.structure))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -178,6 +250,11 @@ class ODVAEConfig:
             raise ValueError(
                 f"width={self.width} is not a multiple of groups={self.groups}: "
                 "choose a width that is, or fewer groups."
+            )
+        if self.decoder_width % self.groups:
+            raise ValueError(
+                f"structure.decoder_width={self.decoder_width} is not a multiple of "
+                f"groups={self.groups}: choose a width that is, or fewer groups."
             )
 
     @classmethod
@@ -213,21 +290,29 @@ class ODVAEConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(
-                    f"model config field {name!r} is not known; {hint}There are {known}."
+                    f"model config field {name!r} is not known; {_nearest(name, known)}"
                 )
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        if isinstance(self.structure, Structure):
+            fields["structure"] = {
+                n: list(v) if isinstance(v, tuple) else v for n, v in fields["structure"].items()
+            }
+        return fields
 
     @property
     def parts(self) -> Structure:
-        """The row of the variants' table."""
-        return STRUCTURES[self.structure]
+        """The row of the table of variants, or the row of one's own."""
+        return STRUCTURES.get(self.structure, self.structure)
+
+    @property
+    def name(self) -> str:
+        """The row's name in messages: "v1" to "v4", "image", or "custom"."""
+        return self.structure if isinstance(self.structure, str) else "custom"
 
     @property
     def time_compression(self) -> int:
@@ -235,9 +320,37 @@ class ODVAEConfig:
         return self.parts.time_compression
 
     @property
+    def space_compression(self) -> int:
+        """8 for the paper's variants and the image model."""
+        return self.parts.space_compression
+
+    @property
+    def encoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level of the encoder."""
+        return tuple(self.width * m for m in self.parts.width_multipliers)
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels of the decoder's level 0."""
+        return self.parts.decoder_width or self.width
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level of the decoder."""
+        return tuple(self.decoder_width * m for m in self.parts.width_multipliers)
+
+    @property
     def streams(self) -> bool:
         """Whether clips can come in chunks: no norm takes its statistics over frames."""
-        return self.norm == "frame" or self.structure == "image"
+        return self.norm == "frame" or self.parts.is_image
+
+    def clip_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The smallest frames, rows and columns that a model takes and that hold these.
+
+        They are 4k + 1 frames and multiples of 8 rows and columns for the paper's variants.
+        """
+        t, s = self.time_compression, self.space_compression
+        return -(-(frames - 1) // t) * t + 1, -(-height // s) * s, -(-width // s) * s
 
     def latent_shape(self, video_shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
         """Shape of the latents of a video of shape [B, T, H, W, 3]."""
@@ -245,8 +358,8 @@ class ODVAEConfig:
         return (
             b,
             (t - 1) // self.time_compression + 1,
-            h // SPACE_COMPRESSION,
-            w // SPACE_COMPRESSION,
+            h // self.space_compression,
+            w // self.space_compression,
             self.latent_channels,
         )
 
@@ -256,7 +369,35 @@ class ODVAEConfig:
         return (
             b,
             (t - 1) * self.time_compression + 1,
-            h * SPACE_COMPRESSION,
-            w * SPACE_COMPRESSION,
+            h * self.space_compression,
+            w * self.space_compression,
             IMAGE_CHANNELS,
         )
+
+
+def _known(structure: Any) -> str | Structure:
+    """A row by its name if the table has it, else as a `Structure`; dicts are those of JSON."""
+    if isinstance(structure, dict):
+        known = [field.name for field in dataclasses.fields(Structure)]
+        for name in structure:
+            if name not in known:
+                raise ValueError(f"structure has no field {name!r}; {_nearest(name, known)}")
+        required = [
+            f.name for f in dataclasses.fields(Structure) if f.default is dataclasses.MISSING
+        ]
+        if missing := [name for name in required if name not in structure]:
+            raise ValueError(f"structure lacks the fields {missing}.")
+        structure = Structure(**structure)
+    if isinstance(structure, Structure):
+        return next((name for name, row in STRUCTURES.items() if row == structure), structure)
+    if structure not in STRUCTURES:
+        raise ValueError(
+            f"structure={structure!r} is not known; it may be one of {list(STRUCTURES)}, or a "
+            "Structure of your own."
+        )
+    return structure
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? There are {known}." if near else f"There are {known}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -11,22 +10,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Float, UInt8
 
-from odvae_jax.autoencoder import (
-    ODVAE,
-    check_latents,
-    check_streams,
-    check_video,
-)
-from odvae_jax.blocks import (
-    cut_in_blocks,
-    decode_blocks,
-    decode_part,
-    encode_blocks,
-    encode_part,
-    fetched,
-)
-from odvae_jax.config import IMAGE_CHANNELS, SPACE_COMPRESSION
-from odvae_jax.pixels import VideoSize, pad_video, padded_size
+from odvae_jax.autoencoder import ODVAE, decode_clip, encode_clip
+from odvae_jax.checks import check_latents, check_size, check_video
+from odvae_jax.config import IMAGE_CHANNELS
+from odvae_jax.pixels import VideoSize, pad_video
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.sharding import (
     check_rows,
@@ -36,13 +23,19 @@ from odvae_jax.sharding import (
     replicate,
     sharding_of,
     spread_clips,
-    under_explicit_axes,
+    with_automatic_axes,
     with_axes,
 )
-from odvae_jax.tiling import Streaming, Tiling, in_time_and_space
+from odvae_jax.tiling import Tilings, in_time_and_space
+from odvae_jax.tiling.from_host import (
+    cut_in_blocks,
+    decode_blocks,
+    decode_part,
+    encode_blocks,
+    encode_part,
+    fetched,
+)
 from odvae_jax.types import AnyArray
-
-Tilings = Tiling | tuple[Tiling, ...] | None
 
 
 def encode(
@@ -74,7 +67,9 @@ def encode(
         norms over time; rows or clips that do not divide over the mesh.
     """
     check_video(video, vae.config, pad=pad)
-    return _encode(vae, video, tiling, pad, mesh)
+    run, *arguments = _encoding(vae, video, tiling, mesh)
+    size = VideoSize(*video.shape[1:4]) if pad else None
+    return DiagonalGaussian.from_moments(run(*arguments), size)
 
 
 def encode_uint8(
@@ -91,7 +86,9 @@ def encode_uint8(
       ValueError: if `video` is not uint8, or as `encode`.
     """
     check_video(video, vae.config, uint8=True, pad=pad)
-    return _encode(vae, video, tiling, pad, mesh)
+    run, *arguments = _encoding(vae, video, tiling, mesh)
+    size = VideoSize(*video.shape[1:4]) if pad else None
+    return DiagonalGaussian.from_moments(run(*arguments), size)
 
 
 def decode(
@@ -136,51 +133,41 @@ def decode_uint8(
     return _decode(vae, latents, tiling, size, mesh, uint8=True)
 
 
-def _encode(vae, video, tiling, pad, mesh):
+def _encoding(vae, video, tiling, mesh):
+    """The function that computes the moments, and its arguments."""
     time, space = _checked(vae, tiling, mesh)
-    size = VideoSize(*video.shape[1:4])
-    padded = padded_size(size, vae.config.time_compression)
-    shape = (video.shape[0], padded.frames, padded.height, padded.width, IMAGE_CHANNELS)
-    _check_devices("video", video, shape, SPACE_COMPRESSION, mesh)
+    padded = vae.config.clip_size(*video.shape[1:4])
+    shape = (video.shape[0], *padded, IMAGE_CHANNELS)
+    _check_devices("video", video, shape, vae.config.space_compression, mesh)
     if time is not None and not _is_traced(vae, video):
 
-        def by_blocks(vae, video, mesh):
+        def from_host(vae, video, mesh):
             return encode_blocks(vae, cut_in_blocks(video, time.step), time, space, mesh=mesh)
 
-        moments = _in_blocks(by_blocks, vae, video, mesh)
-    else:
-        vae, video = _placed(vae, pad_video(video, padded.frames), mesh)
-        if time is space is None and video.dtype != jnp.uint8:
-            moments = vae.moments(video)
-        else:
-            moments = _moments_in_parts(vae, video, time, space)
-    return DiagonalGaussian.from_moments(moments, size if pad else None)
+        return _in_blocks, from_host, vae, video, mesh
+    vae, video = _placed(vae, pad_video(video, padded), mesh)
+    if time is space is None and video.dtype != jnp.uint8:
+        return encode_clip, vae, video
+    return _moments_in_parts, vae, video, time, space
 
 
 def _decode(vae, latents, tiling, size, mesh, *, uint8):
     check_latents(latents, vae.config)
     time, space = _checked(vae, tiling, mesh)
-    shape = vae.config.video_shape(latents.shape)
-    if size is not None and any(
-        n > most for n, most in zip(dataclasses.astuple(size), shape[1:4], strict=True)
-    ):
-        raise ValueError(
-            f"latents of shape {tuple(latents.shape)} are those of {shape[1:4]} frames, rows and "
-            f"columns, fewer than {size}: they are another video's."
-        )
+    check_size(size, latents.shape, vae.config)
     _check_devices("latents", latents, latents.shape, 1, mesh)
     if time is not None and not _is_traced(vae, latents):
         step = time.step // vae.config.time_compression
 
-        def by_blocks(vae, latents, mesh):
+        def from_host(vae, latents, mesh):
             blocks = cut_in_blocks(latents, step)
             return decode_blocks(vae, blocks, time, space, uint8=uint8, mesh=mesh)
 
-        video = _in_blocks(by_blocks, vae, latents, mesh)
+        video = _in_blocks(from_host, vae, latents, mesh)
     else:
         vae, latents = _placed(vae, latents, mesh)
         if time is space is None and not uint8:
-            video = vae.decode(latents)
+            video = decode_clip(vae, latents)
         else:
             video = _video_in_parts(vae, latents, time, space, uint8)
     return video if size is None else size.cut(video)
@@ -194,7 +181,8 @@ def _moments_in_parts(vae, video, time, space):
             return part(video, None)[0]
         return time.run(part, video, time.step)
 
-    return under_explicit_axes(run, vae.config.latent_shape(video.shape))(vae, video)
+    shape = vae.config.latent_shape(video.shape)
+    return with_automatic_axes(run, (vae, video), shape)(vae, video)
 
 
 @functools.partial(jax.jit, static_argnames=("time", "space", "uint8"))
@@ -205,14 +193,15 @@ def _video_in_parts(vae, latents, time, space, uint8):
             return part(latents, None, True)[0]
         return time.run(part, latents, time.step // vae.config.time_compression)
 
-    return under_explicit_axes(run, vae.config.video_shape(latents.shape))(vae, latents)
+    shape = vae.config.video_shape(latents.shape)
+    return with_automatic_axes(run, (vae, latents), shape)(vae, latents)
 
 
 def _checked(vae, tiling, mesh):
     """What is done in time and in space, if the model and the mesh allow it."""
     time, space = in_time_and_space(tiling)
-    if isinstance(time, Streaming):
-        check_streams(vae.config)
+    for one in filter(None, (time, space)):
+        one.check(vae.config)
     if space is not None and mesh is not None and mesh.shape.get("height", 1) > 1:
         raise ValueError(
             f"{space} and a mesh with height={mesh.shape['height']}: rows are either tiled or "

@@ -8,13 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import (
-    abstract_model,
-    differences,
-    named_parameters,
-    with_parameters,
-)
-from odvae_jax.config import ODVAEConfig
+from odvae_jax.config import LEVELS, ODVAEConfig
+from odvae_jax.parameters import abstract_model, differences, named_parameters, with_parameters
 from odvae_jax.types import AnyArray
 
 Method = Literal["tail", "average", "random"]
@@ -45,19 +40,26 @@ def inflate(image: ODVAE, config: ODVAEConfig, method: Method = "tail", *, seed:
 
     Args:
       image: a model of `ODVAEConfig.image()`, of the same width and latent channels.
-      config: what to make.
+      config: the model to make; its levels must be those of `image`.
       method: "tail", "average" or "random".
-      seed: of the random method.
+      seed: for the random method.
 
     Raises:
-      ValueError: if the method is unknown or the two models' sizes differ.
+      ValueError: if the method is unknown, or the two models' levels or sizes differ.
     """
     if method not in METHODS:
         raise ValueError(f"initialisation {method!r} is not known; there are {list(METHODS)}.")
-    if image.config.structure != "image":
+    if not image.config.parts.is_image:
         raise ValueError(
-            f"the model to start from is {image.config.structure!r}; expected an image model."
+            f"the model to start from is {image.config.name!r}; expected an image model."
         )
+    for field in LEVELS:
+        theirs, ours = (getattr(c.parts, field) for c in (image.config, config))
+        if theirs != ours:
+            raise ValueError(
+                f"structure.{field} is {theirs!r} in the 2D model and {ours!r} in the video model: "
+                "initialisation from 2D needs the same levels in both."
+            )
     if image.config.groups != config.groups:
         raise ValueError(
             f"the 2D model's norms have {image.config.groups} groups, the video model's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -205,41 +206,37 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def under_explicit_axes(run: Callable[[Any, jax.Array], jax.Array], out_shape: tuple[int, ...]):
-    """Makes `run(parameters, x)` work where mesh axes are Explicit.
+def with_automatic_axes(
+    run: Callable[..., jax.Array], arguments: tuple[Any, jax.Array], out_shape: tuple[int, ...]
+) -> Callable[..., jax.Array]:
+    """A function `run(parameters, x)` that also works where mesh axes are Explicit.
 
-    Those of `jax.make_mesh` are.
+    Inside, these axes are Auto, so that XLA propagates shardings and exchanges halos. The result is
+    spread as `x` is over batch, height and width where that divides. Where no axis is Explicit it
+    is `run` itself.
 
-    Inside, these axes are Auto, so that XLA propagates shardings and exchanges halos; the result,
-    of shape `out_shape`, is spread as `x` is over batch, height and width where that divides.
+    Args:
+      run: of parameters and a clip [B, T, H, W, C].
+      arguments: what it will be called with.
+      out_shape: of its result.
     """
-
-    def call(parameters, x):
-        meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((x, parameters))]
-        for mesh in meshes:
-            explicit = tuple(
-                name
-                for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-                if kind == AxisType.Explicit
-            )
-            if explicit:
-                break
-        else:
-            return run(parameters, x)
-        spec = [None] * len(out_shape)
-        if not meshes[0].empty:
-            given = jax.typeof(x).sharding.spec
-            for axis in (0, 2, 3):
-                names = given[axis] if isinstance(given[axis], tuple) else (given[axis],)
-                count = 1
-                for name in names:
-                    count *= 1 if name is None else mesh.shape[name]
-                if out_shape[axis] % count == 0:
-                    spec[axis] = given[axis]
-        out_sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.sharding.auto_axes(run, axes=explicit, out_sharding=out_sharding)(parameters, x)
-
-    return call
+    _, x = arguments
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arguments[::-1])]
+    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
+    if mesh is None:
+        return run
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
+    spec: list[Any] = [None] * len(out_shape)
+    if not meshes[0].empty:
+        given = jax.typeof(x).sharding.spec
+        for axis in (0, 2, 3):
+            names = given[axis] if isinstance(given[axis], tuple) else (given[axis],)
+            count = math.prod(1 if name is None else mesh.shape[name] for name in names)
+            if out_shape[axis] % count == 0:
+                spec[axis] = given[axis]
+    out_sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.sharding.auto_axes(run, axes=explicit, out_sharding=out_sharding)
 
 
 def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from odvae_jax.autoencoder import ODVAE, check_streams
-from odvae_jax.blocks import decode_blocks, encode_blocks
-from odvae_jax.checkpoints.native import ENCODER, digest, named_parameters
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.native import ENCODER, digest
+from odvae_jax.checks import check_streams
 from odvae_jax.data.latents import (
     SUFFIX,
     LatentsError,
@@ -28,10 +28,12 @@ from odvae_jax.data.latents import (
     Statistics,
 )
 from odvae_jax.data.video import EXTENSIONS, FrameBlocks, VideoError, VideoReader
+from odvae_jax.parameters import named_parameters
 from odvae_jax.pipeline import Job, Progress, VideoInThread, run_jobs
 from odvae_jax.pixels import VideoSize
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
+from odvae_jax.tiling.from_host import decode_blocks, encode_blocks
 
 logger = logging.getLogger(__name__)
 

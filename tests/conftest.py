@@ -27,8 +27,12 @@ import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from odvae_jax import ODVAE, ODVAEConfig  # noqa: E402
-from odvae_jax.layers import norm_kernels, platforms  # noqa: E402
+from odvae_jax import (  # noqa: E402
+    ODVAE,
+    ODVAEConfig,
+    lowering,
+)
+from odvae_jax.lowering import norm_kernels  # noqa: E402
 
 SMALL = {"width": 8, "groups": 4, "precision": "highest"}
 
@@ -52,7 +56,11 @@ def pytest_collection_modifyitems(config, items):
 
 def on_a_gpu(monkeypatch):
     """What a GPU runs, here."""
-    monkeypatch.setattr(platforms, "by_platform", lambda *arrays, cuda, **others: cuda(*arrays))
+
+    def by_platform(*arrays, default, cuda=None, **others):
+        return (cuda or default)(*arrays)
+
+    monkeypatch.setattr(lowering, "by_platform", by_platform)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from odvae_jax.compilation import bytes_needed
 _ANOTHER_PROCESS = """
 import jax, jax.numpy as jnp
 from odvae_jax.compilation import use_compilation_cache
-from odvae_jax.layers.norm_kernels import norm_silu_pairs
+from odvae_jax.lowering.norm_kernels import norm_silu_pairs
 
 use_compilation_cache()
 events = []

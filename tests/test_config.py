@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAEConfig
-from odvae_jax.checkpoints.native import abstract_model, named_parameters
+from odvae_jax.parameters import abstract_model, named_parameters
 
 COUNTS = {
     "v1": 244_800_231,

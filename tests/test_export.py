@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAEConfig, decode, encode
-from odvae_jax.checkpoints.native import abstract_model
+from odvae_jax.parameters import abstract_model
 from tests.conftest import full, random_video, small_model
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odvae_jax.layers import norm_kernels, platforms
-from odvae_jax.layers.state import START
+from odvae_jax import lowering
+from odvae_jax.layers.carry import START, Carry
+from odvae_jax.lowering import norm_kernels
 from tests.conftest import full, random_video, small_model
 
 
@@ -27,7 +28,7 @@ def test_a_float32_model_and_its_gradient_are_the_same(monkeypatch, gpu):
         return *reconstructed(vae, video), jax.grad(loss)(vae, video)
 
     ours = jax.jit(lambda *a: everything(*a))(vae, video)
-    monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
+    monkeypatch.setattr(lowering, "by_platform", jax.lax.platform_dependent)
     expected = jax.jit(lambda *a: everything(*a))(vae, video)
     assert not gpu, "the kernels are for 16 bits"
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
@@ -40,7 +41,7 @@ def three_ways(function, monkeypatch, gpu):
     vae, video = small_model(upsample="linear", dtype="bfloat16"), random_video(5, 32, 32)
     ours = jax.jit(lambda *a: function(*a))(vae, video)
     assert len(gpu) == 3, "statistics, norms of their own, and norms of pairs"
-    monkeypatch.setattr(platforms, "by_platform", jax.lax.platform_dependent)
+    monkeypatch.setattr(lowering, "by_platform", jax.lax.platform_dependent)
     monkeypatch.setattr(norm_kernels, "_devices_can", lambda: False)
     return ours, *(jax.jit(lambda *a: function(*a))(model, video) for model in (vae, exact))
 
@@ -71,8 +72,9 @@ def test_chunks_are_the_whole_clip(gpu, dtype):
     def in_chunks(vae, video):
         state, parts = START, []
         for start, stop in ((0, 5), (5, 9), (9, 13)):
-            y, state = vae.encoder.chunk(video[:, start:stop], state)
-            parts.append(y)
+            carry = Carry(state)
+            parts.append(vae.encoder(video[:, start:stop], carry))
+            state = carry.state
         return jnp.concatenate(parts, axis=1)
 
     whole = jax.jit(lambda vae, video: vae.encoder(video))(vae, video)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAEConfig
-from odvae_jax.checkpoints.native import named_parameters
 from odvae_jax.inflation import inflate
+from odvae_jax.parameters import named_parameters
 from tests.conftest import SMALL, full, random_video, small_model
 
 VARIANTS = [1, 4, *full(2, 3)]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAEConfig, Streaming, decode, decode_uint8, encode, encode_uint8
-from odvae_jax.checkpoints.native import abstract_model
 from odvae_jax.flops import count_flops
+from odvae_jax.layers.carry import START, Carry
 from odvae_jax.layers.causal_conv import CausalConv
-from odvae_jax.layers.state import START
-from odvae_jax.live import LiveDecoder, LiveEncoder
+from odvae_jax.parameters import abstract_model
+from odvae_jax.tiling.live import LiveDecoder, LiveEncoder
 from tests.conftest import full, random_video, small_model
 
 FRAME = {"norm": "frame"}
@@ -163,15 +163,17 @@ def test_a_convolution_in_chunks_is_that_of_the_clip(kt, d, strides):
     x = jax.random.normal(jax.random.key(0), (2, 9, 6, 8, 5))
     state, parts = START, []
     for start, stop in ((0, 1), (1, 3), (3, 9)):
-        y, state = layer.chunk(x[:, start:stop], state)
-        parts.append(y)
+        carry = Carry(state)
+        parts.append(layer(x[:, start:stop], carry))
+        state = carry.state
     np.testing.assert_allclose(np.concatenate(parts, 1), layer(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk, nearest", [(0, 4), (6, 8), (33, 32), (-4, 4)])
 def test_a_chunk_that_is_not_a_multiple_of_4_is_refused(chunk, nearest):
+    vae, video = small_model("v4", **FRAME), random_video(9, 16, 16)
     with pytest.raises(ValueError, match=f"chunk of {chunk} frames.*nearest is {nearest}"):
-        Streaming(chunk)
+        encode(vae, video, tiling=Streaming(chunk))
 
 
 def test_norms_over_time_cannot_be_streamed(unchecked_types):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-import odvae_jax.blocks
 from odvae_jax import (
     SpatialTiling,
     Streaming,
@@ -20,6 +19,7 @@ from odvae_jax import (
 )
 from odvae_jax.pixels import to_uint8, to_unit_range
 from odvae_jax.sharding import clip_sharding, replicated
+from odvae_jax.tiling import from_host
 from tests.conftest import full, random_video, small_model
 
 CASES = [(1, 5), (21, 9)]
@@ -100,9 +100,7 @@ def test_a_group_is_compiled_once_for_clips_of_all_lengths():
                       tiling=tiling)  # fmt: skip
 
     both(9)
-    sizes = [
-        f._cache_size() for f in (odvae_jax.blocks._encode_part, odvae_jax.blocks._decode_part)
-    ]
+    sizes = [f._cache_size() for f in (from_host._encode_part, from_host._decode_part)]
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
@@ -111,9 +109,7 @@ def test_a_group_is_compiled_once_for_clips_of_all_lengths():
         assert both(length).shape[1] == length
     assert not compiled
     both(12 + 5)
-    assert sizes == [
-        f._cache_size() for f in (odvae_jax.blocks._encode_part, odvae_jax.blocks._decode_part)
-    ]
+    assert sizes == [f._cache_size() for f in (from_host._encode_part, from_host._decode_part)]
     jax.jit(lambda x: x + 17.0)(np.ones(3))
     assert compiled, "the listener hears"
 
@@ -282,8 +278,10 @@ def test_rows_over_eight_devices_give_one_device_s_result(axes, kind):
     ],
 )
 def test_impossible_tilings_are_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        make()
+    vae = small_model()
+    for function, x in ((encode, random_video(5, 8, 8)), (decode, np.ones((1, 2, 1, 1, 4), "f"))):
+        with pytest.raises(ValueError, match=words):
+            function(vae, x, tiling=make())
 
 
 def test_what_cannot_be_tiled_or_spread_is_refused(unchecked_types):

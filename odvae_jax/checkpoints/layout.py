@@ -14,13 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import (
-    abstract_model,
-    differences,
-    named_parameters,
-    with_parameters,
-)
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.parameters import abstract_model, differences, named_parameters, with_parameters
 
 Progress = Callable[[Iterable], Iterable]
 
@@ -89,7 +84,7 @@ def build(
     found |= {n: np.shape(state[n]) for n in state if n not in found}
     if problems := differences(wanted, found):
         raise ValueError(
-            f"{source} does not hold a {config.structure!r} model of width {config.width}: "
+            f"{source} does not hold a {config.name!r} model of width {config.width}: "
             f"{problems}. {_likely_cause(wanted, found)}"
         )
     return with_parameters(vae, parameters)

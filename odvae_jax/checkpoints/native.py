@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import read_weight_file
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -38,55 +39,6 @@ _CHANGEABLE = (
     "precision",
     "remat",
 )
-
-
-def named_parameters(module: nnx.Module) -> dict[str, Any]:
-    """Every parameter by its dotted name, such as `encoder.down.0.block.0.conv1.kernel`."""
-    state = nnx.state(module, nnx.Param)
-    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-
-
-def abstract_model(config: ODVAEConfig) -> ODVAE:
-    """The model with shapes in place of parameters; costs no memory."""
-    return nnx.eval_shape(lambda: ODVAE(config, rngs=None))
-
-
-def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
-    """The module with these parameters, by dotted name, in place of its own; it may be abstract.
-
-    Raises:
-      ValueError: unless names and shapes are exactly the model's.
-    """
-    expected = {
-        ".".join(map(str, path)): leaf.shape
-        for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))
-    }
-    found = {name: tuple(np.shape(value)) for name, value in parameters.items()}
-    if problems := differences(expected, found):
-        raise ValueError(problems)
-    graph, state = nnx.split(module)
-    flat = [
-        (path, leaf.replace(parameters[".".join(map(str, path))]))
-        for path, leaf in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
-
-
-def differences(expected: dict[str, tuple], found: dict[str, tuple], first: int = 4) -> str:
-    """Says how two sets of named shapes differ; empty if they do not."""
-    missing = [f"{n} {expected[n]}" for n in expected if n not in found]
-    unexpected = [f"{n} {found[n]}" for n in found if n not in expected]
-    shapes = [
-        f"{n} is {found[n]}, expected {s}"
-        for n, s in expected.items()
-        if n in found and found[n] != s
-    ]
-    parts = []
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)):
-        if names:
-            more = f", and {len(names) - first} more" if len(names) > first else ""
-            parts.append(f"{len(names)} {what}: {', '.join(names[:first])}{more}")
-    return "; ".join(parts)
 
 
 def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import named_parameters, with_overrides, write_folder
-from odvae_jax.config import ENCODER_BLOCKS, WIDTH_MULTIPLIERS, Kind, ODVAEConfig
+from odvae_jax.checkpoints.native import with_overrides, write_folder
+from odvae_jax.config import LEVELS, STRUCTURES, Kind, ODVAEConfig
+from odvae_jax.parameters import named_parameters
 
 CLASS_NAME = "CausalVAEModel"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -35,10 +36,15 @@ def released_config(config: ODVAEConfig) -> dict[str, Any]:
     Raises:
       ValueError: if they cannot hold it, or would compute another function, naming the field.
     """
+    for field in LEVELS:
+        theirs, ours = (getattr(row, field) for row in (STRUCTURES["v4"], config.parts))
+        if theirs != ours:
+            raise ValueError(
+                f"structure.{field} is {ours!r}; the released implementation can hold {theirs!r}."
+            )
     if config.structure not in HOLDABLE:
         raise ValueError(
-            f"structure is {config.structure!r}; "
-            f"the released implementation can hold {list(HOLDABLE)}."
+            f"structure is {config.name!r}; the released implementation can hold {list(HOLDABLE)}."
         )
     for name, value in {**_FUNCTION, "groups": _GROUPS}.items():
         if getattr(config, name) != value:
@@ -58,15 +64,15 @@ def released_config(config: ODVAEConfig) -> dict[str, Any]:
         space_only = {"2d": "Downsample", "3d": "Spatial2x3DDownsample"}[kind]
         return "Spatial2xTime2x3DDownsample" if time == 2 else space_only
 
-    levels = len(WIDTH_MULTIPLIERS)
+    levels = len(parts.width_multipliers)
     strides = parts.time_strides
     return {
         "_class_name": CLASS_NAME,
         "hidden_size": config.width,
         "z_channels": config.latent_channels,
         "embed_dim": config.latent_channels,
-        "hidden_size_mult": list(WIDTH_MULTIPLIERS),
-        "num_res_blocks": ENCODER_BLOCKS,
+        "hidden_size_mult": list(parts.width_multipliers),
+        "num_res_blocks": parts.encoder_blocks,
         "double_z": True,
         "dropout": 0.0,
         "resolution": 256,

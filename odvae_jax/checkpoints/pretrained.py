@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
+from odvae_jax import registry
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
 from odvae_jax.checkpoints.files import WeightFile, read_weight_file
@@ -41,6 +44,37 @@ class Loaded:
     inert: tuple[str, ...] = ()
 
 
+def from_pretrained(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    **overrides: Any,
+) -> nnx.Module:
+    """Loads the model that a source holds, whatever model it is.
+
+    Args:
+      source: a folder that `save_pretrained` or a training run wrote; a released OD-VAE's folder or
+        training `.ckpt`; a diffusers SD-VAE's folder; a file of SD-VAE weights in either layout, or
+        a whole Stable Diffusion checkpoint; or the hub id of such a folder.
+      revision: of the hub's repository: a branch, tag or commit.
+      subfolder: folder in the repository, or in the local folder, such as "vae".
+      **overrides: config fields to change that change no parameter's shape, such as
+        `dtype="bfloat16"`.
+
+    Returns:
+      The model: each has `encode`, `decode` and `reconstruct`.
+
+    Raises:
+      FileNotFoundError: if the source or one of its files is missing.
+      ValueError: if the files do not hold a model that is known, saying which names differ and how.
+    """
+    return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
+
+
+registry.register(load=from_pretrained, save=native.save)
+
+
 def load_pretrained(
     source: str | os.PathLike,
     *,
@@ -49,7 +83,7 @@ def load_pretrained(
     progress: Progress = iter,
     **overrides: Any,
 ) -> Loaded:
-    """Loads a model from a folder, a file of weights, or a hub id; see `ODVAE.from_pretrained`."""
+    """`from_pretrained`, and where the model came from; `progress` wraps loops over parameters."""
     path = Path(source)
     if not path.exists() and _is_hub_id(str(source)):
         path = _download(str(source), revision, subfolder)

@@ -19,8 +19,9 @@ import numpy as np
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import named_parameters, with_overrides, write_folder
-from odvae_jax.config import ENCODER_BLOCKS, WIDTH_MULTIPLIERS, ODVAEConfig
+from odvae_jax.checkpoints.native import with_overrides, write_folder
+from odvae_jax.config import STRUCTURES, ODVAEConfig
+from odvae_jax.parameters import named_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ CLASS_NAME = "AutoencoderKL"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _PREFIX = "first_stage_model."
 _FOREIGN = ("loss.", "model.", "model_ema.", "cond_stage_model.")
-_TOP = len(WIDTH_MULTIPLIERS) - 1
+_ROW = STRUCTURES["image"]
+_TOP = len(_ROW.width_multipliers) - 1
 _ATTENTION = {
     "norm": ("group_norm",),
     "q": ("to_q", "query"),
@@ -38,9 +40,9 @@ _ATTENTION = {
 }
 # What an AutoencoderKL must have to be SD-VAE's architecture; widths and sizes are read.
 _REQUIRED = {
-    "down_block_types": ["DownEncoderBlock2D"] * len(WIDTH_MULTIPLIERS),
-    "up_block_types": ["UpDecoderBlock2D"] * len(WIDTH_MULTIPLIERS),
-    "layers_per_block": ENCODER_BLOCKS,
+    "down_block_types": ["DownEncoderBlock2D"] * (_TOP + 1),
+    "up_block_types": ["UpDecoderBlock2D"] * (_TOP + 1),
+    "layers_per_block": _ROW.encoder_blocks,
     "act_fn": "silu",
     "in_channels": 3,
     "out_channels": 3,
@@ -82,10 +84,10 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
         if name in fields and fields[name] != value:
             raise ValueError(f"{source}: {name} is {fields[name]!r}; an SD-VAE has {value!r}.")
     widths = fields.get("block_out_channels")
-    if not (isinstance(widths, list) and widths == [widths[0] * m for m in WIDTH_MULTIPLIERS]):
+    if not (isinstance(widths, list) and widths == [widths[0] * m for m in _ROW.width_multipliers]):
         raise ValueError(
             f"{source}: block_out_channels is {widths}; "
-            f"an SD-VAE's are in the ratio {WIDTH_MULTIPLIERS}."
+            f"an SD-VAE's are in the ratio {_ROW.width_multipliers}."
         )
     return ODVAEConfig.image(
         width=widths[0],
@@ -150,12 +152,12 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
     c = vae.config
     if c.structure != "image":
         raise ValueError(
-            f"structure is {c.structure!r}: only an image model is a diffusers AutoencoderKL."
+            f"structure is {c.name!r}: only an image model is a diffusers AutoencoderKL."
         )
     config = {
         "_class_name": CLASS_NAME,
         **_REQUIRED,
-        "block_out_channels": [c.width * m for m in WIDTH_MULTIPLIERS],
+        "block_out_channels": list(c.encoder_widths),
         "latent_channels": c.latent_channels,
         "norm_num_groups": c.groups,
         "sample_size": 256,

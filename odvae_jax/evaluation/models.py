@@ -12,9 +12,10 @@ from einops import reduce, repeat
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import digest, named_parameters
+from odvae_jax.checkpoints.native import digest
 from odvae_jax.config import SPACE_COMPRESSION
 from odvae_jax.inference import decode, encode
+from odvae_jax.parameters import named_parameters
 from odvae_jax.tiling import TemporalTiling
 from odvae_jax.training.checkpoints import load_raw
 from odvae_jax.types import AnyArray

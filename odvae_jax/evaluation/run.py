@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from odvae_jax.autoencoder import check_video_shape
+from odvae_jax.checks import check_video_shape
 from odvae_jax.evaluation.clips import FixedClips
 from odvae_jax.evaluation.measure import Meters, Reconstructor, measure
 from odvae_jax.evaluation.models import BlockMean, Contender, floor

@@ -10,11 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
+from odvae_jax.layers.carry import WHOLE, Carry
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
-from odvae_jax.layers.state import State
 
-_MOST_SCORES = 2**28  # that are there at once, in float32: 1 GiB
+_MOST_SCORES = 2**28  # attention scores that are in memory at once, in float32: 1 GiB
 
 
 class Attention(nnx.Module):
@@ -35,15 +35,12 @@ class Attention(nnx.Module):
         self.v = CausalConv(features, features, (1, 1), config=config, rng=rng)
         self.proj_out = CausalConv(features, features, (1, 1), config=config, rng=rng)
 
-    def chunk(
-        self, x: Float[Array, "b t h w c"], state: State, final: bool
-    ) -> tuple[Float[Array, "b t h w c"], State]:
-        """Of one chunk of a clip: frames do not meet, and nothing is carried."""
-        return self(x), state
-
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b t h w c"]:
+        """The layer's output; frames do not meet, so that chunks leave nothing in the carry."""
         b, t, h, w, c = x.shape
-        y = self.norm(x)
+        y = self.norm(x).array()
         q, k, v = (layer(y).reshape(b, t, h * w, c) for layer in (self.q, self.k, self.v))
         if b * t * (h * w) ** 2 <= _MOST_SCORES:
             y = self._attend(q, k, v)

@@ -7,10 +7,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from odvae_jax.config import Kind, ODVAEConfig
+from odvae_jax.layers.carry import FIRST_CONVOLUTION, WHOLE, Carry
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
-from odvae_jax.layers.remat import FIRST_CONVOLUTION
-from odvae_jax.layers.state import State, split
 
 
 class ResidualBlock(nnx.Module):
@@ -47,13 +46,11 @@ class ResidualBlock(nnx.Module):
             else CausalConv(in_features, out_features, (1, 1), config=config, rng=rng)
         )
 
-    def chunk(
-        self, x: Float[Array, "b t h w c"], state: State, final: bool
-    ) -> tuple[Float[Array, "b t h w d"], State]:
-        """Of one chunk of a clip, or a whole one."""
-        first, second = split(state, 2)
-        y, first = self.conv1.chunk(x, first, norm=self.norm1)
-        y = checkpoint_name(y, FIRST_CONVOLUTION)
-        y, second = self.conv2.chunk(y, second, norm=self.norm2)
-        y += x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return y, None if state is None else (first, second)
+    def __call__(
+        self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
+    ) -> Float[Array, "b t h w d"]:
+        """The block's output for a clip, or for the next chunk of a clip."""
+        y = self.conv1(self.norm1(x), carry)
+        y = checkpoint_name(y, FIRST_CONVOLUTION)  # kept for the gradient with remat="convolutions"
+        y = self.conv2(self.norm2(y), carry)
+        return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))

@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
 from odvae_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -24,13 +24,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
 from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.files import write_whole
 from odvae_jax.flops import count_flops
 from odvae_jax.inflation import inflate
 from odvae_jax.metrics.lpips import LPIPS, load_lpips
+from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
 from odvae_jax.sharding import clip_sharding, local_rows, replicated, state_shardings
 from odvae_jax.training import config as config_lib
 from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, has_checkpoint

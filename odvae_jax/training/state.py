@@ -10,7 +10,8 @@ import ml_collections
 import optax
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import ENCODER, named_parameters
+from odvae_jax.checkpoints.native import ENCODER
+from odvae_jax.parameters import named_parameters
 from odvae_jax.training.discriminator import Discriminator
 
 Parameters = dict[str, jax.Array]

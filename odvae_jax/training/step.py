@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, UInt8
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import with_parameters
 from odvae_jax.metrics.lpips import LPIPS
+from odvae_jax.parameters import with_parameters
 from odvae_jax.pixels import to_unit_range
 from odvae_jax.sharding import gathered, replicated, state_shardings
 from odvae_jax.training import losses

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import with_parameters
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST
 from odvae_jax.metrics.psnr import psnr
 from odvae_jax.metrics.ssim import WINDOW, ssim
+from odvae_jax.parameters import with_parameters
 from odvae_jax.pixels import to_uint8, to_unit_range
 from odvae_jax.sharding import gathered, replicated
 from odvae_jax.training.state import Parameters, model_parameters

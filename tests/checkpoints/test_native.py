@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAE
-from odvae_jax.checkpoints.native import named_parameters
+from odvae_jax.parameters import named_parameters
 from tests.conftest import random_video, small_model
 
 

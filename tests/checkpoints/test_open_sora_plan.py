@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from odvae_jax import ODVAE
 from odvae_jax.checkpoints import open_sora_plan
-from odvae_jax.checkpoints.native import named_parameters
 from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax.parameters import named_parameters
 from tests.conftest import small_model
 from tests.released import golden, released_config, released_shapes, released_state
 

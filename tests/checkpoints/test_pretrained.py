@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from odvae_jax import ODVAE
 from odvae_jax.checkpoints import open_sora_plan, sd_vae
-from odvae_jax.checkpoints.native import named_parameters
 from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax.parameters import named_parameters
 from tests.conftest import small_model
 
 

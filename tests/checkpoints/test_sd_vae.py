@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from odvae_jax import ODVAE
 from odvae_jax.checkpoints import sd_vae
-from odvae_jax.checkpoints.native import named_parameters
 from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax.parameters import named_parameters
 from tests.conftest import random_video, small_model
 
 torch = pytest.importorskip("torch")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAE, ODVAEConfig
-from odvae_jax.checkpoints.native import abstract_model
 from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import make_mesh
 from odvae_jax.training import loop
 from odvae_jax.training.config import default_config, flat, paper_config

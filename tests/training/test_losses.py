@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from odvae_jax import DiagonalGaussian, ODVAEConfig
-from odvae_jax.checkpoints.native import named_parameters, with_parameters
 from odvae_jax.layers.causal_conv import CausalConv
+from odvae_jax.parameters import named_parameters, with_parameters
 from odvae_jax.training import losses
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.step import last_layer_gradients

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from odvae_jax import ODVAE, ODVAEConfig
-from odvae_jax.checkpoints.native import abstract_model
+from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
 from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAE, ODVAEConfig
-from odvae_jax.checkpoints.native import abstract_model, named_parameters, with_parameters
 from odvae_jax.flops import count_flops
 from odvae_jax.metrics.lpips import load_lpips
+from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
 from odvae_jax.pixels import to_unit_range
 from odvae_jax.sharding import make_mesh
 from odvae_jax.training import losses

@@ -10,9 +10,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import odvae_jax
-from odvae_jax.layers import causal_conv, frame_pairs, group_norm, norm_kernels
+from odvae_jax import lowering
+from odvae_jax.layers import group_norm
+from odvae_jax.lowering import norm_kernels
+from odvae_jax.lowering import pairs as pairs_way
 from tests.conftest import full
-from tests.layers.test_causal_conv import scales
+from tests.lowering.test_ways import scales
 
 
 def statistics(x, multiplier, addend):
@@ -21,11 +24,13 @@ def statistics(x, multiplier, addend):
 
 
 def normed(x, *scales):
-    return (group_norm.scaled(x, scales, activation=True),)
+    return (lowering.normalise(x, *scales, activation=True),)
 
 
 def pairs(x, *scales):
-    return frame_pairs.normed_clip_inputs(x, scales)
+    if pairs_way.takes_norm(x, None):
+        return pairs_way._clip_inputs(x, scales)
+    return pairs_way._clip_inputs(lowering.normalise(x, *scales, activation=True))
 
 
 FUNCTIONS = pytest.mark.parametrize("function", [statistics, normed, pairs])
@@ -146,7 +151,7 @@ def test_a_convolution_with_the_kernel_and_its_gradient_are_the_plain_ones(gpu, 
     kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 3, 8, 24)) / 15)
 
     def run(x, kernel, multiplier, addend):
-        y = causal_conv.causal_conv(x, kernel, scales=(multiplier, addend))
+        y = lowering.convolve(x, kernel, scales=(multiplier, addend))
         return jnp.sum(jnp.cos(y.astype(jnp.float32)), axis=(1, 2, 3, 4)), y
 
     def with_gradients(*arguments):
@@ -179,16 +184,16 @@ def test_silu_of_large_values():
 
 def test_where_they_do_not_run(monkeypatch):
     x = clip(1, 3, 4, 4, 8)
-    assert not norm_kernels.runs_here(x), "there is no GPU here"
+    assert not norm_kernels.applies(x), "there is no GPU here"
     monkeypatch.setattr(norm_kernels, "_devices_can", lambda: True)
-    assert norm_kernels.runs_here(x)
-    assert not norm_kernels.runs_here(x[:0])
+    assert norm_kernels.applies(x)
+    assert not norm_kernels.applies(x[:0])
     for dtype in (jnp.float32, jnp.float16):
-        assert not norm_kernels.runs_here(x.astype(dtype))
-    assert not norm_kernels.runs_here(clip(1, 3, 4, 4, 12)), "blocks are powers of two"
+        assert not norm_kernels.applies(x.astype(dtype))
+    assert not norm_kernels.applies(clip(1, 3, 4, 4, 12)), "blocks are powers of two"
     with norm_kernels.without_kernels():
-        assert not norm_kernels.runs_here(x)
-    assert norm_kernels.runs_here(x)
+        assert not norm_kernels.applies(x)
+    assert norm_kernels.applies(x)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +219,8 @@ def test_what_they_do_not_cover_is_the_same(gpu, monkeypatch, channels, can):
     monkeypatch.setattr(norm_kernels, "_devices_can", lambda: can)
     x, small = clip(2, 5, 6, 7, channels), scales(2, 1, channels)
     kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 3, channels, 24)) / 15)
-    ours = causal_conv.causal_conv(x, kernel, scales=small).astype(jnp.float32)
-    expected = causal_conv.causal_conv(x.astype(jnp.float32), kernel, scales=small)
+    ours = lowering.convolve(x, kernel, scales=small).astype(jnp.float32)
+    expected = lowering.convolve(x.astype(jnp.float32), kernel, scales=small)
     assert not gpu
     np.testing.assert_allclose(ours, expected, atol=0.05 * float(jnp.std(expected)), rtol=0.02)
 

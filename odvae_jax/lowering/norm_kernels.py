@@ -1,9 +1,8 @@
-"""What stands between the convolutions on an NVIDIA GPU, each in one pass at the memory's speed.
+"""Norms on an NVIDIA GPU, each in one pass at the memory's speed.
 
 XLA's own are slower: its reductions over positions, its elementwise loops, which read the scales
-again for each value, and most of all what pairs of frames convolve (odvae_jax/layers/
-frame_pairs.py), of which it makes three passes. Each kernel's callers hold the same written out,
-for where it does not run, and its gradient.
+again for each value, and most of all the inputs of pairs (odvae_jax/lowering/pairs.py), of which it
+makes three passes. Where these kernels do not run, and for gradients, the same is written out.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def without_kernels() -> contextlib.AbstractContextManager[None]:
     return _wanted(False)
 
 
-def runs_here(x: jax.Array) -> bool:
-    """Whether the kernels take this clip [B, T, H, W, C], on the devices of this process.
+def applies(x: jax.Array) -> bool:
+    """Whether the kernels take this clip [B, T, H, W, C] on the devices of this process.
 
     Their blocks are powers of two, and so must C be. In float16 they could overflow. Inside
     `shard_map`, over explicit mesh axes and within `without_kernels` they do not run.
@@ -149,6 +148,18 @@ def _silu(y):
     return y * root * root
 
 
+def forward(x, multiplier, addend):
+    """The norm whose scales are known, and SiLU; see `lowering.normalise`."""
+    return norm_silu(x, *(a[:, :, 0, 0] for a in (multiplier, addend)))[0]
+
+
+def moments(x, axes):
+    """The mean of each channel and of its squares; see `lowering.moments`."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    sums = channel_sums(x)
+    return tuple(jnp.sum(y[:, :, :, None], axes, keepdims=True) / count for y in sums)
+
+
 @_spread("b t h w c -> b t h c, b t h c", together=("t", "w", "c"))
 def channel_sums(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b t n c"]]:
     """The sums, in float32, of each channel and of its squares over parts of each frame.
@@ -223,7 +234,7 @@ def norm_silu_pairs(
 ) -> list[Float[Array, "b _ h w c"]]:
     """What the four products of a clip's pairs convolve, of two frames at least.
 
-    As `frame_pairs.clip_inputs` makes it of `norm_silu`. A program takes some positions and goes
+    As `pairs.pair_inputs` makes it of `norm_silu`'s result. A program takes some positions and goes
     through their frames, each of which is read and activated once: what a pair needs of the frames
     before it stays in registers.
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from odvae_jax.autoencoder import ODVAE, check_streams
-from odvae_jax.layers.state import START, State
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checks import check_streams
+from odvae_jax.layers.carry import START, State
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.types import AnyArray
 

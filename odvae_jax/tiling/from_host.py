@@ -1,7 +1,7 @@
-"""Clips of any length a block at a time, from the host: every group shape is compiled once.
+"""Clips of any length, part by part from the host; each shape of a part is compiled once.
 
-A block is what one part of a clip adds to those before it (`tiling.step` frames, one more for the
-first), so that neither host nor device ever holds the whole.
+A part here is what a group or a chunk adds to those before it: `tiling.step` frames, one more for
+the first. So neither host nor device ever holds the whole clip.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.layers.state import START, State
+from odvae_jax.layers.carry import START, Carry, State
 from odvae_jax.pixels import pad_video, to_uint8, to_unit_range
 from odvae_jax.sharding import replicate, spread_clips
-from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
+from odvae_jax.tiling.spatial import SpatialTiling
+from odvae_jax.tiling.streaming import Streaming
+from odvae_jax.tiling.temporal import TemporalTiling
 from odvae_jax.types import AnyArray
 
 T = TypeVar("T")
@@ -40,14 +42,14 @@ def encode_part(
     uint8 is scaled here, so that a whole clip is never there in float32.
     """
 
-    def part(video, state, _):
+    def part(video, state, final):
+        carry = Carry(state, final)
         video = to_unit_range(video) if video.dtype == jnp.uint8 else video
-        x, state = vae.encoder.chunk(video, state)
-        return vae.quant_conv(x), state
+        return vae.to_moments(video, carry), carry.state
 
     if space is None:
         return part(video, state, final)
-    return space.run(part, video, state, final, encodes=True)
+    return space.run(part, video, state, final, config=vae.config, encodes=True)
 
 
 def decode_part(
@@ -62,12 +64,13 @@ def decode_part(
     """Frames of one part of a clip's latents, float32 or uint8, and the state after it."""
 
     def part(latents, state, final):
-        return vae.decoder.chunk(vae.post_quant_conv(latents), state, final)
+        carry = Carry(state, final)
+        return vae.to_video(latents, carry), carry.state
 
     if space is None:
         frames, state = part(latents, state, final)
     else:
-        frames, state = space.run(part, latents, state, final, encodes=False)
+        frames, state = space.run(part, latents, state, final, config=vae.config, encodes=False)
     return (to_uint8(frames) if uint8 else frames), state
 
 
@@ -102,12 +105,10 @@ def encode_blocks(
     """
     vae = vae if mesh is None else replicate(vae, mesh)
     run = functools.partial(_encode_part, space=space)
-    compression = vae.config.time_compression
     before, state = None, START
     for block in blocks:
         beginning = before is None
-        length = block.shape[1] - beginning
-        block = pad_video(block, -(-length // compression) * compression + beginning)
+        block = pad_video(block, _part_size(vae.config, block.shape, beginning))
         if isinstance(time, Streaming):
             moments, state = run(vae, _on_device(block, mesh), state)
         else:
@@ -181,6 +182,13 @@ def fetched(parts: Iterable[jax.Array]) -> Iterator[np.ndarray]:
         waiting = part
     if waiting is not None:
         yield np.asarray(waiting)
+
+
+def _part_size(config, shape, beginning):
+    """The frames, rows and columns that a part of a clip is padded to."""
+    more = 0 if beginning else 1  # with a frame before it, a part is a clip
+    frames, *sides = config.clip_size(shape[1] + more, *shape[2:4])
+    return frames - more, *sides
 
 
 def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:

@@ -1,4 +1,9 @@
-"""Doubling an axis by linear interpolation, with half-pixel centres and clamped edges."""
+"""A convolution after rows and columns were interpolated, from the clip as it is: 1/4 of the work.
+
+Interpolation and a product at each place commute. So each of the kernel's 3×3 places is applied to
+the small clip, as one 1×1 convolution to nine times the channels; the results are interpolated and
+moved to their places, columns first. Interpolation has half-pixel centres and clamped edges.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,43 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odvae_jax.lowering.reference import Window
+
+
+def applies(doubling) -> bool:
+    """For clips whose rows and columns are doubled by linear interpolation."""
+    return doubling == "linear"
+
+
+def forward(x, kernel, before, precision, convolve):
+    """The convolution of the doubled clip, [B, T, 2 H, 2 W, D].
+
+    Args:
+      x: the clip before it is doubled.
+      kernel: [kt, 3, 3, C, D].
+      before: the frames before `x`, not doubled, or None.
+      precision: of float32 products.
+      convolve: (x, kernel, before, window) to the convolution without doubling.
+    """
+    kt, kh, kw, c, d = kernel.shape
+    every = jnp.moveaxis(kernel, 3, 1).swapaxes(2, 3).reshape(kt, 1, 1, c, kw * kh * d)
+    y = convolve(x, every, before, Window(1, 1, (0, 0), (0, 0), precision))
+    for axis in (3, 2):
+        y = _interpolation_convolved(jnp.split(y, 3, axis=-1), axis)
+    return y
+
 
 def interpolated(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """Twice as long along `axis`; summed in float32 and rounded once."""
+    """An array twice as long along `axis`, by linear interpolation, summed in float32."""
     return _interleaved(*_interpolations(x, axis), axis, x.dtype)
 
 
-def interpolation_convolved(taps: Sequence[Float[Array, "..."]], axis: int) -> Float[Array, "..."]:
+def _interpolation_convolved(taps: Sequence[Array], axis: int) -> Array:
     """What a kernel of length 3 gives along an axis that is interpolated first, zeros around.
 
     Args:
-      taps: what each of the kernel's three places gives of the axis as it is. For interpolation
-        and a product at each place commute.
-      axis: that is doubled.
+      taps: what each of the kernel's three places gives of the axis as it is.
+      axis: the axis that is doubled.
 
     Returns:
       The sum, over the three, of their interpolations, the first moved one place forward and the

@@ -1,0 +1,144 @@
+"""What public functions accept, and what they say if it is something else.
+
+Each public function asks here once, before it computes anything. Below it nobody asks again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from odvae_jax.config import IMAGE_CHANNELS, ODVAEConfig
+from odvae_jax.pixels import VideoSize
+from odvae_jax.types import AnyArray
+
+
+def check_streams(config: ODVAEConfig) -> None:
+    """Raises ValueError unless a model's clips can come in chunks."""
+    if not config.streams:
+        raise ValueError(
+            f"norm={config.norm!r}: the model's norms take their statistics over all frames of a "
+            'clip, so that no part of it can be had without the rest. Models with norm="frame" can '
+            "be streamed; use TemporalTiling for this one."
+        )
+
+
+def check_array(name: str, value: Any) -> None:
+    """Raises ValueError for what is no JAX or NumPy array."""
+    if not isinstance(value, AnyArray):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.")
+
+
+def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bool = False) -> None:
+    """Raises ValueError unless `video` is one that can be encoded.
+
+    Args:
+      video: in [-1, 1], or in 0 to 255 if `uint8`.
+      config: of the model.
+      uint8: as above.
+      pad: whether it is padded first.
+    """
+    check_array("video", video)
+    shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
+    if len(shape) != 5:
+        raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
+    if uint8 and dtype != jnp.uint8:
+        raise ValueError(
+            f"video has dtype {dtype}; encode_uint8 takes uint8. "
+            "For floats in [-1, 1] there is encode."
+        )
+    if not uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"video has dtype {dtype}; expected floating point in [-1, 1]. "
+            "For uint8 in 0 to 255 there is odvae_jax.encode_uint8."
+        )
+    if pad and 0 not in shape:
+        shape = (shape[0], *config.clip_size(*shape[1:4]), shape[4])
+    check_video_shape(shape, config)
+
+
+def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
+    """Raises ValueError unless [B, T, H, W, C] can be encoded.
+
+    The error names the nearest shape that can.
+    """
+    b, t, h, w, c = shape
+    step, side = config.time_compression, config.space_compression
+    nearest = (
+        max(b, 1),
+        step * max(round((t - 1) / step), 0) + 1,
+        *(side * max(round(s / side), 1) for s in (h, w)),
+        IMAGE_CHANNELS,
+    )
+    if shape == nearest:
+        return
+    wrong = []
+    if b != nearest[0]:
+        wrong.append("B must be at least 1")
+    if t != nearest[1]:
+        wrong.append(f"T must be {step}k + 1" if step > 1 else "T must be at least 1")
+    wrong += [
+        f"{n} must be a multiple of {side}"
+        for n, s, m in zip("HW", (h, w), nearest[2:4], strict=True)
+        if s != m
+    ]
+    if c != IMAGE_CHANNELS:
+        wrong.append("the last axis must hold 3 channels")
+        if IMAGE_CHANNELS in (t, h):
+            wrong[-1] += " (axes swapped? channels come last here)"
+    raise ValueError(
+        f"video has shape {shape}, [B, T, H, W, C]: {', '.join(wrong)}. The nearest is {nearest}."
+    )
+
+
+def check_latents(latents: Any, config: ODVAEConfig) -> None:
+    """Raises ValueError unless `latents` are some that `ODVAE.decode` takes."""
+    check_array("latents", latents)
+    shape = tuple(jnp.shape(latents))
+    expected = f"[B, t, h, w, {config.latent_channels}]"
+    if len(shape) != 5 or shape[-1] != config.latent_channels or 0 in shape:
+        near = (
+            (*(max(s, 1) for s in shape[:-1]), config.latent_channels) if len(shape) == 5 else None
+        )
+        raise ValueError(
+            f"latents have shape {shape}; this model decodes {expected}"
+            + (f": the nearest is {near}." if near else ".")
+        )
+    if not jnp.issubdtype(jnp.result_type(latents), jnp.floating):
+        raise ValueError(f"latents have dtype {jnp.result_type(latents)}; expected floating point.")
+
+
+def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
+    """Raises ValueError unless `video` is a chunk that can be encoded after those before it.
+
+    Args:
+      video: in [-1, 1].
+      config: of the model.
+      first: whether it begins a clip: then it has one frame more.
+    """
+    check_array("video", video)
+    b, t, *rest = jnp.shape(video)
+    if first:
+        check_video_shape((b, t, *rest), config)
+    elif t == 0 or t % config.time_compression:
+        raise ValueError(
+            f"a chunk of {t} frames is not {config.time_compression}k, which all but a clip's "
+            "first are."
+        )
+    else:
+        check_video_shape((b, t + 1, *rest), config)  # with a frame before it
+
+
+def check_size(size: VideoSize | None, shape: tuple[int, ...], config: ODVAEConfig) -> None:
+    """Raises ValueError if latents of a shape [B, t, h, w, C] hold less than a video of `size`."""
+    most = config.video_shape(shape)[1:4]
+    if size is not None and any(
+        n > m for n, m in zip(dataclasses.astuple(size), most, strict=True)
+    ):
+        raise ValueError(
+            f"latents of shape {tuple(shape)} are those of {most} frames, rows and columns, fewer "
+            f"than {size}: they are another video's."
+        )

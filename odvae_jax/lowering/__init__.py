@@ -1,0 +1,256 @@
+"""How convolutions and norms are computed fast, and the one table that chooses.
+
+`reference.py` says what is computed. Every other file here is one way to compute it, with its
+reasons and its limits; none of them knows another's conditions. The first way of a column that
+applies is taken. Which column it is, the program's platform says, which nobody knows when Python
+runs: a program holds a branch for each, and XLA keeps one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from odvae_jax.lowering import (
+    columns_joined,
+    doubled_linear,
+    doubled_nearest,
+    evenly_padded,
+    frames_joined,
+    lone_frame,
+    norm,
+    norm_kernels,
+    pairs,
+    per_frame,
+    plain_3d,
+    taps_summed,
+)
+from odvae_jax.lowering.norm_kernels import without_kernels
+from odvae_jax.lowering.reference import Window, window_of
+from odvae_jax.sharding import varying_alike
+
+__all__ = [
+    "DOUBLINGS",
+    "LONE",
+    "NORMS",
+    "TABLE",
+    "convolve",
+    "moments",
+    "normalise",
+    "without_kernels",
+]
+
+Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
+"""What a norm multiplies by and what it adds, in float32, per frame (s = t) or per clip (s = 1)."""
+
+# By platform, ways to convolve, the first that applies. Each is a module of two plain functions,
+# `forward(x, kernel, before, window)` and, where autodiff would be slower or keep more,
+# `backward(x, kernel, dy, window)`, with the condition `applies(x, kernel, before, window)`.
+# Measured on H100 and H200 (docs/performance.md); a TPU's column was never timed.
+TABLE = {
+    "cuda": (taps_summed, columns_joined, pairs, evenly_padded, per_frame, frames_joined),
+    "tpu": (taps_summed, per_frame, plain_3d),
+    "default": (taps_summed, per_frame, frames_joined),
+}
+# By platform, ways to normalise: `forward`, `backward` and `moments`.
+NORMS = {"cuda": (norm_kernels, norm), "default": (norm,)}
+# On every platform, ways to make a smaller convolution of one; it is then looked up above.
+LONE, DOUBLINGS = lone_frame, (doubled_nearest, doubled_linear)
+
+_named = jax.named_scope("norm")  # in profiles
+
+
+def convolve(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt k k c d"],
+    *,
+    strides: tuple[int, int] = (1, 1),
+    scales: Scales | None = None,
+    before: Float[Array, "b s h w c"] | None = None,
+    doubling: Literal["nearest", "linear"] | None = None,
+    precision: str = "default",
+    out_dtype: str | None = None,
+) -> Float[Array, "b u v y d"]:
+    """A causal 3D convolution without bias; `reference.convolve` is its definition.
+
+    Args:
+      x: a clip, or the part of a clip that follows `before`.
+      kernel: [kt, k, k, C, D] with kt and k of 1 or 3.
+      strides: in time and in space.
+      scales: of a norm that `x` goes through first, and then through SiLU; only at the beginning of
+        a clip, without doubling.
+      before: the kt - 1 frames before `x`, where `x` does not begin a clip.
+      doubling: rows and columns are doubled first, in that way.
+      precision: of float32 products.
+      out_dtype: dtype of the result, that of `x` unless told.
+    """
+    if LONE.applies(x, kernel, before):
+        kernel = LONE.reduced(kernel)
+    if doubling is None:
+        window = window_of(kernel.shape[1], strides, precision)
+        y = _convolve(*_prepared(x, kernel, scales, before, window), window)
+    else:
+        way = next(w for w in DOUBLINGS if w.applies(doubling))
+        y = way.forward(x, kernel, before, precision, _convolve_without_norm)
+    return y.astype(out_dtype or x.dtype)
+
+
+def _convolve_without_norm(x, kernel, before, window):
+    return _convolve(*_prepared(x, kernel, None, before, window), window)
+
+
+def _prepared(x, kernel, scales, before, window):
+    # Only a 3D convolution to many channels normalises again in the gradient; the others keep
+    # their input normalised.
+    if kernel.shape[0] == 1 or taps_summed.applies(x, kernel, before, window):
+        x, scales = _normed(x, scales), None
+    leaves, tree = jax.tree.flatten((x, kernel, scales, before))
+    return jax.tree.unflatten(tree, varying_alike(*leaves))
+
+
+# One gradient for all ways, by hand, so that nothing is kept for it but what stands here: branches
+# that keep their own would keep all of them.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _convolve(x, kernel, scales, before, window):
+    ways = ways_to_convolve(x, kernel, before, window)
+    if scales is None:
+        branches = _branches(ways, lambda way: functools.partial(way.forward, window=window))
+        return by_platform(x, kernel, before, **branches)
+    branches = _branches(ways, lambda way: functools.partial(_run, way, window))
+    return by_platform(x, kernel, scales, before, **branches)
+
+
+def _run(way, window, x, kernel, scales, before):
+    if _fuses(way, x, scales, before):
+        return way.forward(x, kernel, before, window, scales)
+    return way.forward(_normed(x, scales), kernel, before, window)
+
+
+def _convolve_forward(x, kernel, scales, before, window):
+    return _convolve(x, kernel, scales, before, window), (x, kernel, scales, before)
+
+
+def _convolve_backward(window, residuals, dy):
+    x, kernel, _, before = residuals
+    ways = ways_to_convolve(x, kernel, before, window)
+    branches = _branches(ways, lambda way: functools.partial(_run_back, way, window))
+    return by_platform(*residuals, dy, **branches)
+
+
+def _run_back(way, window, x, kernel, scales, before, dy):
+    if before is not None or not hasattr(way, "backward"):
+        run = functools.partial(_run, way, window)
+        return jax.vjp(run, x, kernel, scales, before)[1](dy)
+    normed, pull = jax.vjp(_normed, x, scales)
+    if _fuses(way, x, scales, before):
+        dnormed, dkernel = way.backward(x, kernel, dy, window, scales)
+    else:
+        dnormed, dkernel = way.backward(normed, kernel, dy, window)
+    dx, dscales = pull(dnormed)
+    return dx, dkernel, dscales, None
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _fuses(way, x, scales, before):
+    return scales is not None and way is pairs and pairs.takes_norm(x, before)
+
+
+def _normed(x, scales):
+    return x if scales is None else normalise(x, *scales, activation=True)
+
+
+def ways_to_convolve(x, kernel, before, window: Window) -> dict:
+    """The way that each platform takes, by the platform's name."""
+    return {
+        platform: next(way for way in column if way.applies(x, kernel, before, window))
+        for platform, column in TABLE.items()
+    }
+
+
+@_named
+def normalise(
+    x: Float[Array, "b t h w c"],
+    multiplier: Float[Array, "b s 1 1 c"],
+    addend: Float[Array, "b s 1 1 c"],
+    *,
+    activation: bool,
+) -> Float[Array, "b t h w c"]:
+    """A norm whose scales are known, and SiLU if `activation`; see `reference.normalise`."""
+    return _normalise(*varying_alike(x, multiplier, addend), activation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x, multiplier, addend, activation):
+    def written_out(*arrays):
+        return norm.forward(*arrays, activation)
+
+    ways = ways_to_normalise(x) if activation else dict.fromkeys(NORMS, norm)
+    runs = {norm: written_out, norm_kernels: norm_kernels.forward}
+    return by_platform(x, multiplier, addend, **_branches(ways, runs.get))
+
+
+def _normalise_forward(x, multiplier, addend, activation):
+    return _normalise(x, multiplier, addend, activation), (x, multiplier, addend)
+
+
+@_named
+def _normalise_backward(activation, residuals, dy):
+    return norm.backward(*residuals, activation, dy)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def moments(x: Float[Array, "b t h w c"], axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The mean of each channel and of its squares, in float32; see `reference.moments`."""
+    return _moments(x, axes) if norm_kernels.applies(x) else norm.moments(x, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _moments(x, axes):
+    ways = ways_to_normalise(x)
+    branches = _branches(ways, lambda way: functools.partial(way.moments, axes=axes))
+    return by_platform(x, **branches)
+
+
+def _moments_forward(x, axes):
+    return _moments(x, axes), x
+
+
+@_named
+def _moments_backward(axes, x, gradients):
+    return jax.vjp(lambda x: norm.moments(x, axes), x)[1](gradients)
+
+
+_moments.defvjp(_moments_forward, _moments_backward)
+
+
+def ways_to_normalise(x) -> dict:
+    """The way that each platform takes, by the platform's name."""
+    return {p: next(way for way in column if way.applies(x)) for p, column in NORMS.items()}
+
+
+def _branches(ways: dict, run_of: Callable) -> dict[str, Callable]:
+    """A function per platform; none for platforms that take the same way as all others."""
+    default = ways["default"]
+    taken = {platform: way for platform, way in ways.items() if way is not default}
+    return {platform: run_of(way) for platform, way in (taken | {"default": default}).items()}
+
+
+def by_platform(*arrays, default: Callable, **others: Callable):
+    """What the branch of the platform returns that the program is compiled for.
+
+    Args:
+      arrays: what each branch is called with.
+      default: the branch of platforms that have none of their own.
+      others: branches by platform, "cuda" and "tpu".
+    """
+    if not others:
+        return default(*arrays)
+    return jax.lax.platform_dependent(*arrays, default=default, **others)

@@ -1,0 +1,34 @@
+"""Where models are saved and loaded, for the methods of models that do it.
+
+The package `odvae_jax.checkpoints` knows every model and every layout of files. It puts its two
+functions here, so that a model's own file need not know it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+_FUNCTIONS: dict[str, Callable] = {}
+
+
+def register(*, load: Callable, save: Callable) -> None:
+    """Makes these the functions behind `load` and `save`."""
+    _FUNCTIONS.update(load=load, save=save)
+
+
+def load(source: Any, **arguments: Any) -> Any:
+    """The model that a source holds; see `odvae_jax.from_pretrained`."""
+    return _function("load")(source, **arguments)
+
+
+def save(model: Any, path: Any, **arguments: Any) -> None:
+    """Writes a model into a folder; see `ODVAE.save_pretrained`."""
+    _function("save")(model, path, **arguments)
+
+
+def _function(name):
+    if not _FUNCTIONS:  # nobody needed checkpoints before
+        importlib.import_module("odvae_jax.checkpoints.pretrained")
+    return _FUNCTIONS[name]

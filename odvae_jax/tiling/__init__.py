@@ -1,0 +1,33 @@
+"""Clips in parts: groups in time, exact streaming, tiles in space."""
+
+from __future__ import annotations
+
+from odvae_jax.tiling.spatial import SpatialTiling
+from odvae_jax.tiling.streaming import Streaming
+from odvae_jax.tiling.temporal import TemporalTiling
+
+__all__ = ["SpatialTiling", "Streaming", "TemporalTiling", "Tiling", "Tilings", "in_time_and_space"]
+
+Tiling = TemporalTiling | Streaming | SpatialTiling
+
+
+Tilings = Tiling | tuple[Tiling, ...] | None
+
+
+def in_time_and_space(
+    tiling: Tilings,
+) -> tuple[TemporalTiling | Streaming | None, SpatialTiling | None]:
+    """What is done in time and what in space, each None if nothing.
+
+    Raises:
+      ValueError: for what is no tiling, and for two of one kind.
+    """
+    given = tiling if isinstance(tiling, tuple) else () if tiling is None else (tiling,)
+    space = [t for t in given if isinstance(t, SpatialTiling)]
+    time = [t for t in given if isinstance(t, TemporalTiling | Streaming)]
+    if len(space) > 1 or len(time) > 1 or len(space) + len(time) < len(given):
+        raise ValueError(
+            f"tiling={tiling!r}: expected TemporalTiling, Streaming or SpatialTiling, or a tuple "
+            "of one in time and one in space."
+        )
+    return (*time, None)[0], (*space, None)[0]

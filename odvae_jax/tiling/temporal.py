@@ -1,0 +1,58 @@
+"""The paper's temporal tiling (section 3.3): groups of frames, each computed alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from odvae_jax.config import ODVAEConfig
+from odvae_jax.tiling.parts import Part, joined
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalTiling:
+    """Groups of frames, each encoded and decoded alone; the first of each is the last before it.
+
+    What it costs: a group does not see what came before its first frame, and where norms are taken
+    over time, their statistics are the group's. Inside `jit` the program's size does not depend on
+    the clip's length, and its memory is that of input, output and one group.
+
+    Args:
+      group: frames, 4k + 1 and at least 5 for the paper's variants.
+    """
+
+    group: int = 33
+
+    def check(self, config: ODVAEConfig) -> None:
+        """Raises ValueError unless a model can take such groups, naming the nearest it can."""
+        step = config.time_compression
+        if self.group < step + 1 or (self.group - 1) % step:
+            nearest = step * max(round((self.group - 1) / step), 1) + 1
+            raise ValueError(
+                f"a group of {self.group} frames is not {step}k + 1 with k at least 1; the nearest "
+                f"is {nearest}."
+            )
+
+    @property
+    def step(self) -> int:
+        """Frames that a part adds to those before it; the first part has one more."""
+        return self.group - 1
+
+    def run(self, part: Part, x: Shaped[Array, "b t ..."], step: int) -> Shaped[Array, "b u ..."]:
+        """What `part` makes of each group of `step` + 1 along axis 1 of `x`, joined."""
+        length = x.shape[1]
+        if length <= step + 1:
+            return part(x, None, True)[0]
+        whole, rest = divmod(length - 1, step)
+
+        def group(start):
+            return part(jax.lax.dynamic_slice_in_dim(x, start, step + 1, axis=1), None, True)[0]
+
+        outputs = jax.lax.map(group, jnp.arange(whole) * step)  # [n, B, u, ...]
+        parts = [outputs[0, :, :1], joined(outputs[:, :, 1:])]
+        if rest:
+            parts.append(part(x[:, length - 1 - rest :], None, True)[0][:, 1:])
+        return jnp.concatenate(parts, axis=1)
