@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 from common import UPSAMPLE, VARIANT, device, function_and_input, model, work_and_shape
 
-from odvae_jax.layers import platforms
+from odvae_jax import lowering
 
 _WORK = flags.DEFINE_list(
     "work",
@@ -34,7 +34,7 @@ def outputs(function, vae, x, plain):
     run = jax.jit(function)
     if not plain:
         return flat(run(vae, x))
-    with mock.patch.object(platforms, "by_platform", default):
+    with mock.patch.object(lowering, "by_platform", default):
         return flat(run(vae, x))
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import digest
-from odvae_jax.config import SPACE_COMPRESSION
 from odvae_jax.inference import decode, encode
 from odvae_jax.parameters import named_parameters
 from odvae_jax.tiling import TemporalTiling
@@ -24,9 +23,15 @@ from odvae_jax.types import AnyArray
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class BlockMean:
-    """Puts for each block of pixels that one latent of a model stands for their mean."""
+    """The mean of each block of pixels that one latent of a model stands for.
+
+    Attributes:
+      time_compression: frames of a block.
+      space_compression: rows and columns of a block.
+    """
 
     time_compression: int
+    space_compression: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,24 +52,31 @@ class Contender:
 
     @property
     def time_compression(self) -> int:
-        """Frames that one latent frame stands for."""
+        """How many frames one latent frame stands for."""
         if isinstance(self.model, BlockMean):
             return self.model.time_compression
         return self.model.config.time_compression
 
     @property
+    def space_compression(self) -> int:
+        """Rows, and columns, that one position of the latents stands for."""
+        if isinstance(self.model, BlockMean):
+            return self.model.space_compression
+        return self.model.config.space_compression
+
+    @property
     def dtype(self) -> str:
-        """Of what is computed."""
+        """The dtype that the model computes in."""
         return "float32" if isinstance(self.model, BlockMean) else self.model.config.dtype
 
     @property
     def vcpr(self) -> int:
-        """Positions of the video for one of the latents (Table 1)."""
-        return self.time_compression * SPACE_COMPRESSION**2
+        """Positions of the video per position of the latents (VCPR, Table 1)."""
+        return self.time_compression * self.space_compression**2
 
     @property
     def parameters(self) -> int:
-        """How many the model has."""
+        """How many parameters the model has."""
         return sum(p.size for p in jax.tree.leaves(self.model))
 
 
@@ -74,11 +86,11 @@ def contender(label: str, source: str, model: ODVAE) -> Contender:
     return Contender(label, source, model, found)
 
 
-def floor(time_compression: int) -> Contender:
+def floor(time_compression: int, space_compression: int) -> Contender:
     """The mean over the blocks that one latent stands for: what a model must beat."""
-    side = SPACE_COMPRESSION
-    label = f"mean of {time_compression}×{side}×{side} blocks"
-    return Contender(label, label, BlockMean(time_compression), f"blocks{time_compression}")
+    block = f"{time_compression}×{space_compression}×{space_compression}"
+    label = f"mean of {block} blocks"
+    return Contender(label, label, BlockMean(time_compression, space_compression), block)
 
 
 def load_contenders(
@@ -124,13 +136,14 @@ def reconstruct(
 ) -> Float[Array, "b t h w 3"]:
     """A video in [-1, 1] through encoder and decoder; latents are the posterior's mean."""
     if isinstance(model, BlockMean):
-        return jax.vmap(lambda clip: block_mean(clip, model.time_compression))(video)
+        sides = model.time_compression, model.space_compression
+        return jax.vmap(lambda clip: block_mean(clip, *sides))(video)
     latents = encode(model, video, tiling=tiling).mode()
     return decode(model, latents, tiling=tiling)
 
 
 def block_mean(
-    clip: Float[AnyArray, "t h w c"], time: int, space: int = SPACE_COMPRESSION
+    clip: Float[AnyArray, "t h w c"], time: int, space: int
 ) -> Float[Array, "t h w c"]:
     """The clip with each block of `time` × `space` × `space` pixels averaged.
 

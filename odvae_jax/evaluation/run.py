@@ -86,9 +86,12 @@ def evaluate(
     shape = (1, clips.sampling.frames, clips.size, clips.size, 3)
     for c in contenders:
         check_video_shape(shape, c.model.config)
+        if tiling is not None:
+            TemporalTiling(tiling).check(c.model.config)
     contenders = list(contenders)
     if with_floor:
-        contenders += [floor(t) for t in sorted({c.time_compression for c in contenders})]
+        blocks = {(c.time_compression, c.space_compression) for c in contenders}
+        contenders += [floor(*sides) for sides in sorted(blocks)]
     tiles = None if tiling is None else TemporalTiling(tiling)
     folder = None if output is None else Path(output) / MEASUREMENTS_FOLDER
     measurements = measure(

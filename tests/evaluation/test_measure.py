@@ -55,7 +55,7 @@ def meters():
 
 @pytest.fixture(scope="module")
 def models():
-    return [contender("v4", "", small_model()), floor(4)]
+    return [contender("v4", "", small_model()), floor(4, 8)]
 
 
 def close(a: Measurements, b: Measurements):
@@ -392,11 +392,11 @@ def test_the_trained_model_reconstructs_what_it_has_not_seen():
 
 def test_block_mean_averages_what_one_latent_stands_for():
     clip = np.random.default_rng(0).uniform(size=(9, 16, 24, 3)).astype(np.float32)
-    blocks = block_mean(clip, 4)
+    blocks = block_mean(clip, 4, 8)
     np.testing.assert_allclose(blocks[0, 3, 9], clip[0, :8, 8:16].mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(blocks[5, 8, 0], clip[5:9, 8:, :8].mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(
-        block_mean(clip, 1)[5, 8, 0], clip[5, 8:, :8].mean((0, 1)), rtol=1e-5
+        block_mean(clip, 1, 8)[5, 8, 0], clip[5, 8:, :8].mean((0, 1)), rtol=1e-5
     )
 
 
