@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from odvae_jax.data.finding import find_files
 from odvae_jax.files import WholeFile
 
 SUFFIX = ".safetensors"
@@ -233,6 +234,4 @@ def find_latents(path: str | os.PathLike) -> list[Path]:
       FileNotFoundError: if `path` does not exist.
       ValueError: if there is none below it.
     """
-    from odvae_jax.data.video import find_files  # which needs PyAV, as reading latents does not
-
     return list(map(Path, find_files(path, frozenset([SUFFIX]), "file of latents")))

@@ -74,7 +74,7 @@ def test_an_interrupted_packing_goes_on_where_it_was(folder, tmp_path):
     if (tmp_path / "cut" / "packed.json").exists() and before.st_ino == after.st_ino:
         assert before.st_mtime_ns == after.st_mtime_ns, "a finished file is not written again"
     a, b = (open_source(f"array_record:{p}") for p in (whole, tmp_path / "cut"))
-    assert [a._record(i) for i in range(len(a))] == [b._record(i) for i in range(len(b))]
+    assert [a.record(i) for i in range(len(a))] == [b.record(i) for i in range(len(b))]
     with pytest.raises(ValueError, match="holds another packing .short_side differ"):
         pack_videos(str(folder), whole, kind="raw", **{**OPTIONS, "short_side": 32})
     with pytest.raises(ValueError, match="holds other files"):
@@ -94,7 +94,7 @@ def test_several_processes_pack_the_same(folder, tmp_path):
     for workers in (1, 2):
         pack_videos(str(folder), tmp_path / str(workers), kind="raw", workers=workers, **OPTIONS)
     a, b = (open_source(f"array_record:{tmp_path / str(n)}") for n in (1, 2))
-    assert [a._record(i) for i in range(len(a))] == [b._record(i) for i in range(len(b))]
+    assert [a.record(i) for i in range(len(a))] == [b.record(i) for i in range(len(b))]
 
 
 def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):
