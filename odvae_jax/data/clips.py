@@ -15,6 +15,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 
 from odvae_jax.data.processes import own_main
 from odvae_jax.data.sources import Sampling, open_sources
@@ -36,7 +37,7 @@ class Drawn(NamedTuple):
       passed_over: the name of every video that was tried before and could not be used, and why.
     """
 
-    clip: np.ndarray
+    clip: UInt8[np.ndarray, "t s s 3"]
     video: str
     passed_over: tuple[tuple[str, str], ...]
 
@@ -117,7 +118,7 @@ class RandomClips:
         self.__dict__ |= state
         self._lock = threading.Lock()
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "t s s 3"]:
         """Returns the clip with an index, uint8 [T, size, size, 3].
 
         Videos that are passed over are noted in `skipped`.
@@ -186,7 +187,7 @@ class RandomClips:
                     f"or remove them, or allow more:\n  {listed}"
                 )
 
-    def held_out(self, count: int) -> np.ndarray:
+    def held_out(self, count: int) -> UInt8[np.ndarray, "n t s s 3"]:
         """Returns fixed clips to look at during training, uint8 [n, T, size, size, 3].
 
         They are cut from the centre of the first `count` usable videos. Each begins where the
@@ -290,7 +291,7 @@ def batches(
     rows: Sequence[int] | None = None,
     threads: int = 4,
     workers: int = 0,
-) -> Iterator[np.ndarray]:
+) -> Iterator[UInt8[np.ndarray, "n t s s 3"]]:
     """Yields endless batches of clips, uint8 [n, T, size, size, 3], which are read ahead.
 
     The batches are the same for any number of threads and workers.

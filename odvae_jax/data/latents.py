@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+from jaxtyping import Float, Float32
 
 from odvae_jax.data.finding import find_files
 from odvae_jax.files import WholeFile
@@ -90,7 +91,9 @@ class Statistics:
     square: np.ndarray | float = 0.0
     variance: np.ndarray | float = 0.0
 
-    def add(self, mean: np.ndarray, logvar: np.ndarray) -> None:
+    def add(
+        self, mean: Float[np.ndarray, "*positions c"], logvar: Float[np.ndarray, "*positions c"]
+    ) -> None:
         """Adds the mean and the log-variance of posteriors, each [..., C]."""
         axes = tuple(range(mean.ndim - 1))
         self.count += mean[..., 0].size
@@ -152,7 +155,7 @@ class LatentsWriter:
         self._file = self._whole.file
         self._file.seek(8 + _HEADER)
 
-    def write(self, latents: np.ndarray) -> None:
+    def write(self, latents: Float[np.ndarray, "n h w c"]) -> None:
         """Adds latents [n, h, w, C]; for moments, [n, h, w, 2 C]."""
         self._shape = latents.shape[1:]
         self._count += len(latents)
@@ -221,14 +224,16 @@ class LatentsFile:
         except (safetensors.SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
             raise LatentsError(f"{path} is damaged, or no file of latents: {error}.") from error
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(self, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "n h w c"]:
         """Reads the latent frames from `start` up to `stop`, float32 [n, h, w, C].
 
         For moments it reads the mean. None for `stop` reads to the end.
         """
         return self._part(start, stop, 0)
 
-    def read_logvar(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read_logvar(
+        self, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, "n h w c"]:
         """Reads the log-variance of the latent frames from `start` up to `stop`.
 
         Returns:
@@ -246,7 +251,7 @@ class LatentsFile:
         parts = 2 if self.info.content == "moments" else 1
         return np.split(stored.astype(np.float32), parts, axis=-1)[which]
 
-    def blocks(self, length: int) -> Iterator[np.ndarray]:
+    def blocks(self, length: int) -> Iterator[Float32[np.ndarray, "n h w c"]]:
         """Yields the latents in blocks, float32 [n, h, w, C].
 
         The first block has `length` + 1 latent frames, the others have `length`, and the last has

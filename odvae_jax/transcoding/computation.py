@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Shaped, UInt8
 
 from odvae_jax.autoencoder import ODVAE, check_streams
 from odvae_jax.blocks import decode_blocks, encode_blocks
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
+from odvae_jax.types import AnyArray
 
 _TILINGS = {t.__name__: t for t in (TemporalTiling, Streaming, SpatialTiling)}
 
@@ -52,24 +53,28 @@ class Computation:
         return cls(vae, time, space, mesh)
 
     @property
-    def frames(self) -> int:
+    def frames_per_block(self) -> int:
         """The number of frames per block of video, from the second block on."""
         return self.time.step
 
     @property
-    def latent_frames(self) -> int:
+    def latent_frames_per_block(self) -> int:
         """The number of latent frames per block of latents, from the second block on."""
         return self.time.step // self.vae.config.time_compression
 
-    def encode(self, blocks: Iterable[np.ndarray]) -> Iterator[jax.Array]:
-        """Encodes blocks of frames, uint8 [1, n, H, W, 3], to moments [1, t, h, w, 2 C] in float32.
+    def encode(
+        self, blocks: Iterable[UInt8[np.ndarray, "1 n h w 3"]]
+    ) -> Iterator[Float32[Array, "1 t y x c2"]]:
+        """Encodes blocks of frames, uint8 [1, n, H, W, 3], to moments, float32 [1, t, h, w, 2 C].
 
         Results are yielded before the device has computed them.
         """
         return encode_blocks(self.vae, blocks, self.time, self.space, mesh=self.mesh)
 
-    def decode(self, blocks: Iterable[np.ndarray | jax.Array]) -> Iterator[jax.Array]:
-        """Decodes blocks of latents [1, t, h, w, C] to frames, uint8 [1, n, H, W, 3].
+    def decode(
+        self, blocks: Iterable[Float32[AnyArray, "1 t y x c"]]
+    ) -> Iterator[UInt8[Array, "1 n h w 3"]]:
+        """Decodes blocks of latents, float32 [1, t, h, w, C], to frames, uint8 [1, n, H, W, 3].
 
         Results are yielded before the device has computed them.
         """
@@ -82,7 +87,9 @@ class Computation:
         return {type(tiling).__name__: dataclasses.asdict(tiling) for tiling in tilings}
 
 
-def as_clips(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def as_clips(
+    blocks: Iterable[Shaped[np.ndarray, "n ..."]],
+) -> Iterator[Shaped[np.ndarray, "1 n ..."]]:
     """Yields blocks of one video [n, ...] as batches of one clip [1, n, ...]."""
     return (block[None] for block in blocks)
 

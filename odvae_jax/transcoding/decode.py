@@ -57,7 +57,7 @@ def decode_files(
 
     def convert(job):
         computation = computations[job]
-        blocks = LatentsFile(job.source).blocks(computation.latent_frames)
+        blocks = LatentsFile(job.source).blocks(computation.latent_frames_per_block)
         writer = functools.partial(_VideoOfLatents, job.target, infos[job], settings.crf)
         return Conversion(blocks, lambda blocks: computation.decode(as_clips(blocks)), writer)
 

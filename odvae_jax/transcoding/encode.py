@@ -70,7 +70,7 @@ def encode_files(
     outcome.skipped = len(jobs) - len(todo)
 
     def convert(job):
-        video = read_video(job, computation.frames, settings)
+        video = read_video(job, computation.frames_per_block, settings)
         compression = vae.config.time_compression
         given = (job, video, settings, shared, statistics, compression)
         writer = functools.partial(_LatentsOfVideo, *given)

@@ -51,7 +51,7 @@ def reconstruct_files(
     todo = without_written(jobs, overwrite, outcome)
 
     def convert(job):
-        video = read_video(job, computation.frames, settings)
+        video = read_video(job, computation.frames_per_block, settings)
         originals: collections.deque[np.ndarray] = collections.deque()
 
         def compute(blocks):

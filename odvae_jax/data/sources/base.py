@@ -1,4 +1,8 @@
-"""What a source of videos is, and what is cut out of a video."""
+"""What a source of videos is, and how a clip is cut out of a video.
+
+A new source is a file in this folder, with a subclass of `Source` and a function that opens it, and
+a line in the table of `parsing.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 
 from odvae_jax.data.video import PartError, VideoError, select_frames
 
@@ -107,7 +112,9 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def frames(self, index: int, sampling: Sampling, stride: int, where: Where) -> list[np.ndarray]:
+    def frames(
+        self, index: int, sampling: Sampling, stride: int, where: Where
+    ) -> list[UInt8[np.ndarray, "h w 3"]]:
         """Reads the frames of a clip.
 
         Args:
@@ -125,7 +132,9 @@ class Source(abc.ABC):
           PartError: if this part of the video cannot be decoded; others may be usable.
         """
 
-    def read(self, index: int, sampling: Sampling, stride: int, where: Where) -> np.ndarray:
+    def read(
+        self, index: int, sampling: Sampling, stride: int, where: Where
+    ) -> UInt8[np.ndarray, "t h w 3"]:
         """Reads a clip as one array of RGB, uint8 [T, H, W, 3].
 
         Arguments and errors are those of `frames`.

@@ -7,6 +7,7 @@ import os
 import struct
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from odvae_jax.data.video import scaled_size
@@ -17,7 +18,9 @@ IMAGE_ERRORS += (Image.DecompressionBombError,)
 """The errors that mean that an image cannot be decoded."""
 
 
-def decode_image(file: str | os.PathLike | io.IOBase, short_side: int | None) -> np.ndarray:
+def decode_image(
+    file: str | os.PathLike | io.IOBase, short_side: int | None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB, uint8 [H, W, 3], turned as its file says.
 
     Args:
@@ -33,7 +36,9 @@ def decode_image(file: str | os.PathLike | io.IOBase, short_side: int | None) ->
     return scale_image(np.asarray(image.convert("RGB")), short_side)
 
 
-def scale_image(image: np.ndarray, short_side: int | None) -> np.ndarray:
+def scale_image(
+    image: UInt8[np.ndarray, "h w 3"], short_side: int | None
+) -> UInt8[np.ndarray, "y x 3"]:
     """Scales an image, uint8 [H, W, 3], so that its shorter side has `short_side` pixels.
 
     None keeps the size.

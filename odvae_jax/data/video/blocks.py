@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
+from jaxtyping import UInt8
 
 from odvae_jax.data.video.errors import VideoError
 from odvae_jax.data.video.reader import VideoReader
@@ -62,7 +63,7 @@ class FrameBlocks:
             threads,
         )
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
         """Yields blocks of RGB frames, uint8 [n, H, W, 3]."""
         waiting, wanted = [], self._length + 1
         for frame in self._shown():

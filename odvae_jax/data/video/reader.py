@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from jaxtyping import UInt8
 
 from odvae_jax.data.video.errors import PartError, VideoError
 from odvae_jax.data.video.scaling import to_rgb
@@ -71,7 +72,7 @@ def inspect_video(path: str | os.PathLike) -> VideoInfo:
 
 def read_frames(
     info: VideoInfo, start: int, count: int, *, short_side: int | None = None
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "count h w 3"]:
     """Decodes some frames of a video, starting at the key frame before the first of them.
 
     Args:

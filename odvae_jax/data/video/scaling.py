@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import Shaped, UInt8
 
 # Without the last two, swscale takes short cuts that make every colour one level darker.
 INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """How FFmpeg scales frames and converts their colours."""
 
 
-def to_rgb(frames: Sequence[av.VideoFrame], short_side: int | None = None) -> list[np.ndarray]:
+def to_rgb(
+    frames: Sequence[av.VideoFrame], short_side: int | None = None
+) -> list[UInt8[np.ndarray, "h w 3"]]:
     """Converts decoded frames to RGB, scales them, and turns them as their file says.
 
     Args:
@@ -43,7 +46,9 @@ def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, i
     return tuple(max(round(s * scale), short_side) for s in (width, height))
 
 
-def centre_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def centre_crop(
+    frames: Shaped[np.ndarray, "*batch h w c"], height: int, width: int
+) -> Shaped[np.ndarray, "*batch y x c"]:
     """Cuts the middle out of frames [..., H, W, C]; returns a view [..., height, width, C]."""
     top, left = (frames.shape[-3] - height) // 2, (frames.shape[-2] - width) // 2
     return frames[..., top : top + height, left : left + width, :]

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from jaxtyping import UInt8
 
 from odvae_jax.data.video.scaling import INTERPOLATION
 from odvae_jax.files import WholeFile
@@ -43,7 +44,7 @@ class VideoWriter:
         self._scaler = VideoReformatter()
         return self
 
-    def write(self, frames: np.ndarray) -> None:
+    def write(self, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
         """Adds RGB frames, uint8 [n, H, W, 3]; the size must be the same in every call."""
         height, width = frames.shape[1:3]
         if self._stream is None:
@@ -68,7 +69,7 @@ class VideoWriter:
         self._container.close()
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
+def write_video(path: str | os.PathLike, frames: UInt8[np.ndarray, "t h w 3"], fps: float) -> None:
     """Writes RGB frames, uint8 [T, H, W, 3], as an mp4 file in H.264 at high quality.
 
     Odd sides lose their last row or column.
@@ -81,7 +82,9 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None
     Path(path).write_bytes(encode_h264(frames, fps, crf=14))
 
 
-def encode_h264(frames: np.ndarray, fps: float, *, crf: int, **options: str) -> bytes:
+def encode_h264(
+    frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, crf: int, **options: str
+) -> bytes:
     """Returns the content of an mp4 file in H.264 with the given frames.
 
     Odd sides lose their last row or column.
@@ -136,7 +139,7 @@ class ThreadedVideoWriter:
         while (frames := self._waiting.get()) is not None:
             yield frames
 
-    def write(self, frames: np.ndarray) -> None:
+    def write(self, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
         """Adds RGB frames, uint8 [n, H, W, 3]; waits while two calls' frames are unwritten.
 
         Raises:
