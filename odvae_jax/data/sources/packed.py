@@ -1,4 +1,4 @@
-"""Packed videos: `array_record:PATH`, what `python -m odvae_jax.data pack` wrote."""
+"""Packed videos: `array_record:PATH`, what `odvae data pack` wrote."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def open_packed(text: str, *, in_memory: bool = False) -> Packed:
     path = Path(text)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; write it with `python -m odvae_jax.data pack SOURCE {path}`."
+            f"{path} does not exist; write it with `odvae data pack SOURCE {path}`."
         )
     files = [path] if path.is_file() else sorted(path.glob(f"*{PACKED_SUFFIX}"))
     if not files:
         raise ValueError(
             f"{path} holds no *{PACKED_SUFFIX} file (found {sorted(os.listdir(path))[:5]}); write "
-            f"them with `python -m odvae_jax.data pack SOURCE {path}`."
+            f"them with `odvae data pack SOURCE {path}`."
         )
     return Packed([str(p) for p in files])

@@ -36,6 +36,6 @@ def unpack(record: bytes, name: str) -> tuple[dict, bytes]:
     """
     at = len(_MAGIC) + 4
     if record[: len(_MAGIC)] != _MAGIC:
-        raise VideoError(f"{name} was not written by `python -m odvae_jax.data pack`.")
+        raise VideoError(f"{name} was not written by `odvae data pack`.")
     length = struct.unpack("<I", record[len(_MAGIC) : at])[0]
     return json.loads(record[at : at + length]), record[at + length :]

@@ -109,7 +109,8 @@ def resolve(path: str | os.PathLike) -> list[str]:
 def _check_kind(text: str) -> None:
     """Raises FileNotFoundError for a string that begins almost like a source."""
     kind, colon, _ = text.partition(":")
-    if near := difflib.get_close_matches(kind + colon, SOURCES, n=1, cutoff=0.75):
+    alike = [key for key in SOURCES if key.endswith(":") == bool(colon)]
+    if near := difflib.get_close_matches(kind + colon, alike, n=1, cutoff=0.75):
         raise FileNotFoundError(
             f"{text} does not exist, and {kind + colon!r} begins no source; the nearest that does "
             f"is {near[0]!r}, of {list(SOURCES)}."
