@@ -81,7 +81,7 @@ def throughput(path, packed):
         content = path
         if name == "packed":
             records = open_source(source)
-            content = unpack(records._record(0), "")[1]
+            content = unpack(records.record(0), "")[1]
         compare(name, clips.draw, lambda _, content=content: bare(content, rng))
     clips = RandomClips(path, frames=_FRAMES, size=_SIZE)
     first = None

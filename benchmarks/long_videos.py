@@ -31,8 +31,7 @@ from odvae_jax.compilation import bytes_needed, use_compilation_cache
 from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import VideoReader, encode_h264, to_rgb
 from odvae_jax.evaluation.speed import time_calls
-from odvae_jax.pipeline import Job
-from odvae_jax.transcoding import Settings, encode_files, reconstruct_files
+from odvae_jax.transcoding import Job, Settings, encode_files, reconstruct_files
 
 _WORK = flags.DEFINE_list("work", ["parts", "longest", "files"], "what to measure")
 _SIZE = flags.DEFINE_integer("size", 256, "side of a frame")

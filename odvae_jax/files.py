@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ except ImportError:  # not on this platform
 
 
 class WholeFile:
-    """A file that appears under its name whole or not at all; no other process writes it meanwhile.
+    """A file that appears under its name complete or not at all.
+
+    No other process can write it at the same time.
 
     Args:
-      path: of the file; its folder is made.
+      path: the path of the file. Its folder is made if there is none.
 
     Attributes:
-      file: to write to.
+      file: an open file to write to.
 
     Raises:
-      OSError: if it cannot be written, or another process is writing it.
+      OSError: if the file cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: Path):
@@ -37,18 +39,18 @@ class WholeFile:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 self.file.close()
                 raise OSError(f"{path} is being written by another process.") from error
-            # Some network disks know no locks.
+            # Some network disks cannot lock files; there the file is written without a lock.
         self.file.truncate()
 
     def finish(self) -> None:
-        """Gives the file its name."""
+        """Gives the file its name, after all of it has reached the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
         os.replace(self._part, self._path)
         self.file.close()
 
     def close(self) -> None:
-        """Leaves nothing of a file that was not finished."""
+        """Removes what was written, unless the file was finished."""
         if self.file.closed:
             return
         self._part.unlink(missing_ok=True)
@@ -56,7 +58,7 @@ class WholeFile:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a text file that appears complete or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(text)
     part.replace(path)

@@ -425,8 +425,7 @@ def test_memory_does_not_grow_with_the_length(model, tmp_path):
 import resource, sys
 from pathlib import Path
 from odvae_jax import ODVAE
-from odvae_jax.pipeline import Job
-from odvae_jax.transcoding import Settings, reconstruct_files
+from odvae_jax.transcoding import Job, Settings, reconstruct_files
 vae, folder = ODVAE.from_pretrained({str(model)!r}), Path({str(tmp_path)!r})
 for name in ("200", "200", "800"):
     job = Job(folder / (name + ".mp4"), folder / (name + ".out.mp4"))

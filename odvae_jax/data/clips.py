@@ -15,6 +15,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 
 from odvae_jax.data.processes import own_main
 from odvae_jax.data.sources import Sampling, open_sources
@@ -22,43 +23,60 @@ from odvae_jax.data.video import PartError, VideoError, centre_crop
 
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 64
-_PARTS = 4  # parts of one video that are tried
-_BLOCK = 10_000  # clips over which the sources' shares come out exactly
-_FEW = 20  # videos that are looked at before too many unusable ones end a run
+_PARTS = 4  # The number of parts of one video that are tried.
+_BLOCK = 10_000  # The number of clips over which the sources' shares are exact.
+_FEW = 20  # The number of videos that are looked at before unusable ones can end a run.
 
 
 class Drawn(NamedTuple):
-    """A clip, the video that it is from, and those passed over before: name and reason."""
+    """One clip and where it is from.
 
-    clip: np.ndarray
+    Attributes:
+      clip: RGB, uint8 [T, size, size, 3].
+      video: the name of the video.
+      passed_over: the name of every video that was tried before and could not be used, and why.
+    """
+
+    clip: UInt8[np.ndarray, "t s s 3"]
     video: str
     passed_over: tuple[tuple[str, str], ...]
 
 
 class RandomClips:
-    """Random clips of [T, size, size, 3] uint8.
+    """An endless sequence of random clips, RGB, uint8 [T, size, size, 3].
 
-    The i-th of them is a function of the seed and i alone. Each source's videos come once before
-    any comes twice.
+    The clip with index i depends on the seed and i alone. Every video of a source is drawn once
+    before any is drawn twice.
 
-    A video that cannot be used (broken, too short) is passed over: another of its source is drawn
-    in its place by the same rule everywhere, its name and the reason logged once and kept in
-    `skipped`.
+    A video that cannot be used, because it is broken or too short, is passed over. Another video of
+    its source, which the seed and i decide too, is drawn in its place. Its name and the reason are
+    logged once and kept in `skipped`.
 
     Args:
-      path: names the sources (`odvae_jax.data.sources`).
-      frames: length T of a clip.
-      size: side of the square clip; the short side of a video is scaled to `short_side`, then a
-        square is cut out.
-      short_side: `size` unless told.
-      seed: of the order and the crops.
-      holdout: frames at the end of every video that are left out, for evaluation.
-      stride: the least and the largest distance of a clip's frames, drawn for each clip.
-      fps: the clip's frames a second, instead of a stride; None takes frames as they come.
-      crop: "random" or "centre".
-      flip: whether every other clip, by chance, is mirrored.
-      max_unusable: largest share of unusable videos among those looked at.
-      in_memory: keep every video, decoded and scaled, in memory; for a few short ones.
+      path: names the sources (see `odvae_jax.data.sources`).
+      frames: the number T of frames in a clip.
+      size: the side of the square clip in pixels, which is cut out of the scaled video.
+      short_side: the length in pixels to which the shorter side of a video is scaled; None takes
+        `size`.
+      seed: decides the order and the crops.
+      holdout: the number of frames at the end of every video that no clip takes.
+      stride: the least and the greatest distance between the frames of a clip, in frames of the
+        video; one is drawn for each clip.
+      fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      crop: where the square is cut out, "random" or "centre".
+      flip: whether a clip is mirrored with a probability of one half.
+      max_unusable: the greatest share of unusable videos among those that were looked at, from 0
+        to 1.
+      in_memory: whether decoded and scaled videos are kept in memory; for a few short ones.
+
+    Attributes:
+      sources: the sources that `path` names.
+      sampling: how clips are cut out of videos.
+      skipped: the reason why a video cannot be used, by the video's name.
+
+    Raises:
+      FileNotFoundError: if there is no such source.
+      ValueError: if nothing usable is there.
     """
 
     def __init__(
@@ -90,7 +108,7 @@ class RandomClips:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Videos in all sources."""
+        """Returns the number of videos in all sources."""
         return sum(map(len, self.sources))
 
     def __getstate__(self):
@@ -100,18 +118,25 @@ class RandomClips:
         self.__dict__ |= state
         self._lock = threading.Lock()
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Clip number `index`, counted over the whole training.
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "t s s 3"]:
+        """Returns the clip with an index, uint8 [T, size, size, 3].
+
+        Videos that are passed over are noted in `skipped`.
 
         Raises:
-          VideoError: if one video after another cannot be used, or too many of those looked at.
+          VideoError: if no video that was drawn can be used, or if more than `max_unusable` of the
+            videos that were looked at cannot.
         """
         drawn = self.draw(index)
         self.note(drawn)
         return drawn.clip
 
     def draw(self, index: int) -> Drawn:
-        """As `self[index]`, with what was passed over, which is not noted."""
+        """Returns the clip with an index and what was passed over for it; notes nothing.
+
+        Raises:
+          VideoError: if no video that was drawn can be used.
+        """
         which, turn = _turn(self.seed, self._weights, index)
         source = self.sources[which]
         passed_over = {}
@@ -139,10 +164,10 @@ class RandomClips:
         )
 
     def note(self, drawn: Drawn) -> None:
-        """Keeps and logs what was passed over.
+        """Logs the videos that were passed over for a clip, and keeps them in `skipped`.
 
         Raises:
-          VideoError: if more than `max_unusable` of the videos looked at were unusable.
+          VideoError: if more than `max_unusable` of the videos that were looked at are unusable.
         """
         with self._lock:
             self._seen.add(drawn.video)
@@ -162,11 +187,15 @@ class RandomClips:
                     f"or remove them, or allow more:\n  {listed}"
                 )
 
-    def held_out(self, count: int) -> np.ndarray:
-        """Fixed clips to look at during training, [n, T, size, size, 3].
+    def held_out(self, count: int) -> UInt8[np.ndarray, "n t s s 3"]:
+        """Returns fixed clips to look at during training, uint8 [n, T, size, size, 3].
 
-        They are of the first n = `count` usable videos, the beginning of what `holdout` leaves
-        out, or the last frames if that is less than a clip; centre-cropped.
+        They are cut from the centre of the first `count` usable videos. Each begins where the
+        frames that `holdout` keeps from training begin; if these are fewer than a clip, it takes
+        the last frames of the video. There are fewer clips if there are fewer usable videos.
+
+        Raises:
+          VideoError: if no video can be used.
         """
         sampling = self.sampling
         plain = dataclasses.replace(sampling, holdout=0)
@@ -196,7 +225,10 @@ class RandomClips:
         return np.stack(clips)
 
     def _cut(self, source, video: int, rng: np.random.Generator, earlier: int) -> np.ndarray:
-        """A clip; from the first half of the video, quarter and so on for `earlier` = 1, 2, ..."""
+        """Cuts a clip out of a video.
+
+        For `earlier` = 1, 2, ... it begins in the first half of the video, the first quarter, ...
+        """
         low, high = self.sampling.stride
         stride = int(rng.integers(low, high + 1))
         frames = source.frames(
@@ -211,7 +243,7 @@ class RandomClips:
 
 
 def _turn(seed: int, weights: tuple[float, ...], index: int) -> tuple[int, int]:
-    """The source of clip `index`, and how many clips were that source's before."""
+    """Returns the source of a clip, and the number of clips before it that are that source's."""
     if len(weights) == 1:
         return 0, index
     block, place = divmod(index, _BLOCK)
@@ -232,10 +264,10 @@ def _shares(seed, weights, block):
 
 
 def _shuffled(place: int, count: int, seed: int) -> int:
-    """Where a permutation of range(count) that the seed decides puts `place`; any count.
+    """Returns where a permutation of range(count), which the seed decides, puts `place`.
 
-    Four rounds of a Feistel network on the smallest even number of bits that holds the count,
-    repeated until the result lies below it: no list of a whole dataset's videos is shuffled.
+    It is four rounds of a Feistel network on the smallest even number of bits that holds the count,
+    repeated until the result lies below the count. So no list of all videos needs to be shuffled.
     """
     half = max((count - 1).bit_length() + 1, 2) // 2
     mask = (1 << half) - 1
@@ -259,19 +291,22 @@ def batches(
     rows: Sequence[int] | None = None,
     threads: int = 4,
     workers: int = 0,
-) -> Iterator[np.ndarray]:
-    """Endless batches of clips [n, T, size, size, 3], read ahead.
+) -> Iterator[UInt8[np.ndarray, "n t s s 3"]]:
+    """Yields endless batches of clips, uint8 [n, T, size, size, 3], which are read ahead.
 
-    They are the same for any number of threads and workers.
+    The batches are the same for any number of threads and workers.
 
     Args:
-      clips: where they come from.
-      batch_size: clips in a batch, over all processes.
-      first: number of the first clip.
-      rows: which of each batch's clips to read; all, unless told.
-      threads: that decode, in each worker.
-      workers: processes that decode; 0 for threads of this one. They import neither JAX nor the
-        program's main module.
+      clips: the clips.
+      batch_size: the number of clips in a batch, over all processes of the training.
+      first: the index of the first clip.
+      rows: which clips of each batch this process reads, counted from 0; None for all.
+      threads: the number of threads that decode, in each worker.
+      workers: the number of processes that decode; 0 decodes in threads of this process. Workers
+        import neither JAX nor the program's main module.
+
+    Raises:
+      VideoError: if no video that was drawn can be used, or too many videos are unusable.
     """
     rows = range(batch_size) if rows is None else rows
     each = max(workers, 1)
@@ -300,7 +335,10 @@ def batches(
 
 
 class _Draw:
-    """Clip by count of those that this process reads; a class, so that workers can be sent it."""
+    """Maps the number of a clip, counted over those that this process reads, to the clip.
+
+    It is a class, so that it can be sent to workers.
+    """
 
     def __init__(self, clips, batch_size, first, rows):
         self._clips, self._batch_size, self._first, self._rows = clips, batch_size, first, rows
@@ -311,7 +349,7 @@ class _Draw:
 
 
 def _let_grain_read_its_flags():
-    """grain reads absl flags of its own, which fails in programs that absl does not run."""
+    """Marks grain's absl flags as parsed: reading them fails in programs that absl does not run."""
     for name in flags.FLAGS:
         if name.startswith("grain_"):
             flags.FLAGS[name].present = max(flags.FLAGS[name].present, 1)

@@ -21,7 +21,15 @@ _LISTED = 20
 
 @dataclasses.dataclass
 class Report:
-    """What was found; as text, a table."""
+    """What was found in a source; its text is a table.
+
+    Attributes:
+      videos: the number of videos.
+      hours: the length of all usable videos together, in hours.
+      sizes: the number of videos by resolution.
+      rates: the number of videos by frames per second.
+      unusable: the reason why a video cannot be used, by the video's name.
+    """
 
     videos: int = 0
     hours: float = 0.0
@@ -31,6 +39,7 @@ class Report:
 
     @property
     def usable(self) -> int:
+        """The number of videos that can be used."""
         return self.videos - len(self.unusable)
 
     def __str__(self):
@@ -52,15 +61,16 @@ class Report:
 
 
 def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
-    """Reads the header and one frame of every video that a string names (`data.sources`).
+    """Reads the header and one frame of every video of some sources, and reports what is there.
 
     Args:
-      text: as above.
-      frames: that a video must have to be usable.
-      workers: processes.
+      text: names the sources (see `odvae_jax.data.sources`).
+      frames: the number of frames that a video must have to be usable.
+      workers: the number of processes that read.
 
     Raises:
-      FileNotFoundError, ValueError: if there is no such source.
+      FileNotFoundError: if there is no such source.
+      ValueError: if nothing usable is there.
     """
     report = Report()
     sources = [source for _, source in open_sources(text)]
@@ -82,7 +92,7 @@ def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
 
 
 def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
-    """Seconds, frames a second and (width, height); or why the video cannot be used."""
+    """Returns a video's length in seconds, frames per second and size; or why it is unusable."""
     (sources, frames), (which, index) = shared, job
     source, places = sources[which], []
     try:
@@ -99,7 +109,17 @@ def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
 def contact_sheet(
     text: str, output: str | Path, *, frames: int = 25, size: int = 256, clips: int = 8
 ) -> Path:
-    """Writes a PNG with four frames of some random clips, a row each, as training would see them.
+    """Writes a picture of random clips as training would see them: a row of four frames per clip.
+
+    Args:
+      text: names the sources (see `odvae_jax.data.sources`).
+      output: the path of the picture, a PNG file.
+      frames: the number of frames in a clip.
+      size: the side of a clip in pixels.
+      clips: the number of clips.
+
+    Returns:
+      The path of the picture.
 
     Raises:
       VideoError: if no video has that many frames.

@@ -12,39 +12,46 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+from jaxtyping import Float, Float32
 
+from odvae_jax.data.finding import find_files
 from odvae_jax.files import WholeFile
 
 SUFFIX = ".safetensors"
 FORMAT = "odvae_jax latents 1"
 CONTENTS = ("mean", "moments", "sample")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_HEADER = 16384  # bytes kept for it: what it says is known only when all is written
+# The bytes that are kept free for the header, whose content is known only when all is written.
+_HEADER = 16384
 
 
 class LatentsError(ValueError):
-    """A file that cannot be used as latents; the message names it and says why."""
+    """A file cannot be used as latents. The message names the file and says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsInfo:
-    """What a file of latents says of itself.
+    """What a file of latents says about itself.
 
     Attributes:
-      source: the video's name.
-      model: what `ODVAE.from_pretrained` was given.
-      encoder: digest of the encoder that made them.
-      config: of the model.
-      content: "mean" of the posterior, a "sample", or "moments": mean and log-variance side by side
-        in the channels.
-      scaling_factor: that a diffusion model multiplies them by; they are stored unscaled.
-      frames, height, width: of the video that they decode to, without what was padded.
-      fps: frames a second.
-      tiling: how they were made, and are decoded: the fields of each tiling by its name.
-      dtype: that was computed in.
-      store: dtype that they are stored in.
-      seed: of a sample; None for others.
-      prepared: short side and cut of the video, None where it was left as it was.
+      source: the name of the video's file.
+      model: what `ODVAE.from_pretrained` was given for the model.
+      encoder: the digest of the encoder that made the latents.
+      config: the config of the model.
+      content: "mean" for the posterior's mean, "sample" for a sample of the posterior, or "moments"
+        for mean and log-variance, side by side in the channels.
+      scaling_factor: the number that a diffusion model multiplies latents by. The latents are
+        stored without it.
+      frames: the number of frames that the latents decode to, without those that were padded.
+      height, width: the sides of these frames in pixels, without rows and columns that were padded.
+      fps: the frames per second of the video.
+      tiling: how the clip was cut when it was encoded, and is when it is decoded: the fields of
+        each tiling by the tiling's name.
+      dtype: the dtype that the latents were computed in.
+      store: the dtype that the latents are stored in.
+      seed: the seed of a sample; None for other content.
+      prepared: the short side that the video was scaled to and the size that was cut out, in
+        pixels; None for what was left as it was.
       statistics: sums over the latents, see `Statistics`.
       problem: what ended the video too early; empty if nothing did.
     """
@@ -70,12 +77,13 @@ class LatentsInfo:
 
 @dataclasses.dataclass
 class Statistics:
-    """Sums over the positions of latents, a channel each, in float64.
+    """Sums over the positions of latents, per channel, in float64.
 
     Attributes:
-      count: positions.
-      mean, square: sums of the posterior's mean and of its square.
-      variance: sum of the posterior's variance.
+      count: the number of positions.
+      mean: the sum of the posterior's mean, [C].
+      square: the sum of the square of the posterior's mean, [C].
+      variance: the sum of the posterior's variance, [C].
     """
 
     count: int = 0
@@ -83,8 +91,10 @@ class Statistics:
     square: np.ndarray | float = 0.0
     variance: np.ndarray | float = 0.0
 
-    def add(self, mean: np.ndarray, logvar: np.ndarray) -> None:
-        """Counts latents [..., C] in."""
+    def add(
+        self, mean: Float[np.ndarray, "*positions c"], logvar: Float[np.ndarray, "*positions c"]
+    ) -> None:
+        """Adds the mean and the log-variance of posteriors, each [..., C]."""
         axes = tuple(range(mean.ndim - 1))
         self.count += mean[..., 0].size
         self.mean = self.mean + mean.sum(axes, dtype=np.float64)
@@ -92,12 +102,12 @@ class Statistics:
         self.variance = self.variance + np.exp(logvar.astype(np.float64)).sum(axes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns the sums as values that JSON can hold."""
         return {n: np.asarray(v).tolist() for n, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def total(cls, parts: Iterable[dict[str, Any]]) -> Statistics:
-        """Of several files."""
+        """Returns the statistics of several files together, from what `to_dict` returned."""
         total = cls()
         for part in parts:
             total.count += part["count"]
@@ -106,7 +116,11 @@ class Statistics:
         return total
 
     def table(self) -> str:
-        """Mean and standard deviation a channel, and the scale that makes the latter 1."""
+        """Returns a table of the mean and the standard deviation per channel.
+
+        Below it stands the scaling factor that makes the standard deviation of all sampled latents
+        together 1.
+        """
         mean = self.mean / self.count
         variance = np.maximum(self.square / self.count - mean**2, 0)
         sampled = variance + self.variance / self.count
@@ -120,14 +134,17 @@ class Statistics:
 
 
 class LatentsWriter:
-    """Writes latents of one video as they come; the file appears whole or not at all.
+    """Writes the latents of one video as they come; the file appears complete or not at all.
 
-    `finish` ends it; `close` leaves nothing of a file that was not finished.
+    `finish` completes the file. `close` removes what was written of a file that was not finished.
 
     Args:
-      path: of the file.
-      dtype: that they are stored in.
-      content: one of CONTENTS.
+      path: the path of the file.
+      dtype: the dtype that latents are stored in: "float32", "float16" or "bfloat16".
+      content: what is stored: "mean", "moments" or "sample".
+
+    Raises:
+      OSError: if the file cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: Path, *, dtype: str = "float32", content: str = "mean"):
@@ -138,8 +155,8 @@ class LatentsWriter:
         self._file = self._whole.file
         self._file.seek(8 + _HEADER)
 
-    def write(self, latents: np.ndarray) -> None:
-        """Adds latents [n, h, w, C]."""
+    def write(self, latents: Float[np.ndarray, "n h w c"]) -> None:
+        """Adds latents [n, h, w, C]; for moments, [n, h, w, 2 C]."""
         self._shape = latents.shape[1:]
         self._count += len(latents)
         self._file.write(
@@ -147,7 +164,11 @@ class LatentsWriter:
         )
 
     def finish(self, info: LatentsInfo) -> None:
-        """Writes what is known in the end, and gives the file its name."""
+        """Writes what is known only in the end, and gives the file its name.
+
+        Raises:
+          LatentsError: if what the file says about itself is too long.
+        """
         size = self._file.tell() - 8 - _HEADER
         fields = dataclasses.asdict(info).items()
         header = {
@@ -166,19 +187,23 @@ class LatentsWriter:
         self._whole.finish()
 
     def close(self) -> None:
-        """Leaves nothing of a file that was not finished."""
+        """Removes what was written, unless the file was finished."""
         self._whole.close()
 
 
 class LatentsFile:
     """An open file of latents.
 
+    Args:
+      path: the path of the file.
+
     Attributes:
-      info: what it says of itself.
-      shape: of the stored array, [t, h, w, C] or, of moments, [t, h, w, 2 C].
+      path: the path of the file.
+      info: what the file says about itself.
+      shape: the shape of the stored array, [t, h, w, C], or [t, h, w, 2 C] for moments.
 
     Raises:
-      LatentsError: if it is no such file, or a damaged one.
+      LatentsError: if there is no such file, or it is damaged, or holds no latents.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -199,15 +224,23 @@ class LatentsFile:
         except (safetensors.SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
             raise LatentsError(f"{path} is damaged, or no file of latents: {error}.") from error
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Latents `start` to `stop` in float32, [n, h, w, C]; of moments the mean."""
+    def read(self, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "n h w c"]:
+        """Reads the latent frames from `start` up to `stop`, float32 [n, h, w, C].
+
+        For moments it reads the mean. None for `stop` reads to the end.
+        """
         return self._part(start, stop, 0)
 
-    def read_logvar(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The log-variance, where moments are stored, [n, h, w, C].
+    def read_logvar(
+        self, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, "n h w c"]:
+        """Reads the log-variance of the latent frames from `start` up to `stop`.
+
+        Returns:
+          float32 [n, h, w, C].
 
         Raises:
-          LatentsError: where they are not.
+          LatentsError: if the file does not hold moments.
         """
         if self.info.content != "moments":
             raise LatentsError(f"{self.path} holds the {self.info.content}, not the moments.")
@@ -218,21 +251,23 @@ class LatentsFile:
         parts = 2 if self.info.content == "moments" else 1
         return np.split(stored.astype(np.float32), parts, axis=-1)[which]
 
-    def blocks(self, step: int) -> Iterator[np.ndarray]:
-        """Latents in blocks of `step` + 1, then `step` each, then the rest."""
-        start, stop = 0, step + 1
+    def blocks(self, length: int) -> Iterator[Float32[np.ndarray, "n h w c"]]:
+        """Yields the latents in blocks, float32 [n, h, w, C].
+
+        The first block has `length` + 1 latent frames, the others have `length`, and the last has
+        what is left.
+        """
+        start, stop = 0, length + 1
         while start < self.shape[0]:
             yield self.read(start, min(stop, self.shape[0]))
-            start, stop = stop, stop + step
+            start, stop = stop, stop + length
 
 
 def find_latents(path: str | os.PathLike) -> list[Path]:
-    """Files of latents below a folder, sorted; or the one file itself.
+    """Returns the files of latents anywhere below a folder, sorted; or the one file `path` is.
 
     Raises:
       FileNotFoundError: if `path` does not exist.
-      ValueError: if there is none below it.
+      ValueError: if there is no file of latents below the folder.
     """
-    from odvae_jax.data.video import find_files  # which needs PyAV, as reading latents does not
-
     return list(map(Path, find_files(path, frozenset([SUFFIX]), "file of latents")))

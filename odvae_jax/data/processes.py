@@ -15,9 +15,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def own_main():
-    """Lets processes that are started here run `worker.py` first, and not the caller's script.
+    """Makes processes that are started inside it run `worker.py` first, not the caller's script.
 
-    Python would import the script in every one of them, and with it JAX.
+    Otherwise Python would import the script in each of these processes, and with it JAX.
     """
     stand_in = types.ModuleType("__main__")
     stand_in.__file__ = str(Path(__file__).with_name("worker.py"))
@@ -28,7 +28,7 @@ def own_main():
         sys.modules["__main__"] = before
 
 
-_SHARED = None  # what all jobs of a process share
+_SHARED = None  # What all jobs of a process share.
 
 
 def _share(shared):
@@ -41,10 +41,15 @@ def _with_shared(function, job):
 
 
 def in_processes(function: Callable, shared: Any, jobs: Sequence, workers: int) -> Generator:
-    """`function(shared, job)` for each job, in order, a bounded number ahead.
+    """Yields `function(shared, job)` for each job, in order; a few jobs are done ahead.
 
-    With one worker, in this process. The others do without JAX and the caller's script, as those
-    that training reads with, and are sent `shared` once.
+    The processes import neither JAX nor the caller's script.
+
+    Args:
+      function: a function that can be pickled.
+      shared: what all jobs share; it is sent to each process once.
+      jobs: the jobs.
+      workers: the number of processes. One worker works in this process.
     """
     if workers < 2 or len(jobs) < 2:
         yield from (function(shared, job) for job in jobs)

@@ -1,7 +1,7 @@
-"""What a process that decodes videos runs first (`processes.own_main`): it is to do without JAX.
+"""What a process that decodes videos runs first: it keeps JAX from being imported.
 
-grain imports JAX if it can, which takes seconds and memory in each process, and a GPU if one is
-touched; without it, grain has what it needs.
+`processes.own_main` starts such processes. grain imports JAX if it can. That takes seconds and
+memory in each process, and a GPU as soon as one is touched. grain works without it too.
 """
 
 import logging
@@ -22,7 +22,7 @@ if __name__ == "__mp_main__":
     sys.modules["jax"] = None
     # grain would say that it misses JAX's profiler.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # Ctrl-C and schedulers signal the whole group; what is to happen then, the parent decides.
+    # Ctrl-C and schedulers send signals to the whole group. The parent decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -142,9 +142,7 @@ def reconstruct(
     return decode(model, latents, tiling=tiling)
 
 
-def block_mean(
-    clip: Float[AnyArray, "t h w c"], time: int, space: int
-) -> Float[Array, "t h w c"]:
+def block_mean(clip: Float[AnyArray, "t h w c"], time: int, space: int) -> Float[Array, "t h w c"]:
     """The clip with each block of `time` × `space` × `space` pixels averaged.
 
     The first frame's blocks are 1 × `space` × `space`.

@@ -74,7 +74,7 @@ def test_an_interrupted_packing_goes_on_where_it_was(folder, tmp_path):
     if (tmp_path / "cut" / "packed.json").exists() and before.st_ino == after.st_ino:
         assert before.st_mtime_ns == after.st_mtime_ns, "a finished file is not written again"
     a, b = (open_source(f"array_record:{p}") for p in (whole, tmp_path / "cut"))
-    assert [a._record(i) for i in range(len(a))] == [b._record(i) for i in range(len(b))]
+    assert [a.record(i) for i in range(len(a))] == [b.record(i) for i in range(len(b))]
     with pytest.raises(ValueError, match="holds another packing .short_side differ"):
         pack_videos(str(folder), whole, kind="raw", **{**OPTIONS, "short_side": 32})
     with pytest.raises(ValueError, match="holds other files"):
@@ -86,7 +86,7 @@ def test_what_cannot_be_packed_or_was_not_is_said(tmp_path):
     (tmp_path / "in" / "fake.mp4").write_text("not a video")
     with pytest.raises(ValueError, match=r"none of 1 videos could be packed:(.|\n)*fake.mp4"):
         pack_videos(str(tmp_path / "in"), tmp_path / "out", **OPTIONS)
-    with pytest.raises(VideoError, match="a.bin was not written by `python -m odvae_jax.data pack"):
+    with pytest.raises(VideoError, match="a.bin was not written by `odvae data pack"):
         unpack(b"something else", "a.bin")
 
 
@@ -94,7 +94,7 @@ def test_several_processes_pack_the_same(folder, tmp_path):
     for workers in (1, 2):
         pack_videos(str(folder), tmp_path / str(workers), kind="raw", workers=workers, **OPTIONS)
     a, b = (open_source(f"array_record:{tmp_path / str(n)}") for n in (1, 2))
-    assert [a._record(i) for i in range(len(a))] == [b._record(i) for i in range(len(b))]
+    assert [a.record(i) for i in range(len(a))] == [b.record(i) for i in range(len(b))]
 
 
 def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):

@@ -14,8 +14,9 @@ import pytest
 from av.video.reformatter import Interpolation
 from PIL import Image
 
+import odvae_jax.data.sources
 from odvae_jax.data.clips import RandomClips
-from odvae_jax.data.sources import TFDS, Files, Sampling, open_source, open_sources
+from odvae_jax.data.sources import SOURCES, TFDS, Files, Sampling, open_source, open_sources
 from odvae_jax.data.video import (
     VideoError,
     VideoReader,
@@ -294,7 +295,7 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
         str(tmp_path / "bad.csv"): "row 1 is .*soon.*numbers of seconds",
         str(tmp_path / "nan.jsonl"): "row 2 is .*nan.*numbers of seconds",
         str(tmp_path / "torn.jsonl"): "torn.jsonl is not a manifest",
-        f"array_record:{tmp_path / 'empty'}": "holds no .*array_record.*odvae_jax.data pack SOURCE",
+        f"array_record:{tmp_path / 'empty'}": "holds no .*array_record.*`odvae data pack SOURCE",
         "array_record:nowhere": "nowhere does not exist; write it with .*data pack SOURCE",
         "tfds:ucf101": "ucf101 does not exist; prepare it with `tfds build ucf101 --file_format",
         "tfds:empty": "holds 0 prepared datasets",
@@ -304,6 +305,25 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             open_sources(text)
+
+
+def test_a_mistyped_kind_gets_the_nearest_that_exists():
+    for text, near in {"tdfs:ucf101": "tfds:", "image:A": "images:", "sample-clip": "sample-clips",
+                       "arrayrecord:A": "array_record:"}.items():  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=f"{text} does not exist.*nearest.*'{near}'"):
+            open_source(text)
+    with pytest.raises(FileNotFoundError, match="folders does not exist; expected a folder of vid"):
+        open_source("folders")  # a path, not a kind of source
+
+
+def test_the_table_lists_every_source_file():
+    helpers = {"__init__", "base", "images", "packed_format", "parsing", "records"}
+    files = {path.stem for path in Path(odvae_jax.data.sources.__file__).parent.glob("*.py")}
+    listed = [opener.__module__.rsplit(".", 1) for opener in SOURCES.values()]
+    assert {package for package, _ in listed} == {"odvae_jax.data.sources"}
+    assert {name for _, name in listed} == files - helpers
+    for key in SOURCES:
+        assert f"\n    {key}" in odvae_jax.data.sources.__doc__, "the docstring lists every source"
 
 
 def test_tfds_features_without_one_video_are_listed(tmp_path):

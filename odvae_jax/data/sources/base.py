@@ -1,0 +1,180 @@
+"""What a source of videos is, and how a clip is cut out of a video.
+
+A new source is a file in this folder, with a subclass of `Source` and a function that opens it, and
+a line in the table of `parsing.py`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from odvae_jax.data.video import PartError, VideoError, select_frames
+
+T = TypeVar("T")
+Where = Callable[[int], int]
+"""Maps the number of frames at which a clip can begin to the chosen one, counted from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a clip is cut out of a video.
+
+    Attributes:
+      frames: the number of frames in a clip.
+      short_side: the length in pixels to which the shorter side of the video is scaled. None keeps
+        the size.
+      stride: the least and the greatest distance between the frames of a clip, in frames of the
+        video.
+      fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      holdout: the number of frames at the end of the video that no clip takes.
+    """
+
+    frames: int
+    short_side: int | None = None
+    stride: tuple[int, int] = (1, 1)
+    fps: float | None = None
+    holdout: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """The part of a video that clips may be taken from.
+
+    Attributes:
+      name: what error messages call the video.
+      start: the time at which the part begins, in seconds.
+      end: the time at which the part ends, in seconds.
+      rate: the frames per second of the video.
+    """
+
+    name: str
+    start: float
+    end: float
+    rate: float
+
+    def clip_start(self, sampling: Sampling, stride: int, where: Where) -> float:
+        """Returns the time in seconds at which a clip begins.
+
+        Args:
+          sampling: how clips are cut out.
+          stride: the distance between the frames of this clip, in frames of the video.
+          where: chooses the first frame: it maps the number of frames at which the clip can begin
+            to one of them, counted from 0.
+
+        Raises:
+          VideoError: if the video is too short for a clip.
+        """
+        if sampling.fps is None:
+            seconds = ((sampling.frames - 1) * stride + 1) / self.rate
+        else:
+            seconds = (sampling.frames - 1) / sampling.fps + 1 / self.rate
+        free = self.end - self.start - seconds - sampling.holdout / self.rate
+        places = int(np.floor(free * self.rate + 0.5)) + 1
+        if places < 1:
+            have = round((self.end - self.start) * self.rate)
+            raise VideoError(
+                f"{self.name} has {have} frames, {sampling.holdout} of them held out; clips need "
+                f"{round(seconds * self.rate)}."
+            )
+        return self.start + where(places) / self.rate
+
+
+class Source(abc.ABC):
+    """A collection of videos, numbered from 0 on."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of videos."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """Returns what messages call a video."""
+
+    def bytes_behind(self, index: int) -> int:
+        """Returns the number of bytes in the file that holds a video, or 0 if it is not known.
+
+        Whoever keeps results per video notices by it that the video has changed.
+        """
+        return 0
+
+    @abc.abstractmethod
+    def rate(self, index: int) -> float:
+        """Returns the frames per second of a video.
+
+        Raises:
+          VideoError: if the video cannot be read.
+        """
+
+    @abc.abstractmethod
+    def frames(
+        self, index: int, sampling: Sampling, stride: int, where: Where
+    ) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """Reads the frames of a clip.
+
+        Args:
+          index: the number of the video.
+          sampling: how the clip is cut out.
+          stride: the distance between the frames of this clip, in frames of the video.
+          where: chooses the first frame: it maps the number of frames at which the clip can begin
+            to one of them, counted from 0.
+
+        Returns:
+          `sampling.frames` arrays of RGB, uint8 [H, W, 3].
+
+        Raises:
+          VideoError: if the video cannot be used.
+          PartError: if this part of the video cannot be decoded; others may be usable.
+        """
+
+    def read(
+        self, index: int, sampling: Sampling, stride: int, where: Where
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """Reads a clip as one array of RGB, uint8 [T, H, W, 3].
+
+        Arguments and errors are those of `frames`.
+        """
+        return np.stack(self.frames(index, sampling, stride, where))
+
+
+def cut(
+    frames_from: Callable[[float], Iterable[tuple[float, T]]],
+    extent: Extent,
+    sampling: Sampling,
+    stride: int,
+    where: Where,
+) -> list[T]:
+    """Selects the frames of one clip from a video, whatever form the frames have.
+
+    Args:
+      frames_from: maps a time in seconds to pairs of a time and a frame, in order of time, that
+        begin at that time or before.
+      extent: the part of the video that the clip may be taken from.
+      sampling: how the clip is cut out.
+      stride: the distance between the frames of this clip, in frames of the video.
+      where: chooses the first frame, see `Extent.clip_start`.
+
+    Raises:
+      VideoError: if the video is too short.
+      PartError: if the video yields fewer frames than its header promises.
+    """
+    moment = extent.clip_start(sampling, stride, where)
+    frames = select_frames(
+        frames_from(moment),
+        moment,
+        sampling.frames,
+        rate=extent.rate,
+        stride=stride,
+        fps=sampling.fps,
+    )
+    if len(frames) < sampling.frames:
+        raise PartError(
+            f"{extent.name} yielded {len(frames)} of {sampling.frames} frames from "
+            f"{moment:.3f} s on."
+        )
+    return frames

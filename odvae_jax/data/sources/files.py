@@ -1,0 +1,160 @@
+"""Video files: `folder:PATH`, the videos anywhere below a folder; or the entries of a manifest.
+
+A manifest is a file .csv or .jsonl with a column path, and optionally start and end in seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from odvae_jax.data.sources.base import Extent, Source, cut
+from odvae_jax.data.video import VideoReader, find_videos, to_rgb
+
+logger = logging.getLogger(__name__)
+Entry = tuple[str, float | None, float | None]
+"""The path of a video file, and the start and end of what is used of it, in seconds from the first
+frame; None for the start or end of the file."""
+
+
+class Files(Source):
+    """Video files, or parts of video files.
+
+    Args:
+      entries: for each video the path of its file, and the start and end of what is used of it, in
+        seconds from the first frame; None for the start or end of the file.
+      in_memory: whether the decoded videos are kept in memory; for a few short ones.
+    """
+
+    def __init__(
+        self,
+        entries: list[Entry],
+        *,
+        in_memory: bool = False,
+    ):
+        self._entries = entries
+        self._cache: dict | None = {} if in_memory else None
+        self._lock = threading.Lock()
+
+    def __len__(self):
+        return len(self._entries)
+
+    def __getstate__(self):
+        cache = None if self._cache is None else {}
+        return {"_entries": self._entries, "_cache": cache}
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self._lock = threading.Lock()
+
+    def name(self, index):
+        path, start, end = self._entries[index]
+        part = "" if start is None and end is None else f" [{start or 0:g} to {end or 'end'} s]"
+        return path + part
+
+    def entry(self, index: int) -> Entry:
+        """Returns the path of a video's file, and the start and end of what is used, in seconds."""
+        return self._entries[index]
+
+    def rate(self, index):
+        with VideoReader(self._entries[index][0]) as video:
+            return video.fps
+
+    def bytes_behind(self, index):
+        path = self._entries[index][0]
+        return os.path.getsize(path) if os.path.exists(path) else 0
+
+    def frames(self, index, sampling, stride, where):
+        path = self._entries[index][0]
+        if self._cache is not None:
+            video, frames = self._decoded(path, sampling.short_side)
+            return cut(lambda _: frames, self._extent(index, video), sampling, stride, where)
+        with VideoReader(path) as video:
+            extent = self._extent(index, video)
+            chosen = cut(video.frames_from, extent, sampling, stride, where)
+            return to_rgb(chosen, sampling.short_side)
+
+    def _extent(self, index, video):
+        _, start, end = self._entries[index]
+        return Extent(
+            self.name(index),
+            video.start if start is None else video.start + start,
+            video.end if end is None else min(video.start + end, video.end),
+            video.fps,
+        )
+
+    def _decoded(self, path, short_side):
+        with self._lock:
+            if path not in self._cache:
+                with VideoReader(path, threads=0) as video:
+                    frames = [
+                        (time, to_rgb([frame], short_side)[0])
+                        for time, frame in video.frames_from(None)
+                    ]
+                self._cache[path] = video, frames
+        return self._cache[path]
+
+
+def open_files(text: str, *, in_memory: bool = False) -> Files:
+    """Opens the videos anywhere below a folder, the entries of a manifest, or one video.
+
+    Args:
+      text: the path of the folder, the manifest (.csv or .jsonl) or the video.
+      in_memory: whether the decoded videos are kept in memory; for a few short ones.
+
+    Raises:
+      FileNotFoundError: if there is no such path.
+      ValueError: if there is no video below the folder, or the manifest is not one.
+    """
+    path = Path(text)
+    if path.suffix.lower() in (".csv", ".jsonl") and path.is_file():
+        return Files(_manifest(path), in_memory=in_memory)
+    return Files([(p, None, None) for p in find_videos(text)], in_memory=in_memory)
+
+
+def _manifest(path: Path) -> list[Entry]:
+    """Reads the entries of a manifest; paths in it are relative to its folder."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            if path.suffix.lower() == ".jsonl":
+                rows = [json.loads(line) for line in file if line.strip()]
+            else:
+                rows = list(csv.DictReader(file))
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a manifest: {error}.") from error
+    columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+    if "path" not in columns:
+        raise ValueError(
+            f"{path}: expected a column path, and optionally start and end in seconds; found "
+            f"{columns or 'no rows'}. Write a first line such as `path,start,end`."
+        )
+    if unused := [name for name in columns if name not in ("path", "start", "end")]:
+        logger.warning("%s: of its columns %s are not used; path, start and end are", path, unused)
+    entries = []
+    for number, row in enumerate(rows, 1):
+        try:
+            start, end = (_seconds(row.get(name)) for name in ("start", "end"))
+            if not row["path"] or (end is not None and end <= (start or 0)):
+                raise ValueError
+            entries.append((str(path.parent / row["path"]), start, end))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(
+                f"{path}: row {number} is {row}; expected a path, and start and end as numbers of "
+                "seconds with 0 <= start < end, or empty."
+            ) from None
+    return entries
+
+
+def _seconds(value) -> float | None:
+    if value in (None, ""):
+        return None
+    seconds = float(value)
+    if not 0 <= seconds < np.inf:
+        raise ValueError
+    return seconds

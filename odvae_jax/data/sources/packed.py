@@ -1,0 +1,67 @@
+"""Packed videos: `array_record:PATH`, what `odvae data pack` wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from odvae_jax.data.sources.base import Extent, cut
+from odvae_jax.data.sources.images import scale_image
+from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, unpack
+from odvae_jax.data.sources.records import Records
+from odvae_jax.data.video import VideoReader, to_rgb
+
+
+class Packed(Records):
+    """Videos in the packed format, one per record.
+
+    Args:
+      paths: the paths of the shards.
+    """
+
+    def name(self, index):
+        return f"{Path(self._paths[0]).parent}, record {index}"
+
+    def rate(self, index):
+        return unpack(self.record(index), self.name(index))[0]["fps"]
+
+    def frames(self, index, sampling, stride, where):
+        header, content = unpack(self.record(index), self.name(index))
+        if header["kind"] == "raw":
+            shape = [header[n] for n in ("frames", "height", "width")]
+            raw = np.frombuffer(content, np.uint8).reshape(*shape, 3)
+            extent = Extent(header["name"], 0.0, len(raw) / header["fps"], header["fps"])
+            times = [(i / extent.rate, frame) for i, frame in enumerate(raw)]
+            chosen = cut(lambda _: times, extent, sampling, stride, where)
+            return [scale_image(frame, sampling.short_side) for frame in chosen]
+        with VideoReader(content, header["name"]) as video:
+            extent = Extent(header["name"], video.start, video.end, video.fps)
+            chosen = cut(video.frames_from, extent, sampling, stride, where)
+            return to_rgb(chosen, sampling.short_side)
+
+
+def open_packed(text: str, *, in_memory: bool = False) -> Packed:
+    """Opens packed videos.
+
+    Args:
+      text: the path of a folder of shards, or of one shard.
+      in_memory: without effect; packed videos are quick to read.
+
+    Raises:
+      FileNotFoundError: if there is no such path.
+      ValueError: if the folder holds no packed video.
+    """
+    path = Path(text)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; write it with `odvae data pack SOURCE {path}`."
+        )
+    files = [path] if path.is_file() else sorted(path.glob(f"*{PACKED_SUFFIX}"))
+    if not files:
+        raise ValueError(
+            f"{path} holds no *{PACKED_SUFFIX} file (found {sorted(os.listdir(path))[:5]}); write "
+            f"them with `odvae data pack SOURCE {path}`."
+        )
+    return Packed([str(p) for p in files])

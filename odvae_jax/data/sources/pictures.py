@@ -1,0 +1,61 @@
+"""Pictures: `images:PATH`, image files anywhere below a folder, as videos of one frame."""
+
+from __future__ import annotations
+
+import os
+
+from odvae_jax.data.finding import find_files
+from odvae_jax.data.sources.base import Source
+from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
+from odvae_jax.data.video import VideoError
+
+IMAGE_EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
+"""The extensions of image files, in lower case."""
+
+
+class Pictures(Source):
+    """Image files, as videos of one frame.
+
+    Args:
+      paths: the paths of the files.
+    """
+
+    def __init__(self, paths: list[str]):
+        self._paths = paths
+
+    def __len__(self):
+        return len(self._paths)
+
+    def name(self, index):
+        return self._paths[index]
+
+    def rate(self, index):
+        return 1.0
+
+    def bytes_behind(self, index):
+        path = self._paths[index]
+        return os.path.getsize(path) if os.path.exists(path) else 0
+
+    def frames(self, index, sampling, stride, where):
+        name = self.name(index)
+        if sampling.frames != 1:
+            raise VideoError(f"{name} is an image; clips need {sampling.frames} frames.")
+        try:
+            with open(self._paths[index], "rb") as file:
+                return [decode_image(file, sampling.short_side)]
+        except IMAGE_ERRORS as error:
+            raise VideoError(f"{name} cannot be read as an image: {error}.") from error
+
+
+def open_pictures(text: str, *, in_memory: bool = False) -> Pictures:
+    """Opens the image files anywhere below a folder, or one image file.
+
+    Args:
+      text: the path.
+      in_memory: without effect; pictures are read anew every time.
+
+    Raises:
+      FileNotFoundError: if there is no such path.
+      ValueError: if there is no image below the folder.
+    """
+    return Pictures(find_files(text, IMAGE_EXTENSIONS, "image"))

@@ -1,0 +1,9 @@
+"""What is raised where a file cannot be used as a video."""
+
+
+class VideoError(ValueError):
+    """A file cannot be used as a video. The message names the file and says why."""
+
+
+class PartError(VideoError):
+    """One part of a video cannot be used; other parts of the same video may be usable."""

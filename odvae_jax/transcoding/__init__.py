@@ -1,0 +1,23 @@
+"""Video files to files of latents and back, of any length and in constant memory.
+
+`plan_jobs` says which file goes where; `encode_files`, `decode_files` and `reconstruct_files` do
+it. All three have one shape: blocks are read, the device computes on them, and a file is written.
+"""
+
+from odvae_jax.transcoding.decode import decode_files
+from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.encode import encode_files
+from odvae_jax.transcoding.plan import Job, plan_jobs
+from odvae_jax.transcoding.reconstruct import reconstruct_files
+from odvae_jax.transcoding.settings import Outcome, Settings
+
+__all__ = [
+    "Job",
+    "Outcome",
+    "Settings",
+    "decode_files",
+    "encode_files",
+    "encoder_digest",
+    "plan_jobs",
+    "reconstruct_files",
+]

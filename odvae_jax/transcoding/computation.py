@@ -1,0 +1,111 @@
+"""What the device computes on the blocks of one file, and how clips are cut for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Shaped, UInt8
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
+from odvae_jax.tiling.from_host import decode_blocks, encode_blocks
+from odvae_jax.types import AnyArray
+
+_TILINGS = {t.__name__: t for t in (TemporalTiling, Streaming, SpatialTiling)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """A model, how clips are cut for it, and the devices it runs on.
+
+    Attributes:
+      vae: the model.
+      time: how clips are cut in time.
+      space: how frames are cut in space; None if they are not.
+      mesh: the devices that the rows of frames are spread over; None for one device.
+    """
+
+    vae: ODVAE
+    time: TemporalTiling | Streaming
+    space: SpatialTiling | None
+    mesh: Mesh | None
+
+    @classmethod
+    def of(
+        cls, vae: ODVAE, tiling: tuple[Tiling, ...] | None, mesh: Mesh | None = None
+    ) -> Computation:
+        """Chooses how clips are cut where `tiling` does not say it.
+
+        The choice is `Streaming(32)` for models that can be streamed and `TemporalTiling(33)` for
+        others.
+
+        Raises:
+          ValueError: if the model cannot be tiled so.
+        """
+        time, space = in_time_and_space(tiling)
+        if time is None:
+            time = Streaming(32) if vae.config.streams else TemporalTiling(33)
+        for one in filter(None, (time, space)):
+            one.check(vae.config)
+        return cls(vae, time, space, mesh)
+
+    @property
+    def frames_per_block(self) -> int:
+        """The number of frames per block of video, from the second block on."""
+        return self.time.step
+
+    @property
+    def latent_frames_per_block(self) -> int:
+        """The number of latent frames per block of latents, from the second block on."""
+        return self.time.step // self.vae.config.time_compression
+
+    def encode(
+        self, blocks: Iterable[UInt8[np.ndarray, "1 n h w 3"]]
+    ) -> Iterator[Float32[Array, "1 t y x c2"]]:
+        """Encodes blocks of frames, uint8 [1, n, H, W, 3], to moments, float32 [1, t, h, w, 2 C].
+
+        Results are yielded before the device has computed them.
+        """
+        return encode_blocks(self.vae, blocks, self.time, self.space, mesh=self.mesh)
+
+    def decode(
+        self, blocks: Iterable[Float32[AnyArray, "1 t y x c"]]
+    ) -> Iterator[UInt8[Array, "1 n h w 3"]]:
+        """Decodes blocks of latents, float32 [1, t, h, w, C], to frames, uint8 [1, n, H, W, 3].
+
+        Results are yielded before the device has computed them.
+        """
+        options = {"uint8": True, "mesh": self.mesh}
+        return decode_blocks(self.vae, blocks, self.time, self.space, **options)
+
+    def describe(self) -> dict[str, dict[str, int]]:
+        """Returns the fields of each tiling by the tiling's name, as files of latents store it."""
+        tilings = (self.time,) if self.space is None else (self.time, self.space)
+        return {type(tiling).__name__: dataclasses.asdict(tiling) for tiling in tilings}
+
+
+def as_clips(
+    blocks: Iterable[Shaped[np.ndarray, "n ..."]],
+) -> Iterator[Shaped[np.ndarray, "1 n ..."]]:
+    """Yields blocks of one video [n, ...] as batches of one clip [1, n, ...]."""
+    return (block[None] for block in blocks)
+
+
+def override_tiling(
+    described: dict[str, dict[str, int]], tiling: tuple[Tiling, ...] | None
+) -> tuple[Tiling, ...]:
+    """Returns the tilings that a file of latents describes, replaced where others are given.
+
+    Args:
+      described: what `Computation.describe` returned.
+      tiling: tilings that replace those in time or in space.
+
+    Raises:
+      ValueError: if `tiling` is not one tiling in time and one in space at most.
+    """
+    made = in_time_and_space(tuple(_TILINGS[name](**fields) for name, fields in described.items()))
+    given = in_time_and_space(tiling)
+    return tuple(filter(None, (g or m for g, m in zip(given, made, strict=True))))

@@ -1,0 +1,173 @@
+"""Videos to files of latents."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.data.latents import LatentsError, LatentsFile, LatentsInfo, LatentsWriter, Statistics
+from odvae_jax.data.video import FrameBlocks
+from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.transcoding.computation import Computation, as_clips
+from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.plan import Job
+from odvae_jax.transcoding.run import Conversion, run_jobs
+from odvae_jax.transcoding.settings import Outcome, Settings
+from odvae_jax.transcoding.videos import count_video_frames, read_video
+
+
+def encode_files(
+    vae: ODVAE,
+    model: str,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    mesh: Mesh | None = None,
+    overwrite: bool = False,
+    bar: bool = True,
+) -> Outcome:
+    """Encodes videos into files of latents. Files that are there already are left.
+
+    A video that ends too early, or cannot be read, is noted in `Outcome.problems`. What could be
+    read of it is kept, and it is encoded again by the next run.
+
+    Args:
+      vae: the model.
+      model: what `ODVAE.from_pretrained` was given for it; the files say so.
+      jobs: which video goes to which file.
+      settings: how videos are read, computed and stored.
+      mesh: the devices that the rows of frames are spread over; None for one device.
+      overwrite: whether files that are there already are replaced.
+      bar: whether a progress bar is shown.
+
+    Raises:
+      ValueError: if a file that is there already holds latents of another model, or latents that
+        were made otherwise; if the model cannot be tiled as `settings` says.
+      OSError: if a file cannot be written.
+    """
+    computation = Computation.of(vae, settings.tiling, mesh)
+    made = _how_made(computation, settings)
+    shared = {
+        **made,
+        "model": os.path.abspath(model) if os.path.exists(model) else str(model),
+        "config": vae.config.to_dict(),
+        "scaling_factor": vae.config.scaling_factor,
+    }
+    outcome, statistics, todo = Outcome(), [], []
+    for job in jobs:
+        if not overwrite and (info := _finished(job.target, made)):
+            statistics.append(info.statistics)
+        else:
+            todo.append(job)
+    outcome.skipped = len(jobs) - len(todo)
+
+    def convert(job):
+        video = read_video(job, computation.frames_per_block, settings)
+        compression = vae.config.time_compression
+        given = (job, video, settings, shared, statistics, compression)
+        writer = functools.partial(_LatentsOfVideo, *given)
+        return Conversion(video, lambda blocks: computation.encode(as_clips(blocks)), writer)
+
+    how = {"count_frames": count_video_frames, "readers": settings.readers, "bar": bar}
+    run_jobs(todo, convert, outcome, **how)
+    outcome.statistics = Statistics.total(statistics)
+    return outcome
+
+
+class _LatentsOfVideo:
+    """The file of latents of one video.
+
+    Args:
+      job: the video and the file.
+      video: the frames that are encoded.
+      settings: what is stored, and how.
+      shared: the fields of `LatentsInfo` that all files of the run have in common.
+      statistics: what the file's statistics are added to when it is finished.
+      time_compression: the number of frames per latent frame.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        video: FrameBlocks,
+        settings: Settings,
+        shared: dict[str, Any],
+        statistics: list[dict[str, Any]],
+        time_compression: int,
+    ):
+        self._job, self._video, self._content = job, video, settings.content
+        self._shared, self._of_all, self._own = shared, statistics, Statistics()
+        self._rng = np.random.default_rng([settings.seed, zlib.crc32(job.name.encode())])
+        self._writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
+        self._time_compression = time_compression
+
+    def write(self, moments: np.ndarray) -> int:
+        """Adds moments [1, t, h, w, 2 C]."""
+        posterior = DiagonalGaussian.from_moments(moments[0])
+        self._own.add(posterior.mean, posterior.logvar)
+        stored = posterior.mean
+        if self._content == "moments":
+            stored = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
+        elif self._content == "sample":
+            noise = self._rng.standard_normal(stored.shape, np.float32)
+            stored = stored + np.exp(0.5 * posterior.logvar) * noise
+        self._writer.write(stored)
+        # Frames are counted from those of the latents: the reader is some blocks ahead.
+        return len(stored) * self._time_compression
+
+    def finish(self) -> tuple[int, str]:
+        """Gives the file its name."""
+        statistics = self._own.to_dict()
+        names = ("frames", "height", "width", "fps", "problem")
+        of_video = {name: getattr(self._video, name) for name in names}
+        source = self._job.source.name
+        self._writer.finish(
+            LatentsInfo(source=source, statistics=statistics, **of_video, **self._shared)
+        )
+        self._of_all.append(statistics)
+        return self._video.frames, self._video.problem
+
+    def close(self) -> None:
+        """Removes what was written, unless the file was finished."""
+        self._writer.close()
+
+
+def _how_made(computation: Computation, settings: Settings) -> dict[str, Any]:
+    """Returns the fields of `LatentsInfo` that say how latents are made."""
+    return {
+        "encoder": encoder_digest(computation.vae),
+        "content": settings.content,
+        "tiling": computation.describe(),
+        "prepared": {"short_side": settings.short_side, "size": settings.size},
+        "dtype": computation.vae.config.dtype,
+        "store": settings.store,
+        "seed": settings.seed if settings.content == "sample" else None,
+    }
+
+
+def _finished(target: Path, made: dict[str, Any]) -> LatentsInfo | None:
+    """Returns what a file says if it is there and complete; None if it must be made.
+
+    Raises:
+      ValueError: if it holds latents of another model, or latents that were made otherwise.
+    """
+    if not target.exists():
+        return None
+    try:
+        info = LatentsFile(target).info
+    except LatentsError:
+        return None  # damaged: made anew
+    if differing := [name for name, value in made.items() if getattr(info, name) != value]:
+        raise ValueError(
+            f"{target} holds latents that were made otherwise ({', '.join(differing)} "
+            "differ): choose another folder, or --overwrite."
+        )
+    return None if info.problem else info  # the video may be complete by now

@@ -1,0 +1,141 @@
+"""Videos beside what the model makes of them."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.data.video import FrameBlocks, ThreadedVideoWriter
+from odvae_jax.transcoding.computation import Computation, as_clips
+from odvae_jax.transcoding.plan import Job
+from odvae_jax.transcoding.run import Conversion, run_jobs
+from odvae_jax.transcoding.settings import Outcome, Settings
+from odvae_jax.transcoding.videos import count_video_frames, read_video, without_written
+
+
+def reconstruct_files(
+    vae: ODVAE,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    mesh: Mesh | None = None,
+    overwrite: bool = False,
+    bar: bool = True,
+) -> Outcome:
+    """Writes videos as they come out of the encoder and the decoder, beside the originals, in mp4.
+
+    Latents are the posterior's mean. PSNR is computed from 8-bit frames. Files that are there
+    already are left. A video that ends too early, or cannot be read, is noted in
+    `Outcome.problems`; what could be read of it is kept.
+
+    Args:
+      vae: the model.
+      jobs: which video goes to which file.
+      settings: how videos are read, computed and written.
+      mesh: the devices that the rows of frames are spread over; None for one device.
+      overwrite: whether files that are there already are replaced.
+      bar: whether a progress bar is shown.
+
+    Raises:
+      ValueError: if the model cannot be tiled as `settings` says.
+      OSError: if a file cannot be written.
+    """
+    computation = Computation.of(vae, settings.tiling, mesh)
+    outcome = Outcome()
+    todo = without_written(jobs, overwrite, outcome)
+
+    def convert(job):
+        video = read_video(job, computation.frames_per_block, settings)
+        originals: collections.deque[np.ndarray] = collections.deque()
+
+        def compute(blocks):
+            moments = computation.encode(as_clips(_kept(blocks, originals)))
+            channels = vae.config.latent_channels
+            return computation.decode(_mean(part, channels) for part in moments)
+
+        comparison = functools.partial(_Comparison, job, video, originals, settings, outcome)
+        return Conversion(video, compute, comparison)
+
+    how = {"count_frames": count_video_frames, "readers": settings.readers, "bar": bar}
+    run_jobs(todo, convert, outcome, **how)
+    return outcome
+
+
+class _Comparison:
+    """The file that shows one video beside its reconstruction.
+
+    Args:
+      job: the video and the file.
+      video: the frames that are reconstructed.
+      originals: the blocks of the video that were not compared yet.
+      settings: how the file is written.
+      outcome: where the PSNR is noted when the file is finished.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        video: FrameBlocks,
+        originals: collections.deque,
+        settings: Settings,
+        outcome: Outcome,
+    ):
+        self._job, self._video, self._originals = job, video, originals
+        self._settings, self._outcome = settings, outcome
+        self._writer: ThreadedVideoWriter | None = None
+        self._decibels: list[float] = []
+
+    def write(self, frames: np.ndarray) -> int:
+        """Adds reconstructed frames, uint8 [1, n, H, W, 3]; what was padded is cut."""
+        frames, before = frames[0], len(self._decibels)
+        if self._writer is None:  # frames per second are known once the video has been read
+            self._writer = ThreadedVideoWriter(
+                self._job.target, self._video.fps, self._settings.crf
+            )
+        # Frames come back in other numbers than they went in; those left over are padding.
+        while len(frames) and self._originals:
+            original = self._originals[0][: len(frames)]
+            height, width = original.shape[1:3]
+            ours, frames = frames[: len(original), :height, :width], frames[len(original) :]
+            self._originals[0] = self._originals[0][len(original) :]
+            if not len(self._originals[0]):
+                self._originals.popleft()
+            self._decibels += map(_psnr, original, ours)
+            alone = self._settings.alone
+            self._writer.write(ours if alone else np.concatenate([original, ours], axis=2))
+        return len(self._decibels) - before
+
+    def finish(self) -> tuple[int, str]:
+        """Gives the file its name."""
+        self._writer.finish()
+        self._outcome.psnr[str(self._job.source)] = float(np.mean(self._decibels))
+        return self._video.frames, self._video.problem
+
+    def close(self) -> None:
+        """Removes what was written, unless the file was finished."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _kept(blocks: Iterable[np.ndarray], originals: collections.deque) -> Iterator[np.ndarray]:
+    """Yields the blocks, and keeps each until its reconstruction is there."""
+    for block in blocks:
+        originals.append(block)
+        yield block
+
+
+@functools.partial(jax.jit, static_argnames="channels")
+def _mean(moments, channels):
+    return moments[..., :channels]
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the PSNR of two frames, uint8 [H, W, 3], in dB; 100 for equal ones."""
+    error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2) / 255**2
+    return 100.0 if error < 1e-10 else -10 * float(np.log10(error))
