@@ -56,7 +56,9 @@ def test_a_file_of_latents_says_and_decodes_to_what_it_did(model):
     assert info.model.endswith("tests/fixtures/before/model")
     assert (info.content, info.store, info.dtype) == ("moments", "float32", "float32")
     assert (info.frames, info.height, info.width, info.fps) == (13, 32, 32, 12)
-    assert info.prepared == {"short_side": 32, "size": 32} and info.tiling == {"Streaming": {"chunk": 32}}
+    assert info.prepared == {"short_side": 32, "size": 32} and info.tiling == {
+        "Streaming": {"chunk": 32}
+    }
     assert (info.scaling_factor, info.seed, info.problem) == (0.18215, None, "")
     np.testing.assert_array_equal(file.read(), EXPECTED["latents"])
     assert file.read_logvar().shape == file.read().shape == (4, 4, 4, 4)

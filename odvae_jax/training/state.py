@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""What an autoencoder's training carries from step to step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import optax
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import ENCODER, named_parameters
 from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.tasks.task import counters
 
 Parameters = dict[str, jax.Array]
 """Parameters by dotted name."""
@@ -102,12 +103,10 @@ def create_state(
     parameters = {**named_parameters(vae), LOGVAR: logvar}
     adversary = {} if discriminator is None else named_parameters(discriminator)
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        **counters(),
         parameters=parameters,
         ema=jax.tree.map(jnp.copy, parameters),
         optimizer=optimizers.generator.init(split_trained(parameters, config)[0]),
         discriminator=adversary,
         discriminator_optimizer=optimizers.discriminator.init(adversary),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
