@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
 from odvae_jax import ODVAE
 from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.sources import Sampling, open_source
-from odvae_jax.training.config import default_config, flat
+from odvae_jax.training.config import check_continues, default_config, flat
+from odvae_jax.training.fields import filled
 from odvae_jax.training.loop import train
+from odvae_jax.training.tasks.autoencoder import Autoencoder
+from odvae_jax.transcoding import encoder_digest
 from tests.training.test_loop import timeless
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +60,7 @@ def test_a_file_of_latents_says_and_decodes_to_what_it_did(model):
     assert info.model.endswith("tests/fixtures/before/model")
     assert (info.content, info.store, info.dtype) == ("moments", "float32", "float32")
     assert (info.frames, info.height, info.width, info.fps) == (13, 32, 32, 12)
+    assert info.encoder == encoder_digest(model)
     assert info.prepared == {"short_side": 32, "size": 32} and info.tiling == {
         "Streaming": {"chunk": 32}
     }
@@ -97,3 +102,38 @@ def test_a_run_goes_on_to_the_losses_that_it_had(tmp_path, monkeypatch):
         assert record.keys() == before.keys()
         for name in ("loss", "nll", "reconstruction", "kl", "discriminator"):
             np.testing.assert_allclose(record[name], before[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_field_that_an_old_config_lacks_has_its_default():
+    begun = json.loads((BEFORE / "run" / "config.json").read_text())
+    assert "task" not in begun and "terms" not in begun["loss"]
+    del begun["optimizer"]["clip_norm"], begun["model"]["precision"]
+    config = run_of_before()
+    config.model.precision = "default"
+    check_continues(begun, config, "there")
+    # As the config of a new run, too.
+    full = filled(ml_collections.ConfigDict(begun))
+    assert (full.task, full.loss.terms, full.optimizer.clip_norm) == ("autoencoder", (), 0.0)
+    assert full.model.precision == "default" and full.model.width == 8
+    for changes, words in (
+        ({"optimizer.clip_norm": 1.0}, "optimizer.clip_norm: 0.0 there, 1.0 now"),
+        ({"model.precision": "high"}, "model.precision: 'default' there, 'high' now"),
+        (
+            {"loss.terms": (("own:one", 1.0),)},
+            r"loss.terms: \[\] there, \[\['own:one', 1.0\]\]",
+        ),
+    ):
+        config = run_of_before(**{"model.precision": "default", **changes})
+        with pytest.raises(ValueError, match=words):
+            check_continues(begun, config, "there")
+
+
+class Another(Autoencoder):
+    """A task that is not the one of before."""
+
+
+def test_a_run_is_not_continued_as_another_task_whatever_is_asked_for():
+    begun = json.loads((BEFORE / "run" / "config.json").read_text())
+    config = run_of_before(task="tests.test_before:Another", continue_with_changes=True)
+    with pytest.raises(ValueError, match="task: 'autoencoder' there, 'tests.test_before:Another'"):
+        check_continues(begun, config, "there")

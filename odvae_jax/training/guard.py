@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
@@ -20,10 +21,15 @@ def guarded(step: Step, mesh: Mesh) -> Step:
     Args:
       step: a pure function of (state, batch, constants) to (state, metrics).
       mesh: that the arrays are spread over, with Auto or Explicit axes.
+
+    Raises:
+      AssertionError: when it is traced, if the step changes a shape or dtype of the state.
     """
 
     def run(state, batch, constants):
         new, metrics = step(state, batch, constants)
+        # While it is traced: a state of another form could not be given to the next step.
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
         new = jax.tree.map(lambda now, before: jnp.where(finite, now, before), new, state)
         skipped = jnp.where(finite, 0, 1)

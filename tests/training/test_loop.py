@@ -14,6 +14,7 @@ from odvae_jax.checkpoints import sd_vae
 from odvae_jax.training import loop
 from odvae_jax.training.config import default_config
 from odvae_jax.training.raw_weights import load_raw
+from odvae_jax.training.tasks import autoencoder
 from tests.conftest import small_model, write_clip
 
 
@@ -78,8 +79,15 @@ def timeless(workdir):
 
 @pytest.fixture(scope="module")
 def whole_run(videos, tmp_path_factory):
+    """A run whose step may be traced once: it is of one kind, and its batches of one shape."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    return workdir, train(tiny(videos, **WITH_ALL), workdir)
+    make = autoencoder.autoencoder_step
+    with pytest.MonkeyPatch.context() as patch:
+        chex.clear_trace_counter()
+        patch.setattr(
+            autoencoder, "autoencoder_step", lambda *a: chex.assert_max_traces(make(*a), n=1)
+        )
+        return workdir, train(tiny(videos, **WITH_ALL), workdir)
 
 
 def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
