@@ -74,11 +74,11 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until what was begun is written."""
+        """Waits until the save that was begun is written."""
         self._attempt("the last checkpoint", self._manager.wait_until_finished)
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """The last checkpoint, spread over devices as `abstract` says, and its `run`.
+        """Reads the last checkpoint: its state, spread as `abstract` says, and its `run`.
 
         `abstract` is a NamedTuple of the kind that was saved, of `jax.ShapeDtypeStruct`s.
         """
@@ -120,5 +120,5 @@ class Checkpoints:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a whole checkpoint lies in a run's folder."""
+    """Says whether a whole checkpoint lies in a run's folder."""
     return any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))

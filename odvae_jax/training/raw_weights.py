@@ -18,7 +18,7 @@ from odvae_jax.training.checkpoints import CONFIG_FILE, FOLDER, has_checkpoint
 
 
 def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
-    """The raw weights, not their average, in the last checkpoint of a training run.
+    """Loads the raw weights, not their average, out of the last checkpoint of a training run.
 
     Args:
       workdir: the run's folder.

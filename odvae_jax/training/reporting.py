@@ -68,7 +68,7 @@ class Reporter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts as such the time that passes inside."""
+        """Counts the time that passes inside as waiting for data."""
         start = time.monotonic()
         yield
         self._data_seconds += time.monotonic() - start

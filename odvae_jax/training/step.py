@@ -43,11 +43,13 @@ class LastLayerGradients(NamedTuple):
     """Gradients of the losses that are taken on the reconstruction.
 
     Attributes:
-      last: with respect to the last layer's parameters.
-      hidden: with respect to what the last layer is given.
-      logvar: with respect to the reconstruction loss's scale.
-      discriminator: of the discriminator's own loss; empty without a discriminator.
-      posterior: of the user's own terms with respect to the posterior; None without such terms.
+      last: the gradient with respect to the last layer's parameters.
+      hidden: the gradient with respect to what the last layer is given.
+      logvar: the gradient with respect to the reconstruction loss's scale.
+      discriminator: the gradient of the discriminator's own loss with respect to its parameters;
+        empty without a discriminator.
+      posterior: the gradient of the user's own terms with respect to the posterior; None without
+        such terms.
     """
 
     last: Any
@@ -58,7 +60,7 @@ class LastLayerGradients(NamedTuple):
 
 
 def update_of_step(config: ml_collections.ConfigDict, step: int) -> Update:
-    """Which networks step number `step`, counted from 0, updates."""
+    """Says which networks step number `step`, counted from 0, updates."""
     adversary = config.discriminator
     if not adversary.weight:
         return "generator"
@@ -90,21 +92,24 @@ def last_layer_gradients(
     weight, and their weighted sum goes back through the network once.
 
     Args:
-      last_layer: its parameters and `hidden` to the reconstruction.
-      parameters: the last layer's.
-      kernel: picks the kernel out of them.
+      last_layer: a function of its parameters and `hidden` to the reconstruction.
+      parameters: the last layer's parameters.
+      kernel: a function that picks the kernel, or its gradient, out of such parameters.
       hidden: what the last layer is given.
-      video: in [-1, 1].
-      reconstruction_loss: (reconstruction, video, logvar) to the loss and its parts.
-      logvar: the reconstruction loss's scale.
-      discriminator: None leaves the adversarial term out.
-      discriminator_parameters: its parameters.
-      kind: of the discriminator's loss.
-      weight: that the adaptive weight is multiplied by.
+      video: the original clips, in [-1, 1].
+      reconstruction_loss: a function of (reconstruction, video, logvar) to the loss and its parts.
+      logvar: the logarithm of the reconstruction loss's scale.
+      discriminator: the discriminator's structure; None leaves the adversarial term out.
+      discriminator_parameters: the discriminator's parameters by name.
+      kind: the discriminator's loss, "hinge" or "vanilla".
+      weight: what the adaptive weight is multiplied by.
       update: with "generator" the discriminator's own loss is not computed.
-      terms: (reconstruction, posterior) to the weighted sum of a user's own terms, and metrics.
-        They are outside the adaptive weight. None leaves them out.
-      posterior: what `terms` is given.
+      terms: a function of (reconstruction, posterior) to the weighted sum of a user's own terms,
+        and metrics. They are outside the adaptive weight. None leaves them out.
+      posterior: the posterior that `terms` is given.
+
+    Returns:
+      The gradients, and the values of the losses and their parts by name.
     """
     reconstruction, pull_last = jax.vjp(last_layer, parameters, hidden)
     nll, pull_nll, parts = jax.vjp(
@@ -162,18 +167,18 @@ def autoencoder_step(
     mesh: Mesh,
     update: Update = "both",
 ) -> TrainStep:
-    """The function (state, uint8 clips, LPIPS or None) to (state, metrics).
+    """Makes the function of (state, uint8 clips, LPIPS or None) to (state, metrics).
 
     It is pure, and takes arrays spread over `mesh` as `clip_sharding` and `state_shardings` say.
     Of `vae` and `discriminator` the structure alone counts. It neither counts steps nor looks
     whether its results are finite: that is the guard's (`odvae_jax.training.guard.guarded`).
 
     Args:
-      config: of the run; see `odvae_jax.training.config`.
-      vae: the model.
-      discriminator: None without the adversarial term.
-      optimizers: of `make_optimizers`.
-      mesh: of `make_mesh`.
+      config: the run's config; see `odvae_jax.training.config`.
+      vae: the model's structure.
+      discriminator: the discriminator's structure; None without the adversarial term.
+      optimizers: what `make_optimizers` returns for this config.
+      mesh: the devices, of `odvae_jax.sharding.make_mesh`.
       update: which networks the step updates; `update_of_step` says it for every step.
 
     Raises:

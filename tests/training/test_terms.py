@@ -1,7 +1,9 @@
 """Terms of the loss that are functions of a user's own."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -195,3 +197,14 @@ def test_terms_that_cannot_be_are_refused_by_name(terms, words):
 def test_a_term_that_is_no_scalar_is_named():
     with pytest.raises(ValueError, match=r"config.loss.terms: 'uneven' returned .* shape \(4,\)"):
         step_of(with_terms(small(), (("own_losses:uneven", 1.0),)))
+
+
+def test_the_term_of_the_page_is_what_it_says():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module = {}
+    exec(code, module)
+    video, decoded = np.random.default_rng(0).uniform(-1, 1, (2, 2, 5, 8, 8, 3))
+    value = module["smooth"](jnp.asarray(video), jnp.asarray(decoded), None, None)
+    expected = np.mean(np.diff(decoded - video, axis=1) ** 2)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)

@@ -146,6 +146,7 @@ class Autoencoder(Task):
 
     @classmethod
     def fixed(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+        """What the shapes of the arrays and the order of the clips depend on."""
         return _FIXED
 
     def initial(self) -> TrainState:
@@ -158,6 +159,7 @@ class Autoencoder(Task):
         return self._state(_initial_model(self.config), self.config.seed)
 
     def abstract(self) -> TrainState:
+        """The state's shapes and dtypes; no memory is needed for them."""
         model = model_config(self.config)
         return jax.eval_shape(lambda: self._state(ODVAE(model, rngs=None), None))
 
@@ -171,6 +173,7 @@ class Autoencoder(Task):
         return update_of_step(self.config, step)
 
     def step(self, kind: str) -> Step:
+        """One step of such a kind; its batch is uint8 clips, its constants are LPIPS or None."""
         config = self.config
         adversary, optimizers = _discriminator(config, None), make_optimizers(config)
         return autoencoder_step(config, self._vae, adversary, optimizers, self.mesh, kind)
@@ -187,9 +190,11 @@ class Autoencoder(Task):
         return jax.device_put(lpips, replicated(self.mesh))
 
     def feeds(self, position: dict[str, int]) -> ClipFeeds:
+        """Batches of clips, and of pictures among them, from a position on."""
         return ClipFeeds(self.config, self._clips, self._pictures, self.mesh, position)
 
     def per_step(self) -> dict[str, int]:
+        """Clips and frames of a step."""
         clips = self.config.batch_size
         return {"clips": clips, "frames": clips * self.config.data.frames}
 
