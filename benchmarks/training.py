@@ -29,8 +29,9 @@ from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shardings
 from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.guard import guarded
 from odvae_jax.training.state import create_state, make_optimizers
-from odvae_jax.training.step import make_train_step
+from odvae_jax.training.step import autoencoder_step
 
 _VARIANT = flags.DEFINE_integer("variant", 4, "1 to 4")
 _WIDTH = flags.DEFINE_integer("width", 128, "base width")
@@ -68,7 +69,8 @@ class Program:
         )
         self.shardings = state_shardings(self.mesh, state)
         vae = abstract_model(model)
-        self.step = make_train_step(config, vae, self.adversary, self.optimizers, self.mesh)
+        step = autoencoder_step(config, vae, self.adversary, self.optimizers, self.mesh)
+        self.step = guarded(step, self.mesh)
         shape = (self.batch, _FRAMES.value, _SIZE.value, _SIZE.value, 3)
         clips = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=clip_sharding(self.mesh))
         self.arguments = (

@@ -16,7 +16,7 @@ from odvae_jax.checkpoints.native import digest
 from odvae_jax.inference import decode, encode
 from odvae_jax.parameters import named_parameters
 from odvae_jax.tiling import TemporalTiling
-from odvae_jax.training.checkpoints import load_raw
+from odvae_jax.training.raw_weights import load_raw
 from odvae_jax.types import AnyArray
 
 

@@ -1,1 +1,1 @@
-"""Training: losses, state, step and loop."""
+"""Training: a loop that knows no model, the tasks that it runs, and the autoencoder's losses."""

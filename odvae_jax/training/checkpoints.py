@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -13,13 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
-
-from odvae_jax.autoencoder import ODVAE
-from odvae_jax.config import ODVAEConfig
-from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
-from odvae_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
@@ -62,12 +54,12 @@ class Checkpoints:
         """The step of the last checkpoint; one that is still being written may count as it."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
         """Starts to save.
 
         Args:
           step: steps done.
-          state: may be donated as soon as this returns.
+          state: a NamedTuple of pytrees; it may be donated as soon as this returns.
           run: what JSON can hold: the position in the data.
         """
         if step in self._manager.all_steps():
@@ -82,16 +74,19 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until what was begun is written."""
+        """Waits until the save that was begun is written."""
         self._attempt("the last checkpoint", self._manager.wait_until_finished)
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The last checkpoint, spread over devices as `abstract` says, and its `run`."""
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads the last checkpoint: its state, spread as `abstract` says, and its `run`.
+
+        `abstract` is a NamedTuple of the kind that was saved, of `jax.ShapeDtypeStruct`s.
+        """
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract._asdict()), run=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(self.latest, args=args)
-        return TrainState(**restored.state), restored.run
+        return type(abstract)(**restored.state), restored.run
 
     def _attempt(self, what: str, action: Callable[[], Any]) -> None:
         try:
@@ -124,36 +119,6 @@ class Checkpoints:
             time.sleep(0.1)
 
 
-def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
-    """The raw weights, not their average, in the last checkpoint of a training run.
-
-    Args:
-      workdir: the run's folder.
-      **overrides: config fields to change that change no parameter's shape, such as `dtype`.
-
-    Raises:
-      FileNotFoundError: if the folder holds no checkpoint of a run.
-    """
-    workdir = Path(workdir).absolute()
-    if not has_checkpoint(workdir) or not (workdir / CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{workdir} holds no checkpoint of a training run; raw weights are kept there alone."
-        )
-    fields = json.loads((workdir / CONFIG_FILE).read_text())["model"]
-    vae = abstract_model(ODVAEConfig.from_dict(fields | overrides))
-    wanted = {
-        "parameters": {
-            name: jax.ShapeDtypeStruct(value.shape, value.dtype)
-            for name, value in named_parameters(vae).items()
-        }
-    }
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    part = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-    with ocp.CheckpointManager(workdir / FOLDER) as manager:
-        state = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=part)).state
-    return with_parameters(vae, jax.tree.map(jax.numpy.asarray, state["parameters"]))
-
-
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a whole checkpoint lies in a run's folder."""
+    """Says whether a whole checkpoint lies in a run's folder."""
     return any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))

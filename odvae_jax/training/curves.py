@@ -16,7 +16,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics file; lines that are torn, as where a run died, are left out."""
+    """Reads the records of a metrics file.
+
+    Lines that are torn, as where a run died, are left out.
+    """
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

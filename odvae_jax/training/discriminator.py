@@ -26,9 +26,9 @@ class Discriminator(nnx.Module):
 
     Args:
       width: channels of the first convolution; the others have 2, 4 and 8 times as many.
-      seed: of the initial parameters; None makes them zero, where their shapes alone matter.
-      dtype: of the computation; parameters are float32.
-      precision: of float32 convolutions, as in `ODVAEConfig`.
+      seed: the seed of the initial parameters; None makes them zero, where only shapes matter.
+      dtype: what is computed in; parameters are float32.
+      precision: the precision of float32 convolutions, as in `ODVAEConfig`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Discriminator(nnx.Module):
         self.layers.append(_Layer(before, 1, (1, 1), False, rng))
 
     def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v x 1"]:
-        """Logits, float32, of [B, ceil(T / 4), H / 8, W / 8] patches (rounded up)."""
+        """Returns float32 logits of [B, ceil(T / 4), ceil(H / 8), ceil(W / 8)] patches."""
         x = video.astype(self.dtype)
         for i, layer in enumerate(self.layers):
             x = x if i == 0 else jax.nn.leaky_relu(x, _LEAK)

@@ -30,12 +30,12 @@ def reconstruction_loss(
     by the number of frames, B·T.
 
     Args:
-      reconstruction: [B, T, H, W, 3].
-      video: likewise, in [-1, 1].
+      reconstruction: the decoded clips [B, T, H, W, 3].
+      video: the original clips [B, T, H, W, 3], in [-1, 1].
       logvar: the logarithm of the scale that all values are taken to deviate by.
-      kind: "l1" or "l2".
-      perceptual: with VGG-16, as trained; None leaves the term out.
-      perceptual_weight: of it.
+      kind: "l1" for the absolute error of a value, "l2" for its square.
+      perceptual: LPIPS with VGG-16; None leaves the perceptual term out.
+      perceptual_weight: what LPIPS is multiplied by.
 
     Returns:
       The loss, and its parts before `logvar`: "reconstruction", the errors summed over a frame, and
@@ -60,7 +60,10 @@ def kl_loss(posterior: DiagonalGaussian) -> Float[Array, ""]:
 
 
 def generator_loss(logits_fake: Float[Array, "*patches"]) -> Float[Array, ""]:
-    """What the autoencoder minimises against the discriminator: minus the mean logit."""
+    """What the autoencoder minimises against the discriminator.
+
+    It is minus the mean logit of the reconstructed patches.
+    """
     return -jnp.mean(logits_fake)
 
 

@@ -7,24 +7,27 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from odvae_jax.data.video import write_video
 from odvae_jax.files import write_whole
 from odvae_jax.flops import peak_flops
 from odvae_jax.training.curves import METRICS_FILE, read_metrics
+from odvae_jax.training.tasks.task import Measured
 
 logger = logging.getLogger(__name__)
 LAST = ("skipped_in_a_row", "skipped_steps")
 """Counters, of which the last value is reported and not the mean."""
+SAMPLES = "samples"
+"""Where a run's folder holds the videos that validations made."""
 
 
 class Reporter:
@@ -35,24 +38,22 @@ class Reporter:
 
     Args:
       workdir: the run's folder.
-      config: the run's.
       first: steps done already.
-      step_flops: operations that the model needs for a step, forward and backward.
-      devices: how many share them.
+      per_step: what a step processes, such as {"clips": 8}: each is reported per second.
+      device_flops: operations of a step that are each device's share; 0 if they are not known.
     """
 
     def __init__(
         self,
         workdir: Path,
-        config: ml_collections.ConfigDict,
         first: int,
-        step_flops: float,
-        devices: int,
+        per_step: Mapping[str, int],
+        device_flops: float,
     ):
         self.path = workdir / METRICS_FILE
-        self._config = config
+        self._per_step = per_step
         self._writes = jax.process_index() == 0
-        self._device_flops = step_flops / devices
+        self._device_flops = device_flops
         self._complained = False
         if self._writes:
             _drop_after(self.path, first)
@@ -67,7 +68,7 @@ class Reporter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts as such the time that passes inside."""
+        """Counts the time that passes inside as waiting for data."""
         start = time.monotonic()
         yield
         self._data_seconds += time.monotonic() - start
@@ -85,25 +86,18 @@ class Reporter:
         self._write(step, values)
         return values
 
-    def validate(
-        self,
-        step: int,
-        values: dict[str, float],
-        clips: np.ndarray,
-        reconstructions: np.ndarray,
-    ) -> None:
-        """Writes measurements, and of each clip the first, middle and last frame.
-
-        Original above reconstruction.
-        """
-        self._write(step, values)
+    def validate(self, step: int, measured: Measured) -> None:
+        """Writes the numbers and pictures of a validation, and its videos as mp4 files."""
+        if measured.numbers:
+            self._write(step, measured.numbers)
         if not self._writes:
             return
-        shown = sorted({0, clips.shape[1] // 2, clips.shape[1] - 1})
-        for i, (clip, reconstruction) in enumerate(zip(clips, reconstructions, strict=True)):
-            columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
-            image = np.concatenate(columns, axis=1)
-            self._write_summaries(step, [summary.image(f"clip_{i}", image, dataformats="HWC")])
+        for name, picture in measured.pictures.items():
+            self._write_summaries(step, [summary.image(name, picture, dataformats="HWC")])
+        for name, (frames, fps) in measured.videos.items():
+            path = self.path.parent / SAMPLES / f"{name}-{step:08d}.mp4"
+            self._attempt(lambda path=path: path.parent.mkdir(exist_ok=True))
+            self._attempt(lambda path=path, f=frames, fps=fps: write_video(path, f, fps))
 
     def close(self) -> None:
         """Writes what is still in memory."""
@@ -114,15 +108,14 @@ class Reporter:
         now = time.monotonic()
         steps = step - self._last_step
         seconds = max(now - self._start - self._away, 1e-9)
-        clips = steps * self._config.batch_size / seconds
+        rates = {f"{n}_per_second": steps * c / seconds for n, c in self._per_step.items()}
         speed = {
-            "clips_per_second": clips,
-            "frames_per_second": clips * self._config.data.frames,
+            **rates,
             "seconds_per_step": seconds / steps,
             "data_wait_fraction": min(self._data_seconds / seconds, 1.0),
         }
         device = jax.local_devices()[0]
-        if peak := peak_flops(device):
+        if self._device_flops and (peak := peak_flops(device)):
             speed["model_flop_utilisation"] = self._device_flops * steps / seconds / peak
         memory = device.memory_stats() or {}
         if "peak_bytes_in_use" in memory:

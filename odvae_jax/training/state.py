@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""What an autoencoder's training carries from step to step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import ENCODER
 from odvae_jax.parameters import named_parameters
 from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.tasks.task import counters
 
 Parameters = dict[str, jax.Array]
-"""Parameters by dotted name."""
+"""Arrays by dotted name, such as "decoder.conv_in.kernel"."""
 
 LOGVAR = "loss.logvar"
 """The one parameter that is the loss's and not the model's."""
@@ -46,9 +47,12 @@ class TrainState(NamedTuple):
 
 
 class Optimizers(NamedTuple):
-    """Of the autoencoder and of the discriminator, before the learning rate; and that of a step.
+    """What turns gradients into updates.
 
-    The rate depends on the run's step, and not on how often a network has been updated.
+    Attributes:
+      generator: the autoencoder's optimizer, without the learning rate.
+      discriminator: the discriminator's optimizer, without the learning rate.
+      learning_rate: the rate by the run's step, and not by how often a network has been updated.
     """
 
     generator: optax.GradientTransformation
@@ -57,7 +61,7 @@ class Optimizers(NamedTuple):
 
 
 def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
-    """Adam with the schedule and clipping of `config.optimizer`, for both networks alike."""
+    """Makes Adam with the schedule and clipping of `config.optimizer`, alike for both networks."""
     o = config.optimizer
     warmup = optax.linear_schedule(0.0, o.learning_rate, max(o.warmup_steps, 1))
     if o.decay == "cosine":
@@ -74,14 +78,17 @@ def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
 
 
 def model_parameters(parameters: Parameters) -> Parameters:
-    """Those of the model, for `with_parameters`."""
+    """The parameters without the loss's `LOGVAR`, as `with_parameters` takes them."""
     return {name: value for name, value in parameters.items() if name != LOGVAR}
 
 
 def split_trained(
     parameters: Parameters, config: ml_collections.ConfigDict
 ) -> tuple[Parameters, Parameters]:
-    """The parameters that are trained, and those that stay as they are."""
+    """Splits the parameters in those that are trained and those that stay as they are.
+
+    `config.freeze` and `config.loss.train_logvar` decide.
+    """
 
     def is_frozen(name):
         if name == LOGVAR:
@@ -98,17 +105,22 @@ def create_state(
     optimizers: Optimizers,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    """The state before the first step; the moving average starts from the weights."""
+    """Makes the state before the first step; the moving average starts from the weights.
+
+    Args:
+      vae: the model with its initial parameters.
+      discriminator: the discriminator with its initial parameters; None without one.
+      optimizers: what `make_optimizers` returns for this config.
+      config: the run's config.
+    """
     logvar = jnp.asarray(config.loss.logvar, jnp.float32)
     parameters = {**named_parameters(vae), LOGVAR: logvar}
     adversary = {} if discriminator is None else named_parameters(discriminator)
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        **counters(),
         parameters=parameters,
         ema=jax.tree.map(jnp.copy, parameters),
         optimizer=optimizers.generator.init(split_trained(parameters, config)[0]),
         discriminator=adversary,
         discriminator_optimizer=optimizers.discriminator.init(adversary),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )

@@ -1,4 +1,4 @@
-"""One step of training; pure functions."""
+"""One step of an autoencoder's training; pure functions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.metrics.lpips import LPIPS
 from odvae_jax.parameters import with_parameters
 from odvae_jax.pixels import to_unit_range
-from odvae_jax.sharding import gathered, replicated, state_shardings
+from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.sharding import gathered
 from odvae_jax.training import losses
 from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.micro_batches import over_micro_batches
 from odvae_jax.training.state import (
     LOGVAR,
     Optimizers,
@@ -28,8 +30,9 @@ from odvae_jax.training.state import (
     model_parameters,
     split_trained,
 )
+from odvae_jax.training.tasks.task import Metrics
+from odvae_jax.training.terms import load_terms, sum_of_terms
 
-Metrics = dict[str, jax.Array]
 Update = Literal["both", "generator", "discriminator"]
 TrainStep = Callable[
     [TrainState, UInt8[Array, "b t h w 3"], LPIPS | None], tuple[TrainState, Metrics]
@@ -40,20 +43,24 @@ class LastLayerGradients(NamedTuple):
     """Gradients of the losses that are taken on the reconstruction.
 
     Attributes:
-      last: with respect to the last layer's parameters.
-      hidden: with respect to what the last layer is given.
-      logvar: with respect to the reconstruction loss's scale.
-      discriminator: of the discriminator's own loss; empty without a discriminator.
+      last: the gradient with respect to the last layer's parameters.
+      hidden: the gradient with respect to what the last layer is given.
+      logvar: the gradient with respect to the reconstruction loss's scale.
+      discriminator: the gradient of the discriminator's own loss with respect to its parameters;
+        empty without a discriminator.
+      posterior: the gradient of the user's own terms with respect to the posterior; None without
+        such terms.
     """
 
     last: Any
     hidden: jax.Array
     logvar: jax.Array
     discriminator: Parameters
+    posterior: DiagonalGaussian | None
 
 
 def update_of_step(config: ml_collections.ConfigDict, step: int) -> Update:
-    """Which networks step number `step`, counted from 0, updates."""
+    """Says which networks step number `step`, counted from 0, updates."""
     adversary = config.discriminator
     if not adversary.weight:
         return "generator"
@@ -76,6 +83,8 @@ def last_layer_gradients(
     kind: losses.AdversarialKind = "hinge",
     weight: Float[Array, ""] | float = 0.0,
     update: Update = "both",
+    terms: Callable[[jax.Array, DiagonalGaussian], tuple[jax.Array, Metrics]] | None = None,
+    posterior: DiagonalGaussian | None = None,
 ) -> tuple[LastLayerGradients, Metrics]:
     """Gradients of reconstruction and adversarial loss down to the decoder's last layer.
 
@@ -83,18 +92,24 @@ def last_layer_gradients(
     weight, and their weighted sum goes back through the network once.
 
     Args:
-      last_layer: its parameters and `hidden` to the reconstruction.
-      parameters: the last layer's.
-      kernel: picks the kernel out of them.
+      last_layer: a function of its parameters and `hidden` to the reconstruction.
+      parameters: the last layer's parameters.
+      kernel: a function that picks the kernel, or its gradient, out of such parameters.
       hidden: what the last layer is given.
-      video: in [-1, 1].
-      reconstruction_loss: (reconstruction, video, logvar) to the loss and its parts.
-      logvar: the reconstruction loss's scale.
-      discriminator: None leaves the adversarial term out.
-      discriminator_parameters: its parameters.
-      kind: of the discriminator's loss.
-      weight: that the adaptive weight is multiplied by.
+      video: the original clips, in [-1, 1].
+      reconstruction_loss: a function of (reconstruction, video, logvar) to the loss and its parts.
+      logvar: the logarithm of the reconstruction loss's scale.
+      discriminator: the discriminator's structure; None leaves the adversarial term out.
+      discriminator_parameters: the discriminator's parameters by name.
+      kind: the discriminator's loss, "hinge" or "vanilla".
+      weight: what the adaptive weight is multiplied by.
       update: with "generator" the discriminator's own loss is not computed.
+      terms: a function of (reconstruction, posterior) to the weighted sum of a user's own terms,
+        and metrics. They are outside the adaptive weight. None leaves them out.
+      posterior: the posterior that `terms` is given.
+
+    Returns:
+      The gradients, and the values of the losses and their parts by name.
     """
     reconstruction, pull_last = jax.vjp(last_layer, parameters, hidden)
     nll, pull_nll, parts = jax.vjp(
@@ -119,8 +134,15 @@ def last_layer_gradients(
                 logits, discriminator_parameters, video, fake, pull_fake, kind
             )
             metrics |= more
+    d_posterior = None
+    if terms is not None:
+        value, pull_terms, more = jax.vjp(terms, reconstruction, posterior, has_aux=True)
+        d_reconstruction, d_posterior = pull_terms(jnp.ones_like(value))
+        cotangent = cotangent + d_reconstruction
+        metrics |= more
     d_last, d_hidden = pull_last(cotangent)
-    return LastLayerGradients(d_last, d_hidden, d_logvar, d_discriminator), metrics
+    gradients = LastLayerGradients(d_last, d_hidden, d_logvar, d_discriminator, d_posterior)
+    return gradients, metrics
 
 
 def _logits_of(discriminator):
@@ -137,7 +159,7 @@ def _discriminator_gradient(logits, parameters, video, fake, pull_fake, kind):
     return gradient, {"discriminator": loss, **means}
 
 
-def make_train_step(
+def autoencoder_step(
     config: ml_collections.ConfigDict,
     vae: ODVAE,
     discriminator: Discriminator | None,
@@ -145,23 +167,25 @@ def make_train_step(
     mesh: Mesh,
     update: Update = "both",
 ) -> TrainStep:
-    """The function (state, uint8 clips, LPIPS or None) to (state, metrics).
+    """Makes the function of (state, uint8 clips, LPIPS or None) to (state, metrics).
 
-    It is pure, and takes arrays spread over `mesh` as `clip_sharding` and `state_shardings` say,
-    with Auto or Explicit axes. Of `vae` and `discriminator` the structure alone counts.
-
-    A step whose loss or gradient is not finite leaves parameters, averages and optimizers as they
-    are, and is counted.
+    It is pure, and takes arrays spread over `mesh` as `clip_sharding` and `state_shardings` say.
+    Of `vae` and `discriminator` the structure alone counts. It neither counts steps nor looks
+    whether its results are finite: that is the guard's (`odvae_jax.training.guard.guarded`).
 
     Args:
-      config: of the run; see `odvae_jax.training.config`.
-      vae: the model.
-      discriminator: None without the adversarial term.
-      optimizers: of `make_optimizers`.
-      mesh: of `make_mesh`.
+      config: the run's config; see `odvae_jax.training.config`.
+      vae: the model's structure.
+      discriminator: the discriminator's structure; None without the adversarial term.
+      optimizers: what `make_optimizers` returns for this config.
+      mesh: the devices, of `odvae_jax.sharding.make_mesh`.
       update: which networks the step updates; `update_of_step` says it for every step.
+
+    Raises:
+      ValueError: if a function that `config.loss.terms` names does not exist.
     """
     adversary = config.discriminator
+    own_terms = load_terms(config.loss.terms)
 
     def posterior_and_hidden(trained, frozen, video, keys):
         model = with_parameters(vae, model_parameters(trained | frozen))
@@ -170,7 +194,7 @@ def make_train_step(
         return hidden, posterior
 
     def last_layer(last, hidden):
-        return with_parameters(vae.decoder.conv_out, last)(hidden, out_dtype="float32")
+        return with_parameters(vae.decoder.conv_out, last)(hidden)
 
     def generator_gradients(state, clips, keys, lpips):
         video = to_unit_range(clips)
@@ -186,6 +210,12 @@ def make_train_step(
             perceptual=lpips,
             perceptual_weight=config.loss.perceptual_weight,
         )
+
+        def of_terms(reconstruction, posterior):
+            # The first clip's key draws its latents; one derived from it is independent of that.
+            key = jax.random.fold_in(keys[0], 1)
+            return sum_of_terms(own_terms, video, reconstruction, posterior, key)
+
         gradients, metrics = last_layer_gradients(
             last_layer,
             last,
@@ -199,14 +229,20 @@ def make_train_step(
             kind=adversary.loss,
             weight=adversary.weight * (state.step >= adversary.start),
             update=update,
+            terms=of_terms if own_terms else None,
+            posterior=posterior,
         )
         kl, d_posterior = jax.value_and_grad(losses.kl_loss)(posterior)
         d_posterior = jax.tree.map(lambda g: config.loss.kl_weight * g, d_posterior)
+        if own_terms:
+            d_posterior = jax.tree.map(jnp.add, d_posterior, gradients.posterior)
         (d_trained,) = pull((gradients.hidden, d_posterior))
         d_trained |= {prefix + name: value for name, value in gradients.last.items()}
         if LOGVAR in d_trained:
             d_trained[LOGVAR] = gradients.logvar
         loss = metrics["nll"] + config.loss.kl_weight * kl
+        for term in own_terms:
+            loss += term.weight * metrics[f"term_{term.name}"]
         if discriminator is not None:
             loss += metrics["adaptive_weight"] * metrics["generator"]
         metrics |= {"loss": loss, "kl": kl}
@@ -236,14 +272,13 @@ def make_train_step(
             parameters=gathered(state.parameters, mesh),
             discriminator=gathered(state.discriminator, mesh),
         )
-        gradients, metrics = _over_micro_batches(
+        gradients, metrics = over_micro_batches(
             lambda *part: gradients_of(whole, *part, lpips), (clips, keys), config.accumulate
         )
         norms = {name: optax.global_norm(g) for name, g in gradients.items() if g}
         metrics |= {f"gradient_norm_{name}": norm for name, norm in norms.items()}
         rate = jnp.asarray(optimizers.learning_rate(state.step), jnp.float32)
         metrics["learning_rate"] = rate
-        finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
         new = state
         if gradients["generator"]:
             trained, frozen = split_trained(state.parameters, config)
@@ -266,25 +301,9 @@ def make_train_step(
             before = (state.discriminator, state.discriminator_optimizer)
             updated = _choose(state.step >= adversary.start, updated, before)
             new = new._replace(discriminator=updated[0], discriminator_optimizer=updated[1])
-        new = _choose(finite, new, state)
-        skipped = jnp.where(finite, 0, 1)
-        new = new._replace(
-            step=state.step + 1,
-            skipped=state.skipped + skipped,
-            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-        )
-        metrics["skipped_steps"] = new.skipped
-        metrics["skipped_in_a_row"] = new.skipped_in_a_row
         return new, metrics
 
-    if AxisType.Explicit not in mesh.axis_types:
-        return train_step
-
-    def on_explicit_axes(state, clips, lpips):
-        shardings = (state_shardings(mesh, state), replicated(mesh))
-        return jax.sharding.auto_axes(train_step, out_sharding=shardings)(state, clips, lpips)
-
-    return on_explicit_axes
+    return train_step
 
 
 def _apply(optimizer, rate, gradients, state, parameters):
@@ -299,21 +318,3 @@ def _choose(condition, a, b):
 
 def _samples(posterior, keys):
     return jax.vmap(lambda one, key: one.sample(key))(posterior, keys)
-
-
-def _over_micro_batches(function, batch, count):
-    """The mean of `function`'s results over `count` parts of the batch, one after another.
-
-    Part i takes clips i, i + count, …, so that every device works on each.
-    """
-    if count == 1:
-        return function(*batch)
-    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), batch)
-    shapes = jax.eval_shape(lambda parts: function(*jax.tree.map(lambda a: a[0], parts)), parts)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, function(*part)), None
-
-    total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda a: a / count, total)

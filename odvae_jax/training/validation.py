@@ -26,9 +26,9 @@ class Validation:
 
     Args:
       vae: the model's structure.
-      clips: uint8 [n, T, H, W, 3], the same on every process.
-      lpips: with AlexNet; None leaves it out.
-      mesh: that the parameters are spread over.
+      clips: the clips, uint8 [n, T, H, W, 3], the same on every process.
+      lpips: LPIPS with AlexNet; None leaves LPIPS out.
+      mesh: the devices that the parameters are spread over.
     """
 
     def __init__(
@@ -61,6 +61,6 @@ class Validation:
     def __call__(
         self, parameters: Parameters
     ) -> tuple[dict[str, float], UInt8[np.ndarray, "n t h w 3"]]:
-        """Means over frames and clips, and the reconstructions."""
+        """Returns the means over frames and clips by name, and the reconstructions."""
         quality, shown = self._run(model_parameters(parameters), self.clips, self._lpips)
         return {name: float(value) for name, value in quality.items()}, np.asarray(shown)

@@ -11,15 +11,17 @@ import threading
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from odvae_jax.training import loop
 from odvae_jax.training.checkpoints import Checkpoints
 from odvae_jax.training.config import flat
+from odvae_jax.training.tasks import autoencoder
 from tests.training.test_loop import lines, timeless, tiny, train, videos  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +161,7 @@ def test_too_many_steps_without_finite_loss_end_the_run_and_name_the_checkpoint(
 ):
     fields = {"steps": 40, "max_skipped_in_a_row": 3, "validate_every": 0, "checkpoint_every": 2}
     config = tiny(videos, **fields, **{"discriminator.weight": 0.0})
-    make = loop.make_train_step
+    make = autoencoder.autoencoder_step
 
     def exploding(*arguments):
         step = make(*arguments)
@@ -167,13 +169,13 @@ def test_too_many_steps_without_finite_loss_end_the_run_and_name_the_checkpoint(
         def explode(state, clips, lpips):
             after, metrics = step(state, clips, lpips)
             bad = {n: v * np.float32("nan") for n, v in after.parameters.items()}
-            pick = lambda a, b: loop.jnp.where(state.step == 4, b, a)  # noqa: E731
-            broken = loop.jax.tree.map(pick, after.parameters, bad)
+            pick = lambda a, b: jnp.where(state.step == 4, b, a)  # noqa: E731
+            broken = jax.tree.map(pick, after.parameters, bad)
             return after._replace(parameters=broken), metrics
 
         return explode
 
-    monkeypatch.setattr(loop, "make_train_step", exploding)
+    monkeypatch.setattr(autoencoder, "autoencoder_step", exploding)
     with pytest.raises(FloatingPointError, match=r"last 3 steps .* checkpoint is .*checkpoints/4;"):
         train(config, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]

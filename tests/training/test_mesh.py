@@ -14,8 +14,8 @@ from odvae_jax.sharding import clip_sharding, make_mesh, replicated, state_shard
 from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
-from odvae_jax.training.step import make_train_step
 from tests.conftest import SMALL, full
+from tests.training.steps import make_train_step
 from tests.training.test_faults import finished, start
 from tests.training.test_loop import lines, timeless, tiny, videos  # noqa: F401
 

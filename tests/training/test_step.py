@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,8 @@ from odvae_jax.training import losses
 from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import LOGVAR, create_state, make_optimizers, model_parameters
-from odvae_jax.training.step import _samples, make_train_step, update_of_step
+from odvae_jax.training.step import _samples, update_of_step
+from tests.training.steps import make_train_step
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (4, 1, 16, 16, 3), dtype=np.uint8)
 
@@ -120,12 +122,7 @@ def test_a_step_without_finite_loss_changes_nothing_and_is_counted():
     assert not np.isfinite(metrics["loss"])
     assert [int(x) for x in (after.step, after.skipped, after.skipped_in_a_row)] == [1, 1, 1]
     counters = dict(step=0, skipped=0, skipped_in_a_row=0)
-    for a, b in zip(
-        jax.tree.leaves(after._replace(**counters)),
-        jax.tree.leaves(before._replace(**counters)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(after._replace(**counters), before._replace(**counters))
     healed, _ = step(after._replace(parameters=state.parameters), CLIPS, load_lpips("vgg"))
     assert [int(x) for x in (healed.skipped, healed.skipped_in_a_row)] == [1, 0]
 
@@ -141,17 +138,12 @@ def test_alternate_turns_each_update_one_network():
     late = state._replace(step=jnp.asarray(3, jnp.int32))
     after, metrics = jax.jit(step)(late, CLIPS, None)
     for name in ("parameters", "ema", "optimizer"):
-        chex_equal(getattr(after, name), getattr(state, name))
+        chex.assert_trees_all_equal(getattr(after, name), getattr(state, name))
     assert any((after.discriminator[n] != v).any() for n, v in state.discriminator.items())
     assert metrics["discriminator"] > 0 and "nll" not in metrics
     early, _ = jax.jit(step)(state, CLIPS, None)  # before its start it is left alone
-    chex_equal(early.discriminator, state.discriminator)
-    chex_equal(early.discriminator_optimizer, state.discriminator_optimizer)
-
-
-def chex_equal(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal(early.discriminator, state.discriminator)
+    chex.assert_trees_all_equal(early.discriminator_optimizer, state.discriminator_optimizer)
 
 
 @pytest.mark.full

@@ -1,0 +1,197 @@
+"""The fields of a config that every training run has, whatever it trains, and their checks."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from odvae_jax.sharding import make_mesh
+from odvae_jax.training.importing import import_named, nearest
+from odvae_jax.training.tasks.task import Task
+
+TASKS = {"autoencoder": "odvae_jax.training.tasks.autoencoder:Autoencoder"}
+"""The tasks of this package by name. A task is imported when a config names it, not before."""
+DEFAULT_TASK = "autoencoder"
+
+_AT_LEAST = {
+    "steps": 1,
+    "seed": 0,
+    "log_every": 1,
+    "validate_every": 0,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "keep_every": 0,
+    "max_skipped_in_a_row": 1,
+}
+# What a run may be continued with though it was begun otherwise: how, how long and how often.
+_FREE = ("log_every", "validate_every", "checkpoint_every", "mesh")
+_FREE += ("keep_checkpoints", "keep_every", "max_skipped_in_a_row", "continue_with_changes")
+# What it must agree in, changes asked for or not.
+_FIXED = ("task", "seed")
+
+
+def loop_config() -> ml_collections.ConfigDict:
+    """The fields that every run has, with their defaults; a task adds its own."""
+    d = ml_collections.ConfigDict
+    return d(
+        {
+            # What is trained: a name in TASKS, or "package.module:Class" of your own
+            # (docs/tasks.md).
+            "task": DEFAULT_TASK,
+            "steps": 10_000,
+            "seed": 0,
+            # Devices that share the clips of a batch (-1: all the others leave), that share clips
+            # and keep a part of the parameters each, and that share the rows of a clip.
+            "mesh": {"data": -1, "fsdp": 1, "height": 1},
+            "max_skipped_in_a_row": 100,  # steps without finite loss and gradient that end the run
+            "log_every": 50,  # steps between lines of metrics
+            "validate_every": 1000,  # steps between measurements (0: never)
+            "checkpoint_every": 1000,
+            "keep_checkpoints": 3,  # the last ones
+            "keep_every": 0,  # and for ever those of steps that this divides (0: none)
+            # Continue a run with other losses or another optimizer than it was begun with.
+            "continue_with_changes": False,
+        }
+    )
+
+
+def task_class(config: ml_collections.ConfigDict) -> type[Task]:
+    """The class of what a config's run trains.
+
+    Raises:
+      ValueError: if `config.task` names no task, naming the nearest that exists.
+    """
+    name = config.get("task", DEFAULT_TASK)
+    if ":" not in name and name not in TASKS:
+        raise ValueError(
+            f"config.task={name!r} is not known; {nearest(name, TASKS)}There are {list(TASKS)}, "
+            'and "package.module:Class" names a task of your own (docs/tasks.md).'
+        )
+    found = import_named(TASKS.get(name, name), "config.task")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(
+            f"config.task={name!r} is no task; expected a class that inherits from "
+            "odvae_jax.training.tasks.Task."
+        )
+    return found
+
+
+def filled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of a config in which fields that it lacks have their task's defaults.
+
+    So a config from before a field existed means what it meant.
+    """
+    defaults = task_class(config).defaults().to_dict()
+    return ml_collections.ConfigDict(_merged(defaults, config.to_dict()))
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {**below, **above}
+    for name in below.keys() & above.keys():
+        if isinstance(below[name], dict) and isinstance(above[name], dict):
+            both[name] = _merged(below[name], above[name])
+    return both
+
+
+def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The run's mesh, if the run could work: the loop's own fields are checked, then the task's.
+
+    Raises:
+      ValueError: naming the field and what would do.
+    """
+    config = filled(config)
+    check_fields(config, at_least=_AT_LEAST)
+    try:
+        mesh = make_mesh(**config.mesh, devices=devices)
+    except ValueError as error:
+        raise ValueError(f"config.mesh: {error}") from error
+    task_class(config).check(config, mesh)
+    return mesh
+
+
+def check_fields(
+    config: ml_collections.ConfigDict,
+    *,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    at_least: Mapping[str, float] | None = None,
+) -> None:
+    """Checks single fields, by dotted name such as "data.path".
+
+    Args:
+      config: of the run.
+      choices: the values that a field may have.
+      at_least: the least value of a field, which must be finite.
+
+    Raises:
+      ValueError: naming the field and what would do.
+    """
+    for name, allowed in (choices or {}).items():
+        if _get(config, name) not in allowed:
+            raise ValueError(
+                f"config.{name}={_get(config, name)!r} is not known; there are {list(allowed)}."
+            )
+    for name, bound in (at_least or {}).items():
+        if not bound <= _get(config, name) < math.inf:
+            raise ValueError(
+                f"config.{name}={_get(config, name)} must be finite and at least {bound}."
+            )
+
+
+def check_continues(begun: dict[str, Any], config: ml_collections.ConfigDict, where: str) -> None:
+    """Raises ValueError, listing the fields, if a run cannot be continued with this config.
+
+    A field that one of the two lacks has its default there. What is imported is named by `config`
+    and never by `begun`.
+
+    Args:
+      begun: the config that it was begun with.
+      config: the one that it is to be continued with.
+      where: the run's folder, for the error.
+    """
+    config = filled(config)
+    task = task_class(config)
+    before = {"task": DEFAULT_TASK, **begun}
+    if before["task"] == config.task:
+        before = _merged(task.defaults().to_dict(), begun)
+    # As JSON has them: a tuple is a list there.
+    before, now = (flat(json.loads(json.dumps(c))) for c in (before, config.to_dict()))
+    free = (*_FREE, *task.free(config))
+
+    def under(name, prefixes):
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+    differing = [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not under(name, free)
+    ]
+    fixed = [name for name in differing if under(name, (*_FIXED, *task.fixed(config)))]
+    if not differing or (config.continue_with_changes and not fixed):
+        return
+    listed = "; ".join(f"{n}: {before.get(n)!r} there, {now.get(n)!r} now" for n in differing)
+    advice = "continue it with its own, or choose another workdir"
+    if not fixed:
+        advice += ", or ask for it: --config.continue_with_changes"
+    raise ValueError(f"{where} holds a run with another config ({listed}): {advice}.")
+
+
+def _get(config, name):
+    return functools.reduce(lambda section, field: section[field], name.split("."), config)
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's fields by dotted name, such as "data.path"."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields

@@ -1,0 +1,453 @@
+"""Training a video autoencoder: data, losses and measurements of section 4.1."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
+from odvae_jax.config import ODVAEConfig
+from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.flops import count_flops
+from odvae_jax.inflation import METHODS, inflate
+from odvae_jax.metrics.lpips import LPIPS, SMALLEST, load_lpips
+from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
+from odvae_jax.sharding import LEAST_ROWS, clip_sharding, clip_shards, local_rows, replicated
+from odvae_jax.training.config import default_config, model_config
+from odvae_jax.training.curves import plot_curves
+from odvae_jax.training.discriminator import Discriminator
+from odvae_jax.training.fields import check_fields
+from odvae_jax.training.state import TrainState, create_state, make_optimizers, model_parameters
+from odvae_jax.training.step import autoencoder_step, update_of_step
+from odvae_jax.training.tasks.task import Feeds, Measured, Step, Task
+from odvae_jax.training.terms import load_terms
+from odvae_jax.training.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+_CHOICES = {
+    "loss.reconstruction": ("l1", "l2"),
+    "discriminator.loss": ("hinge", "vanilla"),
+    "discriminator.turns": ("together", "alternate"),
+    "optimizer.decay": ("constant", "cosine"),
+    "init.method": METHODS,
+    "data.crop": ("random", "centre"),
+    "freeze": ("", "encoder"),
+}
+_AT_LEAST = {
+    "batch_size": 1,
+    "accumulate": 1,
+    "validation_clips": 1,
+    "data.holdout": 0,
+    "data.threads": 1,
+    "data.workers": 0,
+    "data.stride": 1,
+    "data.stride_max": 1,
+    "data.fps": 0,
+    "data.max_unusable": 0,
+    "data.image_rate": 0,
+    "data.image_batch_size": 1,
+    "discriminator.start": 0,
+    "discriminator.weight": 0,
+    "discriminator.width": 1,
+    "loss.kl_weight": 0,
+    "loss.perceptual_weight": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": 0,
+}
+_FREE = ("validation_clips", "model.remat", "init")
+_FREE += ("data.threads", "data.workers", "data.in_memory", "data.max_unusable")
+_FIXED = ("model", "batch_size", "freeze", "loss.train_logvar", "loss.logvar")
+_FIXED += ("data.frames", "data.size", "data.short_side", "data.holdout")
+_FIXED += ("discriminator.weight", "discriminator.width")
+
+
+class Autoencoder(Task):
+    """An autoencoder, with its discriminator, trained on clips; `default_config` has its fields.
+
+    Its state is `odvae_jax.training.state.TrainState`, and a kind of step says which networks the
+    step updates.
+
+    Raises:
+      ValueError: for data that cannot be used.
+      FileNotFoundError: if the data is missing.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
+        super().__init__(config, mesh)
+        self._vae = abstract_model(model_config(config))
+        data = config.data
+        self._clips = _clips(config, data.path, data.frames, data.holdout)
+        self._pictures = _clips(config, data.image_path, 1) if data.image_rate else None
+        self._validation = self._make_validation() if config.validate_every else None
+
+    def _make_validation(self) -> Validation:
+        config = self.config
+        span = (config.data.frames - 1) * (1 if config.data.fps else config.data.stride) + 1
+        if config.data.holdout < span:
+            logger.warning(
+                "config.data.holdout=%d is less than the %d frames of a clip: what is measured "
+                "during training is trained on too",
+                config.data.holdout,
+                span,
+            )
+        fixed_clips = self._clips.held_out(config.validation_clips)
+        lpips = _lpips_for_validation(self.mesh)
+        return Validation(self._vae, fixed_clips, lpips, self.mesh)
+
+    @classmethod
+    def defaults(cls) -> ml_collections.ConfigDict:
+        """`default_config`, but that a field of the model is what `ODVAEConfig` makes it."""
+        config = default_config()
+        config.model = ODVAEConfig().to_dict()
+        return config
+
+    @classmethod
+    def check(cls, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+        """Raises ValueError for a config that cannot work, naming the field and what would do."""
+        check_fields(config, choices=_CHOICES, at_least=_AT_LEAST)
+        if not 0 <= config.ema_decay < 1:
+            raise ValueError(
+                f"config.ema_decay={config.ema_decay} must be at least 0 and less than 1."
+            )
+        for name in ("b1", "b2"):
+            if not 0 <= config.optimizer[name] < 1:
+                raise ValueError(
+                    f"config.optimizer.{name}={config.optimizer[name]} must be at least 0 and less "
+                    "than 1."
+                )
+        load_terms(config.loss.terms)
+        model = model_config(config)
+        if model.param_dtype != "float32":
+            raise ValueError(
+                f"config.model.param_dtype={model.param_dtype!r}: training keeps parameters in "
+                "float32, for small steps are lost in fewer bits; config.model.dtype is what is "
+                "computed in."
+            )
+        _check_data(config, model)
+        _check_spread(config, model, mesh)
+
+    @classmethod
+    def free(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+        """How long the run is changes nothing either, unless the learning rate depends on it."""
+        return _FREE if config.optimizer.decay == "cosine" else (*_FREE, "steps")
+
+    @classmethod
+    def fixed(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+        """What the shapes of the arrays and the order of the clips depend on."""
+        return _FIXED
+
+    def initial(self) -> TrainState:
+        """The state before the first step, of random or pretrained weights.
+
+        Raises:
+          FileNotFoundError: if the pretrained model is missing.
+          ValueError: if it does not fit.
+        """
+        return self._state(_initial_model(self.config), self.config.seed)
+
+    def abstract(self) -> TrainState:
+        """The state's shapes and dtypes; no memory is needed for them."""
+        model = model_config(self.config)
+        return jax.eval_shape(lambda: self._state(ODVAE(model, rngs=None), None))
+
+    def _state(self, vae: ODVAE, seed: int | None) -> TrainState:
+        config = self.config
+        adversary = _discriminator(config, seed)
+        return create_state(vae, adversary, make_optimizers(config), config)
+
+    def kind(self, step: int) -> str:
+        """Which networks the step updates: "both", "generator" or "discriminator"."""
+        return update_of_step(self.config, step)
+
+    def step(self, kind: str) -> Step:
+        """One step of such a kind; its batch is uint8 clips, its constants are LPIPS or None."""
+        config = self.config
+        adversary, optimizers = _discriminator(config, None), make_optimizers(config)
+        return autoencoder_step(config, self._vae, adversary, optimizers, self.mesh, kind)
+
+    def constants(self) -> LPIPS | None:
+        """LPIPS with VGG-16, where it is part of the loss.
+
+        Raises:
+          FileNotFoundError: if its weights are missing.
+        """
+        if self.config.loss.perceptual_weight <= 0:
+            return None
+        lpips = load_lpips("vgg", dtype=self._vae.config.dtype)
+        return jax.device_put(lpips, replicated(self.mesh))
+
+    def feeds(self, position: dict[str, int]) -> ClipFeeds:
+        """Batches of clips, and of pictures among them, from a position on."""
+        return ClipFeeds(self.config, self._clips, self._pictures, self.mesh, position)
+
+    def per_step(self) -> dict[str, int]:
+        """Clips and frames of a step."""
+        clips = self.config.batch_size
+        return {"clips": clips, "frames": clips * self.config.data.frames}
+
+    def flops(self) -> float:
+        """Operations of the model in a step: three times those of one pass forward."""
+        data = self.config.data
+        shape = (self.config.batch_size, data.frames, data.size, data.size, 3)
+        video = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+        def forward(vae, video):
+            return vae.decode(vae.encode(video).mode())
+
+        return 3 * count_flops(forward, self._vae, video)
+
+    def validate(self, step: int, state: TrainState) -> Measured:
+        """Measures the EMA weights, which pictures are made with, and the raw ones.
+
+        A picture shows a clip's first, middle and last frame, the original above the
+        reconstruction.
+        """
+        numbers, reconstructions = self._validation(state.ema)
+        raw, _ = self._validation(state.parameters)
+        numbers |= {f"{name}_raw": value for name, value in raw.items()}
+        pairs = zip(self._validation.clips, reconstructions, strict=True)
+        pictures = {f"clip_{i}": _side_by_side(*pair) for i, pair in enumerate(pairs)}
+        return Measured(numbers, pictures)
+
+    def export(self, state: TrainState, workdir: Path) -> None:
+        """Saves the EMA weights in `model/`, as `ODVAE.from_pretrained` reads them, and curves."""
+        gather = jax.jit(lambda ema: ema, out_shardings=replicated(self.mesh))
+        whole = gather(model_parameters(state.ema))
+        if jax.process_index() > 0:
+            return
+        folder, curves = workdir / RUN_MODEL_FOLDER, workdir / "curves.png"
+        trained = with_parameters(self._vae, jax.device_get(whole))
+        trained.save_pretrained(folder, overwrite=True)
+        plot_curves([workdir], curves)
+        logger.info("the model is in %s, the curves in %s", folder, curves)
+
+
+def _check_data(config, model: ODVAEConfig) -> None:
+    data, step, side = config.data, model.time_compression, model.space_compression
+    if not data.path:
+        raise ValueError(
+            "config.data.path is empty: give a folder of videos (--config.data.path=DIR), "
+            'or "sample-clips".'
+        )
+    if bool(data.image_path) != bool(data.image_rate) or not data.image_rate <= 1:
+        raise ValueError(
+            f"config.data.image_rate={data.image_rate} and image_path={data.image_path!r}: for "
+            "pictures among the clips give both, the rate between 0 and 1."
+        )
+    if data.frames < 1 or (data.frames - 1) % step:
+        near = step * max(round((data.frames - 1) / step), 0) + 1
+        raise ValueError(
+            f"config.data.frames={data.frames} is not {step}k + 1; the nearest is {near}."
+        )
+    if data.size < side or data.size % side:
+        near = side * max(round(data.size / side), 1)
+        raise ValueError(
+            f"config.data.size={data.size} is not a multiple of {side}; the nearest is {near}."
+        )
+    if config.loss.perceptual_weight and data.size < SMALLEST["vgg"]:
+        raise ValueError(
+            f"config.data.size={data.size} is too small for the perceptual term; it needs "
+            f"{SMALLEST['vgg']}, or config.loss.perceptual_weight=0."
+        )
+    if data.short_side < data.size:
+        raise ValueError(f"config.data.short_side={data.short_side} is less than size={data.size}.")
+
+
+def _check_spread(config, model: ODVAEConfig, mesh: Mesh) -> None:
+    """Whether batches divide over the devices, and clips over those that share their rows."""
+    shards, parts = clip_shards(mesh), config.accumulate
+    sizes = {"batch_size": config.batch_size}
+    if config.data.image_rate:
+        sizes["data.image_batch_size"] = config.data.image_batch_size
+    for name, size in sizes.items():
+        if size % (shards * parts):
+            near = shards * parts * max(round(size / (shards * parts)), 1)
+            raise ValueError(
+                f"config.{name}={size} does not divide over {shards} devices"
+                + (f" in {parts} parts" if parts > 1 else "")
+                + f"; the nearest that does is {near}."
+            )
+    height = mesh.shape["height"]
+    rows = model.space_compression * height
+    least = rows * LEAST_ROWS if height > 1 else rows
+    if config.data.size % rows or config.data.size < least:
+        near = max(rows * round(config.data.size / rows), least)
+        raise ValueError(
+            f"config.data.size={config.data.size} does not divide over "
+            f"mesh.height={height} devices; the nearest that does is {near}."
+        )
+
+
+def _initial_model(config) -> ODVAE:
+    model = model_config(config)
+    init = config.init
+    if not init.from_pretrained:
+        return ODVAE(model, rngs=config.seed)
+    loaded = load_pretrained(
+        init.from_pretrained,
+        revision=init.revision or None,
+        subfolder=init.subfolder or None,
+        param_dtype=model.param_dtype,
+    ).vae
+    if loaded.config.parts.is_image and not model.parts.is_image:
+        return inflate(loaded, model, init.method, seed=config.seed)
+    differing = [
+        f"{name} is {getattr(loaded.config, name)!r} there, {getattr(model, name)!r} here"
+        for name in ("structure", "width", "latent_channels", "groups")
+        if getattr(loaded.config, name) != getattr(model, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"config.init.from_pretrained={init.from_pretrained} holds another model "
+            f"({'; '.join(differing)}); a {model.name!r} model starts from its own kind or "
+            "from an image model."
+        )
+    computed = ("upsample", "norm", "time_upsample", "scaling_factor")
+    pairs = [(name, getattr(loaded.config, name), getattr(model, name)) for name in computed]
+    if changed := [f"{name} {a!r} becomes {b!r}" for name, a, b in pairs if a != b]:
+        logger.warning(
+            "the model in %s is trained on otherwise than it was made: %s",
+            init.from_pretrained,
+            "; ".join(changed),
+        )
+    return with_parameters(abstract_model(model), named_parameters(loaded))
+
+
+def _discriminator(config, seed: int | None) -> Discriminator | None:
+    if not config.discriminator.weight:
+        return None
+    return Discriminator(
+        config.discriminator.width,
+        seed=seed,
+        dtype=config.model.dtype,
+        precision=config.model.precision,
+    )
+
+
+def _lpips_for_validation(mesh: Mesh) -> LPIPS | None:
+    try:
+        return jax.device_put(load_lpips("alex"), replicated(mesh))
+    except FileNotFoundError as error:
+        logger.warning("LPIPS is left out of the validation: %s", error)
+        return None
+
+
+def _clips(config, path: str, frames: int, holdout: int = 0) -> RandomClips:
+    data = config.data
+    return RandomClips(
+        path,
+        frames=frames,
+        size=data.size,
+        short_side=data.short_side,
+        seed=config.seed,
+        holdout=holdout,
+        stride=(data.stride, max(data.stride, data.stride_max)),
+        fps=data.fps or None,
+        crop=data.crop,
+        flip=data.flip,
+        max_unusable=data.max_unusable,
+        in_memory=data.in_memory,
+    )
+
+
+def _side_by_side(clip: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    shown = sorted({0, len(clip) // 2, len(clip) - 1})
+    columns = [np.concatenate([clip[t], reconstruction[t]], axis=0) for t in shown]
+    return np.concatenate(columns, axis=1)
+
+
+class ClipFeeds(Feeds):
+    """Batches on the devices, of clips or, at the rate that is set, of pictures.
+
+    The position, a number in each of the two orders, does not depend on threads, workers,
+    processes or devices. How many videos and pictures there are is saved with it: where that has
+    changed the order has, which is reported.
+
+    Args:
+      config: of the run.
+      clips: the videos' clips.
+      pictures: single frames; None where there are only clips.
+      mesh: the devices.
+      position: of the first batch, as `position` was saved.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        clips: RandomClips,
+        pictures: RandomClips | None,
+        mesh: Mesh,
+        position: dict[str, Any],
+    ):
+        counts = {"videos": len(clips), "pictures": len(pictures) if pictures else 0}
+        before = {name: position.get(name, count) for name, count in counts.items()}
+        if before != counts:
+            logger.warning(
+                "the run reads %d videos and %d pictures, where %d and %d were read before: their "
+                "order is another from here on",
+                *counts.values(),
+                *before.values(),
+            )
+        self._rate = config.data.image_rate
+        self._sizes = {"clip": config.batch_size, "image": config.data.image_batch_size}
+        numbers = {f"next_{kind}": position.get(f"next_{kind}", 0) for kind in self._sizes}
+        self.position = numbers | counts
+        self._sources = [source for source in (clips, pictures) if source is not None]
+        feed = functools.partial(_feed, config, mesh)
+        self._feeds = {"clip": feed(clips, self._sizes["clip"], numbers["next_clip"])}
+        if pictures is not None:
+            self._feeds["image"] = feed(pictures, self._sizes["image"], numbers["next_image"])
+
+    def __call__(self, step: int) -> jax.Array:
+        """The batch of the step before which `step` were done: uint8 [B, T, H, W, 3]."""
+        image = int((step + 1) * self._rate) > int(step * self._rate)
+        kind = "image" if image else "clip"
+        batch = next(self._feeds[kind])
+        self.position[f"next_{kind}"] += self._sizes[kind]
+        return batch
+
+    def close(self) -> None:
+        """Ends the processes that decode, and says which videos could not be used."""
+        for feed in self._feeds.values():
+            feed.close()
+        for source in self._sources:
+            if source.skipped:
+                names = ", ".join(sorted(source.skipped))
+                logger.warning(
+                    "%d of %d videos were skipped: %s", len(source.skipped), len(source), names
+                )
+
+
+def _feed(
+    config, mesh: Mesh, clips: RandomClips, batch_size: int, first: int
+) -> Generator[jax.Array, None, None]:
+    """Batches on the devices, from clip number `first` on; every process reads its own rows."""
+    data = config.data
+    shape = (batch_size, clips.sampling.frames, data.size, data.size, 3)
+    sharding = clip_sharding(mesh)
+    rows = local_rows(sharding, shape)
+    place = {row: i for i, row in enumerate(rows)}
+    local = batches(
+        clips, batch_size, first=first, rows=rows, threads=data.threads, workers=data.workers
+    )
+    with contextlib.closing(local):
+        for batch in local:
+
+            def part(index, batch=batch):
+                start, stop, _ = index[0].indices(batch_size)
+                return batch[place[start] : place[stop - 1] + 1][:, index[1], index[2]]
+
+            yield jax.make_array_from_callback(shape, sharding, part)
