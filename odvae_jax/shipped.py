@@ -24,7 +24,7 @@ class UnknownNameError(FileNotFoundError):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The one of the known names that is spelled most like `name`; None if none is like it."""
-    found = difflib.get_close_matches(name.lower(), list(known), n=1)
+    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return found[0] if found else None
 
 

@@ -104,7 +104,7 @@ def _check_field(config: Any, name: str, error: Callable[[str], NoReturn]) -> No
         if part not in section:
             elsewhere = [n for n in _names(config) if n.split(".")[-1] == part]
             hint = did_you_mean(part, section)
-            if not hint and elsewhere:
+            if elsewhere:  # the right word in the wrong section
                 hint = f'Did you mean "config.{elsewhere[0]}"? '
             error(
                 f"config.{name} does not exist. {hint}{above} has the fields "

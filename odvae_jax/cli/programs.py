@@ -80,8 +80,10 @@ def log_to_stderr(level: int | None = None) -> None:
     Args:
       level: of this library's own messages; None leaves them at warnings, as all others are.
     """
+    from absl import flags
     from absl import logging as absl_logging
 
+    flags.FLAGS.mark_as_parsed()  # there are none here; else the log begins with a warning of absl
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)  # orbax reports every file that it writes
     if level is not None:
