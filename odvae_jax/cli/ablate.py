@@ -18,6 +18,7 @@ GOES_ON = True
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae ablate`."""
     add_run_options(
         parser,
         "What is compared: a config file with a section `ablation`, or the name of the one that "
@@ -33,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Trains, measures and compares."""
     from odvae_jax.ablate import ablate
     from odvae_jax.compilation import use_compilation_cache
 

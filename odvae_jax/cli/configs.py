@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import sys
+import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ml_collections
@@ -13,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from odvae_jax.cli.parsing import full_dtype, source
-from odvae_jax.shipped import UnknownNameError, config_path, did_you_mean, folder
+from odvae_jax.shipped import config_path, did_you_mean, folder
 
 _OVERRIDE = re.compile(r"--(?:no)?config\.([^=]+)")
 
@@ -40,7 +43,7 @@ def read_config(
         error("the option --config is missing: a config file, or the name of a shipped one.")
     try:
         config = load_config(name)
-    except (UnknownNameError, ValueError) as problem:
+    except (OSError, ValueError) as problem:
         error(str(problem))
     changes = [word for word in argv if _OVERRIDE.match(word)]
     for word in changes:
@@ -58,12 +61,14 @@ def read_config(
 
 
 def _config_name(argv: list[str]) -> str | None:
-    for i, word in enumerate(argv):
+    """What --config says; the last one, if it is given several times."""
+    name = None
+    for word, after in zip(argv, [*argv[1:], None], strict=True):
         if word == "--config":
-            return argv[i + 1] if i + 1 < len(argv) else None
-        if word.startswith("--config="):
-            return word.partition("=")[2]
-    return None
+            name = after
+        elif word.startswith("--config="):
+            name = word.partition("=")[2]
+    return name
 
 
 def load_config(name: str) -> ml_collections.ConfigDict:
@@ -73,25 +78,33 @@ def load_config(name: str) -> ml_collections.ConfigDict:
 
     Raises:
       UnknownNameError: if there is no such file and no such name.
-      ValueError: if the file has no function `get_config`, or refuses the argument.
+      ValueError: if the file has no function `get_config`, or that refuses the argument.
     """
     file, *argument = name.split(":", 1)
     path = config_path(file).absolute()
     if path.parent != folder("configs").absolute() and str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None:
-        raise ValueError(f"{file} is no Python file; expected a config file that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _run_file(path, file)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{file} has no function get_config, which every config file needs.")
+    if argument and not inspect.signature(module.get_config).parameters:
+        raise ValueError(f"{name}: the get_config of {file} takes nothing; leave out the colon.")
     config = module.get_config(*argument)
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"{file}: get_config returned a {type(config).__name__}; expected a ConfigDict."
         )
     return config
+
+
+def _run_file(path: Path, name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("odvae_config", path)
+    if spec is None:
+        raise ValueError(f"{name} is no Python file; expected a config file that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module that defines them
+    spec.loader.exec_module(module)
+    return module
 
 
 def _check_field(config: Any, name: str, error: Callable[[str], NoReturn]) -> None:

@@ -17,6 +17,7 @@ GOES_ON = False
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae convert`."""
     group = parser.add_argument_group("the weights")
     group.add_argument(
         "source",
@@ -77,6 +78,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Loads, inflates if a variant is asked for, writes, and prints what was done."""
     from tqdm import tqdm
 
     from odvae_jax.checkpoints import native, open_sora_plan, sd_vae

@@ -15,6 +15,7 @@ GOES_ON = False
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae curves`."""
     group = parser.add_argument_group("the picture")
     group.add_argument(
         "runs", nargs="+", metavar="RUN", type=path, help="The folder of a training run."
@@ -23,6 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Draws the picture."""
     from odvae_jax.training.curves import METRICS_FILE, plot_curves
 
     runs, output = [Path(run) for run in arguments.runs], Path(arguments.output)

@@ -17,6 +17,7 @@ GOES_ON = False
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae data inspect`."""
     group = parser.add_argument_group("the videos")
     group.add_argument(
         "source",
@@ -68,6 +69,7 @@ def add_workers(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Prints the counts and draws the picture."""
     from odvae_jax.data.inspection import contact_sheet, survey
 
     logging.getLogger("odvae_jax").setLevel(logging.ERROR)  # the report says it all

@@ -18,6 +18,7 @@ GOES_ON = True
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae data pack`."""
     group = parser.add_argument_group("the videos")
     group.add_argument(
         "source",
@@ -65,6 +66,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Packs, and prints what was packed."""
     from odvae_jax.data.packing import pack_videos
 
     logging.getLogger("odvae_jax").setLevel(logging.ERROR)  # the report says it all

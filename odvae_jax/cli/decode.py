@@ -16,6 +16,7 @@ GOES_ON = True
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae decode`."""
     files.add_files(
         parser,
         "Latents: files, or folders with files of latents anywhere below them.",
@@ -32,4 +33,5 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Decodes, and returns 1 if a file of latents could not be decoded."""
     return files.transcode(arguments, "decode")

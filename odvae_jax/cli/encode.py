@@ -17,6 +17,7 @@ GOES_ON = True
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae encode`."""
     files.add_files(
         parser,
         "Videos: files, folders with video files anywhere below them, or sample-clips.",
@@ -54,4 +55,5 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Encodes, and returns 1 if a video could not be read to its end."""
     return files.transcode(arguments, "encode")

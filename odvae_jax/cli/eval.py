@@ -27,6 +27,7 @@ GOES_ON = True
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae eval`."""
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--ckpt",
@@ -164,6 +165,7 @@ def _add_computation(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Compares or times models, and returns 1 if a reconstruction is not finite."""
     from odvae_jax.compilation import use_compilation_cache
 
     log_to_stderr()

@@ -15,12 +15,14 @@ GOES_ON = False
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae summary`."""
     parser.add_argument_group("the latents").add_argument(
         "folder", type=path, help="The folder with the files of latents; or one file."
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Prints the statistics of all files of latents together."""
     from odvae_jax.data.latents import LatentsError, LatentsFile, Statistics, find_latents
 
     infos = [LatentsFile(path).info for path in find_latents(arguments.folder)]

@@ -17,6 +17,7 @@ GOES_ON = True
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae train`."""
     add_run_options(
         parser,
         "What is trained: a config file, or the name of one that comes with the package (v1, v2, "
@@ -27,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Trains until the config's last step, or until the run is told to stop."""
     import jax
 
     from odvae_jax.compilation import use_compilation_cache

@@ -12,6 +12,7 @@ GOES_ON = False
 
 
 def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae variants`."""
     parser.add_argument_group("the models").add_argument(
         "--width",
         type=positive,
@@ -23,6 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Prints the table."""
     from odvae_jax.checkpoints.native import ENCODER, abstract_model, named_parameters
     from odvae_jax.config import STRUCTURES, ODVAEConfig
 

@@ -111,6 +111,7 @@ EVAL = ["eval", "--data=sample-clips"]
         ([*EVAL, "--ckpt=A=models/smal"], 'Did you mean "small"?'),
         (["train", "--workdir=OUT", "--config=quik:image"], 'Did you mean "quick"?'),
         (["train", "--workdir=OUT", "--config=configs/v5.py"], 'Did you mean "v4"?'),
+        (["train", "--workdir=OUT", "--config=ablation:x"], "leave out the colon"),
         (["train", "--workdir=OUT"], "--config is missing"),
         (["train", "--config=v4"], "--workdir"),
         ([*TRAIN, "--cofnig.steps=3"], "the option --cofnig.steps is not known"),

@@ -88,8 +88,14 @@ def test_owner_and_name_are_asked_of_the_hub(monkeypatch):
 
 
 OWN = """
+from __future__ import annotations
+import dataclasses
 import beside
 from odvae_jax.training.config import default_config
+
+@dataclasses.dataclass
+class Own:
+    field: int
 
 def get_config(steps="7"):
     config = default_config()

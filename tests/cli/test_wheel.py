@@ -20,8 +20,7 @@ from odvae_jax.data.video import inspect_video
 ROOT = Path(__file__).parents[2]
 COPIED = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
 FOLDERS = ("odvae_jax", "configs", "models")
-# What pip would fetch is in this environment, or its test is told to fetch.
-OFFLINE = ("--quiet", "--no-deps", "--disable-pip-version-check")
+ALONE = ("--quiet", "--no-deps", "--disable-pip-version-check")
 
 COMMANDS = [
     ["variants", "--width=8"],
@@ -30,7 +29,7 @@ COMMANDS = [
     ["train", "--config=quick:image", "--workdir=run", "--config.steps=2", "--config.batch_size=1",
      "--config.model.width=8", "--config.data.size=16", "--config.data.short_side=24",
      "--config.data.in_memory=false", "--config.validate_every=0"],
-    ["eval", "--ckpt=small", "--ckpt=ours=run", "--data=sample-clips", "--clips=1", "--frames=1",
+    ["eval", "--ckpt=ours=run", "--nofloor", "--data=sample-clips", "--clips=1", "--frames=1",
      "--size=32", "--nofvd", "--output=results"],
 ]  # fmt: skip
 IN_ONE_PROCESS = """
@@ -41,6 +40,11 @@ from odvae_jax.cli import main
 print(odvae_jax.__file__)
 for command in json.loads(sys.argv[1]):
     assert main(command) == 0, command
+"""
+WHERE = """
+import odvae_jax.configs.v4, odvae_jax.models
+from odvae_jax import shipped
+print(odvae_jax.configs.v4.__file__, shipped.config_path("v4"), shipped.model_path("small"))
 """
 
 
@@ -76,7 +80,7 @@ def wheel(tmp_path_factory):
         shutil.copy(ROOT / name, path)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", ".",
+    run(sys.executable, "-m", "pip", "wheel", *ALONE, "--no-build-isolation", ".",
         "--wheel-dir=dist", folder=path)  # fmt: skip
     return next((path / "dist").glob("*.whl"))
 
@@ -108,7 +112,7 @@ def check_results(folder):
 def test_the_wheel_works_in_an_empty_folder(wheel, tmp_path):
     target, folder = tmp_path / "target", tmp_path / "empty"
     folder.mkdir()
-    run(sys.executable, "-m", "pip", "install", *OFFLINE, "--target", target, wheel, folder=folder)
+    run(sys.executable, "-m", "pip", "install", *ALONE, "--target", target, wheel, folder=folder)
     first = {"PYTHONPATH": str(target)}
     assert "odvae COMMAND --help" in run(target / "bin" / "odvae", "--help", folder=folder, **first)
     said = run(sys.executable, "-c", IN_ONE_PROCESS, json.dumps(COMMANDS), folder=folder, **first)
@@ -128,9 +132,7 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     for command in (["--help"], *COMMANDS):
         run(odvae, *command, folder=folder, **clean)
     check_results(folder)
-    run(python, "-m", "pip", "install", *OFFLINE, "-e", wheel.parents[1], folder=folder, **clean)
-    where = "import odvae_jax.configs.v4 as v4, odvae_jax.models; print(v4.__file__)"
-    assert run(python, "-c", where, folder=folder, **clean).strip() == str(
-        wheel.parents[1] / "configs" / "v4.py"
-    )
-    run(odvae, "train", "--config=quick:image", "--workdir=run", "--help", folder=folder, **clean)
+    checkout = wheel.parents[1]
+    run(python, "-m", "pip", "install", *ALONE, "-e", checkout, folder=folder, **clean)
+    where = run(python, "-c", WHERE, folder=folder, **clean).split()
+    assert where == [str(checkout / "configs" / "v4.py")] * 2 + [str(checkout / "models" / "small")]
