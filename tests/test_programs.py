@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from odvae_jax import ODVAE
 from odvae_jax.cli import main
@@ -85,3 +86,26 @@ def test_the_table_of_variants_is_printed(capsys):
         "v3": "228,868,071",
         "v4": "239,189,991",
     }
+
+
+def test_the_curves_of_runs_are_drawn_and_what_is_no_run_is_said(tmp_path, capsys):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        records = [{"step": step, "reconstruction": 1 / step, "psnr": step} for step in (1, 2)]
+        lines = "\n".join(json.dumps(record) for record in records)
+        (tmp_path / run / "metrics.jsonl").write_text(lines)
+    a, b, nowhere = (str(tmp_path / name) for name in ("a", "b", "nowhere"))
+    assert main(["curves", a, b, f"{tmp_path}/curves.png"]) == 0
+    assert Image.open(tmp_path / "curves.png").size == (2 * 5 * 120, 4 * 120)
+    for words, said in (([a, b], "is a folder"), ([nowhere, "x.png"], "nowhere/metrics.jsonl")):
+        assert main(["curves", *words]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_log")
+def test_an_ablation_gets_the_config_the_folder_and_the_start(monkeypatch):
+    given = []
+    monkeypatch.setattr("odvae_jax.ablate.ablate", lambda *a, **k: given.extend([*a, k["init"]]))
+    words = ["--config=ablation", "--config.ablation.variants=2", "--workdir=out", "--init=sd"]
+    assert main(["ablate", *words]) == 0
+    assert given[0].ablation.variants == (2,) and given[1:] == ["out", "sd"]
