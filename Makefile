@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # On a machine with an NVIDIA GPU JAX comes with CUDA, elsewhere for the CPU.
-EXTRAS := samples$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)
+PACKAGE := .$(shell nvidia-smi -L >/dev/null 2>&1 && echo '[cuda]')
+PACKAGE_TEST := .[test$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)]
 # PyTorch is for the parity tests alone, and on the CPU.
 TORCH ?= torch==2.13.0+cpu
 RUNS ?= runs/quick
@@ -16,7 +17,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -e '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet -e '$(PACKAGE)'
 	touch $@
 
 .venv/installed-test: .venv/installed
@@ -24,7 +25,7 @@ install: .venv/installed
 	|| { test -z "$$CI" && echo \
 	"No CPU build of PyTorch was found, so its parity tests will be skipped. To run them, let pip see" \
 	"PyTorch's CPU index (PIP_EXTRA_INDEX_URL), or name another build: make test TORCH=torch"; }
-	$(BIN)/pip install --quiet -e '.[$(EXTRAS),test]'
+	$(BIN)/pip install --quiet -e '$(PACKAGE_TEST)'
 	touch $@
 
 # Two CPU devices keep two cores busy where one does not; the allocator keeps its memory between steps.
@@ -33,12 +34,12 @@ demo: export MALLOC_MMAP_THRESHOLD_ := 4000000000
 demo: export MALLOC_TRIM_THRESHOLD_ := 8000000000
 demo: export MALLOC_TOP_PAD_ := 268435456
 demo: install
-	$(BIN)/python train.py --config=configs/quick.py:image --workdir=$(RUNS)/image
-	$(BIN)/python train.py --config=configs/quick.py:video --workdir=$(RUNS)/video \
+	$(BIN)/odvae train --config=quick:image --workdir=$(RUNS)/image
+	$(BIN)/odvae train --config=quick:video --workdir=$(RUNS)/video \
 	    --config.init.from_pretrained=$(RUNS)/image
-	$(BIN)/python eval.py --ckpt=$(RUNS)/video --ckpt=$(RUNS)/image --data=sample-clips --frames=17 --size=128 \
+	$(BIN)/odvae eval --ckpt=$(RUNS)/video --ckpt=$(RUNS)/image --data=sample-clips --frames=17 --size=128 \
 	    --start=-17 --nofvd --output=$(RUNS)/eval
-	$(BIN)/python -m odvae_jax.training.curves $(RUNS)/image $(RUNS)/video $(RUNS)/curves.png
+	$(BIN)/odvae curves $(RUNS)/image $(RUNS)/video $(RUNS)/curves.png
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL)

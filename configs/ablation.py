@@ -1,7 +1,6 @@
 """Figure 4 and Table 4 in small: variants, initialisations and tiling, from the same data and seed.
 
-python -m odvae_jax.ablate --config=configs/ablation.py --workdir=runs/ablation \
-    --config.data.path=VIDEOS
+odvae ablate --config=ablation --workdir=runs/ablation --config.data.path=VIDEOS
 
 first trains a 2D model on the same frames; --init=SD_VAE starts from another (then with its width
 and groups: --config.model.width=128 --config.model.groups=32). Norms are over the clip, as in the

@@ -2,8 +2,8 @@
 
 First a 2D model on single frames, then variant 4 started from it by tail initialisation:
 
-python train.py --config=configs/quick.py:image --workdir=runs/quick/image
-python train.py --config=configs/quick.py:video --workdir=runs/quick/video \
+odvae train --config=quick:image --workdir=runs/quick/image
+odvae train --config=quick:video --workdir=runs/quick/video \
     --config.init.from_pretrained=runs/quick/image
 """
 

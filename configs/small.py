@@ -3,9 +3,9 @@
 First a 2D model on single frames, then variant 4 started from it by tail initialisation. Norms are
 per frame, so that the model can also be streamed:
 
-python train.py --config=configs/small.py:image --workdir=runs/small/image \
+odvae train --config=small:image --workdir=runs/small/image \
     --config.data.path=VIDEOS
-python train.py --config=configs/small.py:video --workdir=runs/small/video \
+odvae train --config=small:video --workdir=runs/small/video \
     --config.data.path=VIDEOS --config.init.from_pretrained=runs/small/image
 """
 

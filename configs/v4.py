@@ -2,9 +2,9 @@
 
 The data and the SD-VAE to start from come on the command line, then the next data:
 
-python train.py --config=configs/v4.py:phase1 --workdir=runs/v4-phase1 \\
+odvae train --config=v4:phase1 --workdir=runs/v4-phase1 \\
     --config.data.path=VIDEOS --config.init.from_pretrained=SD_VAE
-python train.py --config=configs/v4.py:phase2 --workdir=runs/v4-phase2 \\
+odvae train --config=v4:phase2 --workdir=runs/v4-phase2 \\
     --config.data.path=OTHER_VIDEOS --config.init.from_pretrained=runs/v4-phase1
 """
 

@@ -1,10 +1,8 @@
-"""Variants, initialisations and tiling compared in one run (Fig. 4, Table 4):
+"""Variants, initialisations and tiling compared in one run (Fig. 4, Table 4), by `odvae ablate`.
 
-python -m odvae_jax.ablate --config=configs/ablation.py --workdir=DIR --config.data.path=VIDEOS
-
-trains every variant from the same 2D model by tail initialisation, and one of them by each
-initialisation, all from the same data and seed; then measures them on the videos' held-out ends,
-whole and tiled. The same command continues what was interrupted, run by run and step by step.
+Every variant is trained from the same 2D model by tail initialisation, and one of them by each
+initialisation, all from the same data and seed. Then they are measured on the videos' held-out
+ends, whole and tiled. The same call continues what was interrupted, run by run and step by step.
 """
 
 from __future__ import annotations
@@ -17,15 +15,11 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags
-from absl import logging as absl_logging
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checks import check_video_shape
-from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.evaluation.clips import FixedClips
 from odvae_jax.evaluation.models import contender, load_contenders
@@ -298,21 +292,3 @@ def _plot(chosen: list[Arm], curves: dict[str, Any], output: Path) -> None:
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")
     figure.savefig(output, dpi=120)
-
-
-def main(_) -> None:
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    use_compilation_cache()
-    logging.getLogger("odvae_jax").setLevel(logging.INFO)
-    try:
-        ablate(flags.FLAGS.config, flags.FLAGS.workdir, init=flags.FLAGS.init)
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"odvae_jax.ablate: {error}") from error
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "what to compare", lock_config=True)
-    flags.DEFINE_string("workdir", None, "where all goes; the same command goes on")
-    flags.DEFINE_string("init", None, "a 2D model to start from, such as an SD-VAE")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)

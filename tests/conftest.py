@@ -4,6 +4,7 @@ Eight virtual CPU devices, a compilation cache, checked types, small models.
 """
 
 import functools
+import logging
 import os
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def unchecked_types():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def own_log():
+    """For programs that run in this process: afterwards, messages go where they went before."""
+    loggers = [logging.getLogger(name) for name in (None, "odvae_jax", "absl", "asyncio")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 def write_clip(path, frames=24, height=48, width=64, seed=0, fps=12):

@@ -1,4 +1,4 @@
-"""train.py and eval.py as a user runs them."""
+"""train.py, and programs of this package, as a user runs them."""
 
 import json
 import signal
@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from odvae_jax import ODVAE
-from tests.conftest import full
+from odvae_jax.cli import main
 from tests.training.test_faults import arguments as given
 from tests.training.test_loop import tiny
 
@@ -19,12 +20,6 @@ ROOT = Path(__file__).parent.parent
 
 def command(program, *arguments):
     return [sys.executable, str(ROOT / program), *map(str, arguments)]
-
-
-def run(program, *arguments):
-    return subprocess.run(
-        command(program, *arguments), capture_output=True, text=True, cwd=ROOT, check=False
-    )
 
 
 def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_path, monkeypatch):
@@ -46,48 +41,71 @@ def test_a_run_told_to_stop_saves_and_the_same_command_continues_it(videos, tmp_
     assert "run the same command to continue" in errors and "clips/s" in errors
     (stopped,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert ODVAE.from_pretrained(workdir / "model").config.width == 8
-    done = run("train.py", *arguments, f"--config.steps={stopped + 1}")
+    again = command("train.py", *arguments, f"--config.steps={stopped + 1}")
+    done = subprocess.run(again, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, stopped + 2))
 
 
+@pytest.mark.usefixtures("own_log")
 @pytest.mark.parametrize(
     "case",
     [
-        ("v4.py", [], "config.data.path is empty"),
-        ("v4.py", ["--config.data.path=nowhere"], "nowhere does not exist"),
-        *full(
-            (
-                "v4.py",
-                ["--config.data.path=sample-clips", "--config.init.from_pretrained=nowhere"],
-                "nowhere does not exist",
-            ),
-            ("v9.py", [], "configs/v9.py"),
-            ("v4.py", ["--config.data.pth=x"], 'Did you mean "path"'),
-            ("quick.py:film", [], "there are :image and :video"),
+        ("v4", [], 1, "config.data.path is empty"),
+        ("v4", ["--config.data.path=nowhere"], 1, "nowhere does not exist"),
+        (
+            "v4",
+            ["--config.data.path=sample-clips", "--config.init.from_pretrained=nowhere"],
+            2,
+            "nowhere does not exist",
         ),
+        ("configs/v9.py", [], 2, "configs/v9.py"),
+        ("v4", ["--config.data.pth=x"], 2, 'Did you mean "path"'),
+        ("quick:film", [], 2, "there are :image and :video"),
     ],
     ids=str,
 )
-def test_what_cannot_work_is_said_at_once(case, tmp_path):
-    config, arguments, words = case
+def test_what_cannot_work_is_said_at_once(case, tmp_path, capsys):
+    config, arguments, status, words = case
     workdir = tmp_path / "run"
-    done = run("train.py", f"--config=configs/{config}", *arguments, f"--workdir={workdir}")
-    assert done.returncode != 0
-    assert words in done.stderr + done.stdout
+    given = ["train", f"--config={config}", *arguments, f"--workdir={workdir}"]
+    assert main(given) == status
+    said = capsys.readouterr().err
+    assert said.startswith("odvae train: ") and words in said
     assert not workdir.exists()
 
 
-def test_the_table_of_variants_is_printed():
-    done = subprocess.run(
-        [sys.executable, "-m", "odvae_jax", "variants"], capture_output=True, text=True, check=True
-    )
-    totals = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines()[1:]}
-    assert totals == {
+def test_the_table_of_variants_is_printed(capsys):
+    assert main(["variants"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert {line.split()[0]: line.split()[-1] for line in lines} == {
         "image": "83,653,863",
         "v1": "244,800,231",
         "v2": "171,367,143",
         "v3": "228,868,071",
         "v4": "239,189,991",
     }
+
+
+def test_the_curves_of_runs_are_drawn_and_what_is_no_run_is_said(tmp_path, capsys):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        records = [{"step": step, "reconstruction": 1 / step, "psnr": step} for step in (1, 2)]
+        lines = "\n".join(json.dumps(record) for record in records)
+        (tmp_path / run / "metrics.jsonl").write_text(lines)
+    a, b, nowhere = (str(tmp_path / name) for name in ("a", "b", "nowhere"))
+    assert main(["curves", a, b, f"{tmp_path}/curves.png"]) == 0
+    assert Image.open(tmp_path / "curves.png").size == (2 * 5 * 120, 4 * 120)
+    for words, said in (([a, b], "is a folder"), ([nowhere, "x.png"], "nowhere/metrics.jsonl")):
+        assert main(["curves", *words]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_log")
+def test_an_ablation_gets_the_config_the_folder_and_the_start(monkeypatch):
+    given = []
+    monkeypatch.setattr("odvae_jax.ablate.ablate", lambda *a, **k: given.extend([*a, k["init"]]))
+    words = ["--config=ablation", "--config.ablation.variants=2", "--workdir=out", "--init=sd"]
+    assert main(["ablate", *words]) == 0
+    assert given[0].ablation.variants == (2,) and given[1:] == ["out", "sd"]

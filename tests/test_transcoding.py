@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import odvae_jax.__main__ as program
 from odvae_jax import ODVAE, Streaming, TemporalTiling, decode_uint8, encode_uint8
+from odvae_jax.cli import main
 from odvae_jax.data.latents import LatentsFile, LatentsWriter
 from odvae_jax.data.video import inspect_video, read_frames
 from tests.conftest import full, small_model, write_clip
@@ -41,17 +41,10 @@ def clips(tmp_path_factory):
 
 def run(capsys, *arguments, status=0):
     """The program in this process; what it printed."""
-    before = sys.argv
-    sys.argv = ["odvae_jax", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            program.main()
-    finally:
-        sys.argv = before
+    code = main([*map(str, arguments)])
     printed = capsys.readouterr()
-    code = ended.value.code
-    said = printed.out + printed.err + (code if isinstance(code, str) else "")
-    assert (1 if isinstance(code, str) else code) == status, said
+    said = printed.out + printed.err
+    assert code == status, said
     return said
 
 
@@ -233,7 +226,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_
         (["encode", "CLIPS", "OUT", "--tile=64", "--overlap=64"], "not less than tile"),
         (["encode", "CLIPS", "OUT", "--overlap=64"], "give --tile too"),
         (["encode", "CLIPS", "OUT", "--shard=2/2"], "--shard=2/2 is not i/n"),
-        (["encode", "CLIPS", "OUT", "--height=99"], "there are 8 devices"),
+        (["encode", "CLIPS", "OUT", "--rows=99"], "there are 8 devices"),
         (["encode", "CLIPS", "OUT", "--process=1", "--processes=4"], "need --coordinator"),
         (["encode", "CLIPS", "out.mp4"], "out.mp4 is no .safetensors file"),
         (["decode", "CLIPS", "OUT"], "no file of latents below"),
@@ -335,11 +328,11 @@ def test_two_processes_do_not_write_one_file(tmp_path):
 def test_a_full_disk_is_said_and_leaves_nothing(work, model, clips, tmp_path):
     """As far as the process can tell: its files may have 6 kB."""
     script = """
-import resource, signal, sys, odvae_jax.__main__ as program
+import resource, signal, sys
+from odvae_jax.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-sys.argv[0] = "odvae_jax"
-program.main()
+sys.exit(main())
 """
     arguments = [work, clips / "a.mp4", tmp_path / "out", "--ckpt", model, "--tiling=9"]
     done = subprocess.run(
@@ -351,7 +344,7 @@ program.main()
         check=False,
     )
     assert done.returncode == 1
-    assert f"odvae_jax {work}: " in done.stderr and "File too large" in done.stderr
+    assert f"odvae {work}: " in done.stderr and "File too large" in done.stderr
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from odvae_jax import registry
+from odvae_jax import registry, shipped
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
 from odvae_jax.checkpoints.files import WeightFile, read_weight_file
@@ -84,16 +83,13 @@ def load_pretrained(
     **overrides: Any,
 ) -> Loaded:
     """`from_pretrained`, and where the model came from; `progress` wraps loops over parameters."""
-    path = Path(source)
-    if not path.exists() and _is_hub_id(str(source)):
+    path = shipped.model_path(source)
+    if not path.exists() and shipped.is_hub_id(str(source)):
         path = _download(str(source), revision, subfolder)
     elif subfolder:
         path = path / subfolder
     if not path.exists():
-        raise FileNotFoundError(
-            f"{source} does not exist; "
-            "expected a folder, a file of weights, or a hub id such as owner/name."
-        )
+        raise shipped.unknown_model(source)
     if (path / RUN_MODEL_FOLDER / native.CONFIG_FILE).is_file():
         path = path / RUN_MODEL_FOLDER
     if path.is_file():
@@ -167,10 +163,6 @@ def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
         names = [c.name for c in checkpoints]
         raise ValueError(f"{folder} holds several checkpoints, {names}: name the one wanted.")
     return read_weight_file((checkpoints + files)[0])
-
-
-def _is_hub_id(source: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
 
 
 def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:

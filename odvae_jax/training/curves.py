@@ -1,12 +1,8 @@
-"""Loss, PSNR and the discriminator's logits of one or more runs as a picture.
-
-`python -m odvae_jax.training.curves RUN... OUT.png`.
-"""
+"""Loss, PSNR and the discriminator's logits of one or more runs as a picture (`odvae curves`)."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,8 +52,3 @@ def plot_curves(workdirs: list[Path], output: Path) -> None:
         if names == ["reconstruction"]:
             axes.set_yscale("log")
     figure.savefig(output, dpi=120)
-
-
-if __name__ == "__main__":
-    *runs, target = sys.argv[1:]
-    plot_curves([Path(run) for run in runs], Path(target))

@@ -1,8 +1,5 @@
 """Finding models by path and hub id, and the command that converts them."""
 
-import subprocess
-import sys
-
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -11,6 +8,7 @@ from safetensors.numpy import save_file
 from odvae_jax import ODVAE
 from odvae_jax.checkpoints import open_sora_plan, sd_vae
 from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax.cli import main
 from odvae_jax.parameters import named_parameters
 from tests.conftest import small_model
 
@@ -129,48 +127,45 @@ def test_files_that_hold_no_weights_are_refused_with_the_reason(tmp_path, name, 
         ODVAE.from_pretrained(tmp_path / name)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "odvae_jax.checkpoints", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def convert(capsys, *arguments):
+    """The command's exit status, and what it wrote to stdout and to stderr."""
+    status = main(["convert", *map(str, arguments)])
+    return status, *capsys.readouterr()
 
 
-def test_the_command_inflates_converts_and_counts(tmp_path):
+def test_the_command_inflates_converts_and_counts(tmp_path, capsys):
     image = small_model("image", width=32, groups=32)
     sd_vae.save(image, tmp_path / "sd")
     options = ("--variant", 4, "--init", "tail", "--upsample", "linear", "--to", "open-sora-plan")
-    done = run(tmp_path / "sd", tmp_path / "released", *options)
-    assert done.returncode == 0, done.stderr
+    status, printed, bar = convert(capsys, tmp_path / "sd", tmp_path / "released", *options)
+    assert status == 0 and "parameter" in bar, bar
     vae = ODVAE.from_pretrained(tmp_path / "released")
     assert (vae.config.structure, vae.config.upsample) == ("v4", "linear")
     kernel = vae.decoder.conv_in.kernel[...]
     assert not kernel[:2].any()
     np.testing.assert_array_equal(kernel[2:], image.decoder.conv_in.kernel[...])
-    counted = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()[2:5]}
+    counted = {line.split()[0]: int(line.split()[1]) for line in printed.splitlines()[2:5]}
     lengths = [p.shape[0] for n, p in named_parameters(vae).items() if n.endswith(".kernel")]
     assert counted == {
         "taken": len(named_parameters(vae)) - lengths.count(3),
         "inflated": lengths.count(3),
         "random": 0,
     }
-    assert "parameter" in done.stderr, "a progress bar"
-    back = run(tmp_path / "released", tmp_path / "released", "--to", "native")
-    assert back.returncode != 0 and "exists already" in back.stderr
-    back = run(tmp_path / "released", tmp_path / "native", "--to", "native")
-    assert back.returncode == 0, back.stderr
+    status, _, errors = convert(capsys, tmp_path / "released", tmp_path / "released")
+    assert status == 1 and "exists already" in errors
+    status, _, errors = convert(capsys, tmp_path / "released", tmp_path / "native", "--to=native")
+    assert status == 0, errors
     assert_same_parameters(ODVAE.from_pretrained(tmp_path / "native"), vae)
 
 
-def test_the_command_refuses_in_one_line(tmp_path):
+def test_the_command_refuses_in_one_line(tmp_path, capsys):
     small_model("v4").save_pretrained(tmp_path / "v4")
     for arguments, words in (
         ((tmp_path / "nowhere", tmp_path / "out"), "nowhere does not exist"),
         ((tmp_path / "v4", tmp_path / "out", "--to", "open-sora-plan"), "upsample is 'nearest'"),
         ((tmp_path / "v4", tmp_path / "out", "--variant", 4), "'v4'; expected an image model"),
     ):
-        done = run(*arguments)
-        assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
+        status, _, errors = convert(capsys, *arguments)
+        assert status > 0 and errors.splitlines()[-1].startswith("odvae convert: ")
+        assert words in errors
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odvae_jax.data.__main__ import main
+from odvae_jax.cli import main
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.packing import pack_videos
 from odvae_jax.data.sources import Sampling, open_source, unpack
@@ -59,7 +59,7 @@ def test_what_is_packed_is_what_was_there(folder, tmp_path, kind):
 def test_an_interrupted_packing_goes_on_where_it_was(folder, tmp_path):
     whole = tmp_path / "whole"
     pack_videos(str(folder), whole, kind="raw", **OPTIONS)
-    command = [sys.executable, "-m", "odvae_jax.data", "pack", str(folder), str(tmp_path / "cut")]
+    command = [sys.executable, "-m", "odvae_jax", "data", "pack", folder, tmp_path / "cut"]
     command += ["--short-side=24", "--seconds=1", "--videos-per-shard=2", "--kind=raw"]
     command += ["--workers=1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
@@ -100,13 +100,13 @@ def test_several_processes_pack_the_same(folder, tmp_path):
 def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     options = ["--frames=5", "--size=24", "--clips=3", f"--output={sheet}", "--workers=1"]
-    main(["inspect", str(folder), *options])
+    assert main(["data", "inspect", str(folder), *options]) == 0
     out = capsys.readouterr().out
     assert re.search(r"videos +5\nhours +0.00204\nresolutions +64×48 \(4\)\n", out), out
     assert re.search(r"frames/s +12 \(4\)\nunusable +1\n .*fake.mp4 cannot be read", out), out
     assert Image.open(sheet).size == (4 * 24, 3 * 24)
-    main(["inspect", str(folder), "--frames=20", *options[1:]])
+    main(["data", "inspect", str(folder), "--frames=20", *options[1:]])
     assert "clip0.mp4 has 16 frames; clips need 20." in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"odvae_jax.data inspect: .*nowhere does not exist"):
-        main(["inspect", "nowhere"])
+    assert main(["data", "inspect", "nowhere"]) == 1
+    assert re.match(r"odvae data inspect: .*nowhere does not exist", capsys.readouterr().err)
     assert os.path.exists(sheet)

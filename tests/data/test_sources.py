@@ -382,10 +382,8 @@ for name in ("array_record", "tfrecord"):
 TRAINING = """
 import sys
 sys.modules["tensorflow"] = None  # importing it fails from here on
-from absl import app
-import train
-sys.argv = ["train.py", *sys.argv[1:]]
-app.run(train.main)
+from odvae_jax.cli import main
+sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 

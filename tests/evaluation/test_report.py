@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from odvae_jax.cli import main
 from odvae_jax.data.video import inspect_video
 from tests.conftest import small_model, write_clip
 
@@ -158,6 +159,7 @@ def test_speed_is_printed_for_a_checkpoint(report):
     assert line.split()[:3] == ["a", "b", "encode"] and float(line.split()[3]) > 0
 
 
+@pytest.mark.usefixtures("own_log")
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -173,19 +175,6 @@ def test_speed_is_printed_for_a_checkpoint(report):
     ids=str,
 )
 def test_what_cannot_work_is_said_in_one_line(arguments, words, capsys):
-    """In this process, as eval.py's main does it."""
-    import runpy
-
-    from absl import flags
-
-    kept = dict(flags.FLAGS.__flags)
-    try:
-        program = runpy.run_path(str(ROOT / "eval.py"))
-        flags.FLAGS(["eval.py", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            program["main"](None)
-    finally:
-        for name in set(flags.FLAGS.__flags) - set(kept):
-            delattr(flags.FLAGS, name)
-    message = str(stopped.value)
-    assert message.startswith("eval.py: ") and words in message
+    assert main(["eval", *arguments]) > 0
+    message = capsys.readouterr().err
+    assert message.startswith("odvae eval: ") and words in message and message.count("\n") == 1

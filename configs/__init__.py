@@ -1,0 +1,1 @@
+"""Config files that come with the package; `--config=NAME` finds each by its file's name."""

@@ -1,0 +1,149 @@
+"""The command `odvae`: a table of its subcommands, each a module of this package.
+
+A subcommand's module is imported only when the subcommand is chosen, so that help and version need
+neither JAX nor NumPy. The module of "data inspect" is `data_inspect`. A module has:
+
+- a docstring, which is the description that `--help` prints;
+- `EXAMPLE`, a command line that works;
+- `GOES_ON`, whether the same command goes on where it was interrupted;
+- `add_arguments(parser)`, which adds the options to a `parsing.Parser`;
+- `run(arguments)`, which does the work and returns an exit status, or None for 0.
+
+To add a subcommand, write its module and add its line to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import odvae_jax
+from odvae_jax.cli.parsing import Parser, UsageError
+from odvae_jax.shipped import UnknownNameError, did_you_mean
+
+COMMANDS = {
+    "train": "Train a model, or go on with its training.",
+    "eval": "Compare models on videos, or time them.",
+    "encode": "Encode videos into files of latents.",
+    "decode": "Decode files of latents into videos.",
+    "reconstruct": "Send videos through encoder and decoder, and compare.",
+    "summary": "Print the statistics of the latents in a folder.",
+    "data inspect": "Show what training would see of a source of videos.",
+    "data pack": "Decode videos once and store them small, for training.",
+    "convert": "Convert weights between layouts, and inflate image models.",
+    "ablate": "Train and compare variants and initialisations.",
+    "curves": "Draw the curves of training runs.",
+    "variants": "Print the paper's models and their sizes.",
+}
+"""Each subcommand with a sentence about it, in the order of the help."""
+
+USAGE_STATUS = 2
+"""Exit status for a command line that cannot be understood."""
+FAILURE_STATUS = 1
+"""Exit status for work that could not be done."""
+INTERRUPTED_STATUS = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    Args:
+      argv: the arguments without the program's name; None takes them from `sys.argv`.
+
+    Returns:
+      0 if all went well, 1 if the work failed, 2 if the command line cannot be understood, 130
+      after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        name, rest = _command(argv)
+        if name is None:
+            return 0
+        module = importlib.import_module(f"{__name__}.{name.replace(' ', '_')}")
+        parser = Parser(f"odvae {name}", module.__doc__, module.EXAMPLE)
+        module.add_arguments(parser)
+        arguments = parser.parse(rest)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return USAGE_STATUS
+    except SystemExit as ended:  # argparse ends the program after --help
+        return int(ended.code or 0)
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
+    return _run(module, arguments, f"odvae {name}")
+
+
+def _run(module, arguments, program: str) -> int:
+    """Does the work, and says in one line what went wrong."""
+    try:
+        return module.run(arguments) or 0
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return USAGE_STATUS
+    except UnknownNameError as error:  # a mistyped name is a mistake of the command line
+        print(f"{program}: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return FAILURE_STATUS
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on" if module.GOES_ON else ""
+        print(f"{program}: interrupted{goes_on}", file=sys.stderr)
+        return INTERRUPTED_STATUS
+
+
+def _command(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The subcommand's name and its arguments; None if help or version was asked for and printed.
+
+    Raises:
+      UsageError: if there is no such subcommand.
+    """
+    if not argv:
+        raise UsageError(f"odvae: name a command: {', '.join(COMMANDS)}.", "odvae")
+    first = argv[0]
+    if first in ("-h", "--help"):
+        print(_help())
+        return None, []
+    if first == "--version":
+        print(f"odvae {odvae_jax.__version__}")
+        return None, []
+    if first.startswith("-"):
+        hint = did_you_mean(first, ["--help", "--version"])
+        raise UsageError(f"odvae: {first} is not known. {hint}A command comes first.", "odvae")
+    if first in COMMANDS:
+        return first, argv[1:]
+    group = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    if not group:
+        hint = did_you_mean(" ".join(argv[:2]), COMMANDS) or did_you_mean(first, COMMANDS)
+        raise UsageError(
+            f"odvae: the command {first!r} is not known. {hint}There are {', '.join(COMMANDS)}.",
+            "odvae",
+        )
+    second = argv[1] if len(argv) > 1 else ""
+    if second in ("-h", "--help"):
+        print(_help(group))
+        return None, []
+    if f"{first} {second}" in group:
+        return f"{first} {second}", argv[2:]
+    hint = did_you_mean(f"{first} {second}", group) if second else ""
+    known = f"the command '{first} {second}' is not known" if second else "name a command"
+    raise UsageError(f"odvae: {known}. {hint}There are {', '.join(group)}.", f"odvae {first}")
+
+
+def _help(names: Sequence[str] = tuple(COMMANDS)) -> str:
+    lines = [f"  {name:14}{COMMANDS[name]}" for name in names]
+    return "\n".join(
+        [
+            "usage: odvae COMMAND [ARGUMENT ...]",
+            "",
+            "OD-VAE in JAX: a causal video autoencoder, 4× in time and 8×8 in space.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`odvae COMMAND --help` explains a command's options and shows an example.",
+            "`odvae --version` prints the version.",
+        ]
+    )

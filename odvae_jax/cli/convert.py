@@ -1,0 +1,159 @@
+"""Converts weights from one layout to another, and inflates image models to video models.
+
+Reads whatever ODVAE.from_pretrained takes. Prints how many parameters were taken as they are, how
+many were inflated, and how many were drawn at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+
+from odvae_jax.cli.parsing import Parser, UsageError, path
+
+EXAMPLE = "odvae convert small SMALL_AGAIN --to=native"
+GOES_ON = False
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae convert`."""
+    group = parser.add_argument_group("the weights")
+    group.add_argument(
+        "source",
+        type=path,
+        help="A folder, a file of weights, the name of a shipped model, or a hub id.",
+    )
+    group.add_argument("destination", type=path, help="The folder to write.")
+    group.add_argument(
+        "--to",
+        choices=["native", "open-sora-plan", "diffusers"],
+        default="native",
+        help="The layout to write: ours (native, the default), the released OD-VAE's "
+        "(open-sora-plan), or an image model as diffusers has it (diffusers).",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="Replace what is at the destination."
+    )
+    group = parser.add_argument_group("the hub")
+    group.add_argument(
+        "--revision", metavar="NAME", help="A branch, tag or commit of the hub's repository."
+    )
+    group.add_argument(
+        "--subfolder",
+        metavar="NAME",
+        help="The model's folder in the repository, or in the local folder, such as vae.",
+    )
+    group = parser.add_argument_group("inflation")
+    group.add_argument(
+        "--variant",
+        type=int,
+        choices=(1, 2, 3, 4),
+        help="Make this variant of the paper from an image model.",
+    )
+    group.add_argument(
+        "--init",
+        choices=["tail", "average", "random"],
+        help="How the image model's kernels are inflated: tail (the default), average or random.",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="The seed of --init=random; 0 by default."
+    )
+    group = parser.add_argument_group("the model's switches")
+    group.add_argument(
+        "--upsample",
+        metavar="WAY",
+        help="How the decoder doubles rows and columns: nearest or linear (docs/models.md).",
+    )
+    group.add_argument(
+        "--norm",
+        metavar="OVER",
+        help="What norms take their statistics over: clip or frame (docs/models.md).",
+    )
+    group.add_argument(
+        "--time-upsample",
+        metavar="WAY",
+        help="How the decoder doubles frames: linear or nearest (docs/models.md).",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Loads, inflates if a variant is asked for, writes, and prints what was done."""
+    from tqdm import tqdm
+
+    from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
+    from odvae_jax.checkpoints.pretrained import load_pretrained
+    from odvae_jax.parameters import named_parameters
+
+    if arguments.init and not arguments.variant:
+        message = "--init says how a --variant is made from an image model: give both."
+        raise UsageError(f"odvae convert: {message}", "odvae convert")
+    weights, save = {
+        "native": (native.WEIGHTS_FILE, native.save),
+        "open-sora-plan": (open_sora_plan.WEIGHTS_FILE, open_sora_plan.save),
+        "diffusers": (sd_vae.WEIGHTS_FILE, sd_vae.save),
+    }[arguments.to]
+    written = (native.CONFIG_FILE, weights)
+    native.check_destination(arguments.destination, written, overwrite=arguments.overwrite)
+    switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
+    switches = {name: value for name, value in switches.items() if value is not None}
+    loaded = load_pretrained(
+        arguments.source,
+        revision=arguments.revision,
+        subfolder=arguments.subfolder,
+        progress=functools.partial(tqdm, desc="reading", unit="parameter", dynamic_ncols=True),
+        **({} if arguments.variant else switches),
+    )
+    vae, taken = loaded.vae, set(named_parameters(loaded.vae))
+    inflated: set[str] = set()
+    if arguments.variant:
+        vae = _inflated(vae, arguments, switches)
+        before, after = (named_parameters(m) for m in (loaded.vae, vae))
+        inflated = {name for name in after if after[name].shape != before[name].shape}
+        if arguments.init == "random":
+            taken, inflated = set(), set()
+        taken -= inflated
+    save(vae, arguments.destination, overwrite=arguments.overwrite)
+    _report(loaded, vae, arguments, taken, inflated)
+
+
+def _inflated(image, arguments: argparse.Namespace, switches: dict[str, str]):
+    """The video model that the command asks for."""
+    from odvae_jax.config import ODVAEConfig
+    from odvae_jax.inflation import inflate
+
+    same = (
+        "width",
+        "latent_channels",
+        "groups",
+        "scaling_factor",
+        "dtype",
+        "param_dtype",
+        "precision",
+    )
+    fields = {name: getattr(image.config, name) for name in same}
+    config = ODVAEConfig.variant(arguments.variant, **fields, **switches)
+    return inflate(image, config, arguments.init or "tail", seed=arguments.seed)
+
+
+def _report(loaded, vae, arguments: argparse.Namespace, taken: set[str], inflated: set[str]):
+    from odvae_jax.parameters import named_parameters
+
+    parameters = named_parameters(vae)
+
+    def count(names):
+        return (
+            f"{len(names):4} tensors, "
+            f"{sum(math.prod(parameters[n].shape) for n in names):12,} values"
+        )
+
+    print(f"{loaded.source} ({loaded.layout}, {loaded.vae.config.name}) -> {arguments.destination}")
+    print(f"{arguments.to}, {vae.config.name}, width {vae.config.width}, {vae.config.param_dtype}")
+    print(f"  taken    {count(taken)}")
+    print(f"  inflated {count(inflated)}")
+    print(f"  random   {count(parameters.keys() - taken - inflated)}")
+    if loaded.ignored:
+        some = ", ".join(loaded.ignored[:8]) + (", ..." if len(loaded.ignored) > 8 else "")
+        print(f"  ignored  {len(loaded.ignored):4} names of the file: {some}")
+    if loaded.inert:
+        print(f"  inert    {', '.join(loaded.inert)}")

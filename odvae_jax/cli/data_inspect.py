@@ -1,0 +1,80 @@
+"""Shows what training would see of a source of videos.
+
+Prints how many videos there are, their hours, resolutions and frame rates, and which cannot be
+used and why. Draws four frames of some clips, one row per clip, as training would see them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+from odvae_jax.cli.parsing import Parser, path, positive, source
+
+EXAMPLE = "odvae data inspect sample-clips --frames=17 --size=128 --output=sheet.png"
+GOES_ON = False
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae data inspect`."""
+    group = parser.add_argument_group("the videos")
+    group.add_argument(
+        "source",
+        type=source,
+        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
+        "(docs/data.md).",
+    )
+    group.add_argument(
+        "--frames",
+        type=positive,
+        default=25,
+        metavar="N",
+        help="The number of frames of a clip; shorter videos cannot be used. The default is 25.",
+    )
+    group = parser.add_argument_group("the picture")
+    group.add_argument(
+        "--output",
+        default="contact_sheet.png",
+        metavar="FILE",
+        type=path,
+        help="The picture that is written. The default is contact_sheet.png.",
+    )
+    group.add_argument(
+        "--size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="The side of a clip in pixels. The default is 256.",
+    )
+    group.add_argument(
+        "--clips",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="The number of clips in the picture. The default is 8.",
+    )
+    add_workers(parser)
+
+
+def add_workers(parser: Parser) -> None:
+    """Adds the option for the number of processes."""
+    parser.add_argument_group("the work").add_argument(
+        "--workers",
+        type=positive,
+        default=os.cpu_count(),
+        metavar="N",
+        help="The number of processes that read. The default is one per CPU core.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the counts and draws the picture."""
+    from odvae_jax.data.inspection import contact_sheet, survey
+
+    logging.getLogger("odvae_jax").setLevel(logging.ERROR)  # the report says it all
+    report = survey(arguments.source, frames=arguments.frames, workers=arguments.workers)
+    print(report)
+    if report.usable:
+        options = {name: getattr(arguments, name) for name in ("frames", "size", "clips")}
+        print(contact_sheet(arguments.source, arguments.output, **options))

@@ -1,0 +1,75 @@
+"""Decodes every video of a source once and stores it small, so that training reads it fast.
+
+What is packed is read as array_record:DEST. Long videos are cut into parts. Frames are kept, their
+time stamps are not: a variable frame rate becomes the average one. Interrupted, the same command
+goes on after the last whole file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from odvae_jax.cli.data_inspect import add_workers
+from odvae_jax.cli.parsing import Parser, path, positive, source
+
+EXAMPLE = "odvae data pack sample-clips PACKED --short-side=128"
+GOES_ON = True
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae data pack`."""
+    group = parser.add_argument_group("the videos")
+    group.add_argument(
+        "source",
+        type=source,
+        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
+        "(docs/data.md).",
+    )
+    group.add_argument("dest", type=path, help="The folder to write to.")
+    group = parser.add_argument_group("what is stored")
+    group.add_argument(
+        "--short-side",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="Scale videos so that the shorter side has so many pixels. The default is 256.",
+    )
+    group.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="The length of the parts that long videos are cut into. The default is 10.",
+    )
+    group.add_argument(
+        "--kind",
+        choices=["h264", "raw"],
+        default="h264",
+        help="Store H.264 with close key frames (h264, the default), or the pixels (raw).",
+    )
+    group.add_argument(
+        "--crf",
+        type=int,
+        default=16,
+        metavar="N",
+        help="The quality of H.264, 0 to 51: lower is better and larger. The default is 16.",
+    )
+    group.add_argument(
+        "--videos-per-shard",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="The number of videos whose parts go into one file. The default is 256.",
+    )
+    add_workers(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Packs, and prints what was packed."""
+    from odvae_jax.data.packing import pack_videos
+
+    logging.getLogger("odvae_jax").setLevel(logging.ERROR)  # the report says it all
+    names = ("short_side", "seconds", "kind", "crf", "videos_per_shard", "workers")
+    options = {name: getattr(arguments, name) for name in names}
+    print(pack_videos(arguments.source, arguments.dest, **options))

@@ -1,0 +1,37 @@
+"""Decodes files of latents into mp4 videos of the size that the originals had.
+
+What is there already is left, so the same command goes on where it was interrupted. Latents of
+another model are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from odvae_jax.cli import files
+from odvae_jax.cli.parsing import Parser
+
+EXAMPLE = "odvae decode LATENTS DECODED"
+GOES_ON = True
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae decode`."""
+    files.add_files(
+        parser,
+        "Latents: files, or folders with files of latents anywhere below them.",
+        "A folder, in which files keep their places; or, for one file of latents, an .mp4 file.",
+    )
+    files.add_model(
+        parser,
+        "The model. The default is the one that the latents were made with, which their files "
+        "name.",
+        required=False,
+    )
+    files.add_reading(parser)
+    files.add_quality(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decodes, and returns 1 if a file of latents could not be decoded."""
+    return files.transcode(arguments, "decode")

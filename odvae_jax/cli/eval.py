@@ -1,0 +1,266 @@
+"""Compares models on videos, or times them.
+
+Prints a table of PSNR, SSIM, LPIPS and Fréchet video distance, and writes it with figures, the best
+and the worst clip and a page that shows all (results.html) into the output folder. The same command
+continues what was interrupted. With --speed it times encoding and decoding instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from odvae_jax.cli.parsing import (
+    Parser,
+    dtype,
+    labelled,
+    not_negative,
+    part,
+    path,
+    positive,
+    source,
+)
+from odvae_jax.cli.programs import log_to_stderr
+
+EXAMPLE = "odvae eval --ckpt=small --data=sample-clips --frames=17 --size=128 --nofvd --output=OUT"
+GOES_ON = True
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae eval`."""
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--ckpt",
+        action="append",
+        default=[],
+        metavar="[LABEL=]MODEL",
+        type=labelled,
+        help="A model: whatever ODVAE.from_pretrained takes (docs/weights.md), or small, which "
+        "comes with the package. For training runs, the EMA weights. The label stands in the "
+        "tables. Give the option once per model.",
+    )
+    group.add_argument(
+        "--data",
+        metavar="SOURCE",
+        type=source,
+        help="The videos: a folder, sample-clips, or another source (docs/data.md).",
+    )
+    group.add_argument(
+        "--raw",
+        action="store_true",
+        help="Take the raw weights of training runs, from their last checkpoints.",
+    )
+    group.add_argument(
+        "--nofloor",
+        dest="floor",
+        action="store_false",
+        help="Leave out the mean over the block of pixels of each latent, which is added as a "
+        "model.",
+    )
+    _add_clips(parser)
+    _add_computation(parser)
+    group = parser.add_argument_group("speed (Table 3)")
+    group.add_argument(
+        "--speed",
+        action="store_true",
+        help="Time the models on random clips instead; without --ckpt, the four variants with "
+        "random weights.",
+    )
+    group.add_argument(
+        "--work",
+        action="append",
+        choices=["encode", "decode"],
+        help="What --speed times. The default is both.",
+    )
+
+
+def _add_clips(parser: Parser) -> None:
+    group = parser.add_argument_group("the clips")
+    group.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="The length of a clip, 4k + 1. The default is 25, and 81 with --speed.",
+    )
+    group.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="The side of the square clips, a multiple of 8. The default is 256.",
+    )
+    group.add_argument(
+        "--start",
+        type=int,
+        default=0,
+        metavar="N",
+        help="The first frame of the clip. Negative numbers count from the end. The default is 0.",
+    )
+    group.add_argument(
+        "--stride",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="The distance between a clip's frames, in frames. The default is 1.",
+    )
+    group.add_argument(
+        "--fps", type=float, metavar="RATE", help="Frames per second, instead of a stride."
+    )
+    group.add_argument(
+        "--clips",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="Use only the first so many videos. The default is 0, which uses all.",
+    )
+    group.add_argument(
+        "--shard",
+        default="0/1",
+        metavar="I/N",
+        help="Measure only the i-th of n parts of the clips, as in 0/4. The same command without "
+        "it then reports all.",
+    )
+
+
+def _add_computation(parser: Parser) -> None:
+    group = parser.add_argument_group("the computation")
+    group.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=path,
+        help="The folder for the results, and for going on.",
+    )
+    group.add_argument(
+        "--tiling",
+        type=int,
+        metavar="N",
+        help="Temporal tiling in groups of so many frames, such as 33.",
+    )
+    group.add_argument(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="The number of clips per device at once. The default is 1.",
+    )
+    group.add_argument(
+        "--dtype",
+        type=dtype,
+        metavar="DTYPE",
+        help="The dtype of the computation: float32 (fp32, the default), bfloat16 (bf16, the "
+        "default of --speed) or float16 (fp16).",
+    )
+    group.add_argument(
+        "--nofvd",
+        dest="fvd",
+        action="store_false",
+        help="Leave out the Fréchet video distance, which takes most of the time.",
+    )
+    group.add_argument(
+        "--i3d",
+        metavar="FILE",
+        type=path,
+        help="An i3d_torchscript.pt for the Fréchet video distance, run by PyTorch on the CPU.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compares or times models, and returns 1 if a reconstruction is not finite."""
+    from odvae_jax.compilation import use_compilation_cache
+
+    log_to_stderr()
+    use_compilation_cache()
+    try:
+        return _speed(arguments) if arguments.speed else _compare(arguments)
+    except RuntimeError as error:  # JAX's, which has no class of its own for it
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "odvae eval: the device's memory does not suffice: try --batch=1, --tiling, shorter or "
+            "smaller clips, or --dtype=bfloat16.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from odvae_jax.evaluation.clips import FixedClips
+    from odvae_jax.evaluation.models import load_contenders
+    from odvae_jax.evaluation.results import as_text, first_and_rest, notes, table
+    from odvae_jax.evaluation.run import evaluate, load_meters
+
+    if not arguments.ckpt or not arguments.data:
+        raise ValueError("--ckpt and --data are needed: a model, and the videos to measure it on.")
+    shard = part(arguments.shard)
+    if shard[1] > 1 and not arguments.output:
+        raise ValueError("--shard needs --output: the parts meet there.")
+    clips = FixedClips(
+        arguments.data,
+        frames=25 if arguments.frames is None else arguments.frames,
+        size=arguments.size,
+        start=arguments.start,
+        stride=arguments.stride,
+        fps=arguments.fps,
+        limit=arguments.clips,
+    )
+    # In full float32 results do not depend on the batch.
+    overrides = {"dtype": arguments.dtype or "float32", "precision": "highest"}
+    contenders = load_contenders(arguments.ckpt, raw=arguments.raw, **overrides)
+    results, written = evaluate(
+        contenders,
+        clips,
+        load_meters(fvd=arguments.fvd, i3d=arguments.i3d),
+        tiling=arguments.tiling,
+        output=arguments.output,
+        batch=arguments.batch,
+        shard=shard,
+        with_floor=arguments.floor,
+    )
+    if shard[1] > 1:
+        print(f"part {arguments.shard} is measured; without --shard the same command reports all.")
+        return 0
+    print(as_text(*table(results)))
+    if len(results.rows[0].by_frame):
+        print("\n" + as_text(*first_and_rest(results)))
+    print("\n" + "\n".join(notes(results)))
+    for file in written:
+        print(file)
+    return int(any(row.not_finite for row in results.rows))
+
+
+def _speed(arguments: argparse.Namespace) -> int:
+    import jax
+
+    from odvae_jax import ODVAE, ODVAEConfig
+    from odvae_jax.evaluation.models import load_contenders
+    from odvae_jax.evaluation.speed import best_of, speeds
+
+    if arguments.tiling is not None or arguments.data:
+        raise ValueError("--speed times whole random clips: leave out --tiling and --data.")
+    frames = 81 if arguments.frames is None else arguments.frames  # the paper's for speed
+    size, name = arguments.size, arguments.dtype or "bfloat16"
+    same = {"dtype": name, "param_dtype": name}
+    models = [(c.label, c.model) for c in load_contenders(arguments.ckpt, **same)] or (
+        (f"variant {i}", ODVAE(ODVAEConfig.variant(i, **same), rngs=0)) for i in range(1, 5)
+    )
+    print(
+        f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {name}, clips of "
+        f"{frames}×{size}×{size}; clips a second: median (10th–90th percentile)"
+    )
+    print(
+        f"{'model':24}{'work':>8}{'batch 1':>26}{'GB':>8}{'best batch':>12}{'':>26}{'GB':>8}"
+        f"{'compile s':>11}"
+    )
+    for label, vae in models:
+        for work in arguments.work or ["encode", "decode"]:
+            measured = list(speeds(vae, work, frames, size))
+            cells = []
+            for s in (measured[0], best_of(measured)):
+                rate = f"{s.clips_per_second:.2f} ({s.spread[0]:.2f}–{s.spread[1]:.2f})"
+                cells.append(f"{rate:>26}{s.gigabytes:8.2f}")
+            print(
+                f"{label:24}{work:>8}{cells[0]}{best_of(measured).batch:12}{cells[1]}"
+                f"{measured[0].compile_seconds:11.1f}",
+                flush=True,
+            )
+    return 0

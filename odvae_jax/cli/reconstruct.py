@@ -1,0 +1,38 @@
+"""Sends videos through encoder and decoder, and writes them as mp4 beside the originals.
+
+Prints the PSNR of each. What is there already is left, so the same command goes on where it was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from odvae_jax.cli import files
+from odvae_jax.cli.parsing import Parser
+
+EXAMPLE = "odvae reconstruct sample-clips RECONSTRUCTED --ckpt=small --size=128"
+GOES_ON = True
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae reconstruct`."""
+    files.add_files(
+        parser,
+        "Videos: files, folders with video files anywhere below them, or sample-clips.",
+        "A folder, in which files keep their places; or, for one video, an .mp4 file.",
+    )
+    files.add_model(
+        parser,
+        "The model: the folder of a training run or of a saved model, a file of weights, small (a "
+        "model that comes with the package), or a hub id (docs/weights.md).",
+    )
+    files.add_scaling(files.add_reading(parser))
+    files.add_quality(parser).add_argument(
+        "--alone", action="store_true", help="Leave out the originals."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reconstructs, and returns 1 if a video could not be read to its end."""
+    return files.transcode(arguments, "reconstruct")

@@ -1,0 +1,44 @@
+"""Prints the models of the paper: which levels are 3D, and how many parameters each part has."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from odvae_jax.cli.parsing import Parser, positive
+
+EXAMPLE = "odvae variants --width=64"
+GOES_ON = False
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae variants`."""
+    parser.add_argument_group("the models").add_argument(
+        "--width",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="The base width, which is the number of channels at full resolution. The default is "
+        "128, the paper's.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the table."""
+    from odvae_jax.checkpoints.native import ENCODER
+    from odvae_jax.config import STRUCTURES, ODVAEConfig
+    from odvae_jax.parameters import abstract_model, named_parameters
+
+    print(
+        f"{'model':8}{'encoder levels':24}{'decoder levels':24}"
+        f"{'encoder':>13}{'decoder':>13}{'all':>13}"
+    )
+    for name, parts in STRUCTURES.items():
+        width = arguments.width
+        config = ODVAEConfig(structure=name, width=width, groups=math.gcd(width, 32))
+        parameters = named_parameters(abstract_model(config))
+        sizes = {n: math.prod(p.shape) for n, p in parameters.items()}
+        encoder = sum(s for n, s in sizes.items() if n.startswith(ENCODER))
+        total = sum(sizes.values())
+        levels = [" ".join(kinds) for kinds in (parts.encoder_levels, parts.decoder_levels)]
+        print(f"{name:8}{levels[0]:24}{levels[1]:24}{encoder:13,}{total - encoder:13,}{total:13,}")

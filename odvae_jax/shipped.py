@@ -1,0 +1,104 @@
+"""Config files and models that come with the package, found by name from any folder.
+
+A name is looked up in this order: a path that exists, what comes with the package, and, for models
+only, a repository on the hub. What looks like a local path is never asked of the hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+# Ends of names that a path has and a hub id has not.
+_FILES = (".py", ".json", ".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_MODEL_FILE = "config.json"
+
+
+class UnknownNameError(FileNotFoundError):
+    """A config or a model was asked for by a name or a path that does not exist."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of the known names that is spelled most like `name`; None if none is like it."""
+    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest known name, ending in a space; empty if no name is near."""
+    near = nearest(name, known)
+    return f'Did you mean "{near}"? ' if near else ""
+
+
+def folder(kind: str) -> Path:
+    """The folder that holds the shipped "configs" or "models".
+
+    In an installed wheel it lies in the package. In a checkout it lies beside the package.
+    """
+    inside = _PACKAGE / kind
+    return inside if inside.is_dir() else _PACKAGE.parent / kind
+
+
+def config_names() -> list[str]:
+    """The names of the shipped config files, sorted."""
+    return sorted(path.stem for path in folder("configs").glob("[!_]*.py"))
+
+
+def model_names() -> list[str]:
+    """The names of the shipped models, sorted."""
+    return sorted(path.parent.name for path in folder("models").glob(f"*/{_MODEL_FILE}"))
+
+
+def config_path(name: str) -> Path:
+    """The config file that a path or a shipped name stands for.
+
+    Raises:
+      UnknownNameError: if there is neither such a file nor such a name. The message has the nearest
+        name and all that exist.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    names = config_names()
+    if name in names:
+        return folder("configs") / f"{name}.py"
+    raise UnknownNameError(
+        f"{name} does not exist. {did_you_mean(path.stem, names)}Expected a config file, or the "
+        f"name of one that comes with the package: {', '.join(names)}."
+    )
+
+
+def model_path(source: str | os.PathLike) -> Path:
+    """The local path that `source` stands for: itself if it exists, or a shipped model's folder.
+
+    A path that does not exist is returned as it is: it may be a hub id.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and str(source) in model_names():
+        return folder("models") / str(source)
+    return path
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a name has the form owner/name of a hub id and does not look like a local path.
+
+    A local path starts with ".", "/" or "~", ends like a file, has more than one slash or none, or
+    begins with a folder that exists.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or source.endswith(_FILES):
+        return False
+    return not Path(source.partition("/")[0]).is_dir()
+
+
+def unknown_model(source: str | os.PathLike) -> UnknownNameError:
+    """The error for a model that is no path, no shipped name and no hub id."""
+    names = model_names()
+    return UnknownNameError(
+        f"{source} does not exist. {did_you_mean(Path(source).name, names)}Expected a folder, a "
+        f"file of weights, the name of a model that comes with the package ({', '.join(names)}), "
+        "or a hub id such as owner/name."
+    )
