@@ -96,6 +96,22 @@ class Structure:
             if kind == "2d" and time > 1:
                 _refuse("downsample", self.downsample, f"'3d' at {i}, where the time stride is 2")
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Structure:
+        """The row with these fields, as JSON holds them; defaults for the others.
+
+        Raises:
+          ValueError: for a field that is missing or does not exist, naming the nearest that does.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"structure has no field {name!r}; {_nearest(name, known)}")
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING and field.name not in fields:
+                raise ValueError(f"structure lacks the field {field.name!r}.")
+        return cls(**fields)
+
     @property
     def time_compression(self) -> int:
         """How many frames one latent frame stands for, after the first."""
@@ -293,6 +309,9 @@ class ODVAEConfig:
                 raise ValueError(
                     f"model config field {name!r} is not known; {_nearest(name, known)}"
                 )
+        row = fields.get("structure")
+        if isinstance(row, dict):
+            fields = {**fields, "structure": Structure.from_dict(row)}
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -376,18 +395,7 @@ class ODVAEConfig:
 
 
 def _known(structure: Any) -> str | Structure:
-    """A row by its name if the table has it, else as a `Structure`; dicts are those of JSON."""
-    if isinstance(structure, dict):
-        known = [field.name for field in dataclasses.fields(Structure)]
-        for name in structure:
-            if name not in known:
-                raise ValueError(f"structure has no field {name!r}; {_nearest(name, known)}")
-        required = [
-            f.name for f in dataclasses.fields(Structure) if f.default is dataclasses.MISSING
-        ]
-        if missing := [name for name in required if name not in structure]:
-            raise ValueError(f"structure lacks the fields {missing}.")
-        structure = Structure(**structure)
+    """A row by its name if the table has it, else as a `Structure`."""
     if isinstance(structure, Structure):
         return next((name for name, row in STRUCTURES.items() if row == structure), structure)
     if structure not in STRUCTURES:
