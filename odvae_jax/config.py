@@ -68,7 +68,8 @@ class Structure:
 
     def __post_init__(self):
         for name in _TUPLES:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not isinstance(getattr(self, name), tuple):  # others cannot be compared or hashed
+                _refuse(name, getattr(self, name), "a tuple")
         levels = len(self.width_multipliers)
         if not levels or not all(_is_positive(m) for m in self.width_multipliers):
             _refuse("width_multipliers", self.width_multipliers, "one positive integer per level")
@@ -110,7 +111,8 @@ class Structure:
         for field in dataclasses.fields(cls):
             if field.default is dataclasses.MISSING and field.name not in fields:
                 raise ValueError(f"structure lacks the field {field.name!r}.")
-        return cls(**fields)
+        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
+        return cls(**fields | lists)
 
     @property
     def time_compression(self) -> int:

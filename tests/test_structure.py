@@ -81,6 +81,7 @@ def test_a_row_of_the_table_is_known_by_its_name():
     "change, words",
     [
         ({"time_strides": (1, 2, 3)}, r"structure\.time_strides=\(1, 2, 3\).*\[1, 2\]"),
+        ({"encoder_levels": ["2d"] * 4}, r"structure\.encoder_levels.*a tuple"),
         ({"space_strides": (2, 2)}, r"structure\.space_strides.*3 values"),
         ({"encoder_levels": ("2d",) * 3}, r"structure\.encoder_levels.*4 values"),
         ({"upsample": ("2d", "mixed", "3d")}, r"structure\.upsample.*'2d', '3d'"),
