@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odvae_jax import ODVAEConfig, Streaming, decode, decode_uint8, encode, encode_uint8
+from odvae_jax import ODVAEConfig, Streaming, Structure, decode, decode_uint8, encode, encode_uint8
 from odvae_jax.flops import count_flops
 from odvae_jax.layers.carry import START, Carry
 from odvae_jax.layers.causal_conv import CausalConv
@@ -16,6 +17,20 @@ from odvae_jax.tiling.live import LiveDecoder, LiveEncoder
 from tests.conftest import full, random_video, small_model
 
 FRAME = {"norm": "frame"}
+TWO_LEVELS = Structure(
+    encoder_in="2d",
+    encoder_levels=("3d", "mixed"),
+    downsample=("3d",),
+    middle="3d",
+    decoder_levels=("3d", "mixed"),
+    upsample=("3d",),
+    ends="3d",
+    time_strides=(2,),
+    space_strides=(2,),
+    width_multipliers=(1, 2),
+    encoder_blocks=1,
+    decoder_blocks=1,
+)
 UPSAMPLINGS = [("nearest", "linear"), ("linear", "linear"), ("nearest", "nearest")]
 GRID = [("v4", "nearest", "linear", 8)]
 GRID += [
@@ -93,6 +108,26 @@ def test_live_frames_in_any_portions_are_the_whole_clip(time):
     padded = np.concatenate([video[:, :3], video[:, 2:3], video[:, 2:3]], axis=1)
     np.testing.assert_allclose(encoder.flush().mean, vae.encode(padded).mean[:, 1:], atol=2e-5)
     assert decoder.flush() is None
+
+
+@pytest.mark.parametrize("remat", ["convolutions", *full("none", "blocks")])
+def test_a_gradient_through_chunks_is_that_of_the_whole_clip(remat):
+    vae = small_model(TWO_LEVELS, **FRAME, remat=remat, upsample="linear")
+    video = jnp.asarray(random_video(7, 4, 4))
+
+    def in_chunks(vae):
+        first, state = vae.encode_chunk(video[:, :5], START)
+        second, _ = vae.encode_chunk(video[:, 5:], state)
+        frames, state = vae.decode_chunk(first.mean, START, final=False)
+        rest, _ = vae.decode_chunk(second.mean, state, final=True)
+        return jnp.concatenate([frames, rest], axis=1)
+
+    def gradient(run):
+        return jax.jit(jax.grad(lambda vae: jnp.mean(jnp.sin(3 * run(vae)))))(vae)
+
+    expected = gradient(lambda vae: vae.reconstruct(video))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(gradient(in_chunks), expected, atol=1e-5 * largest, rtol=1e-3)
 
 
 @pytest.mark.full
