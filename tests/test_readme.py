@@ -21,6 +21,7 @@ from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.video import inspect_video
 from odvae_jax.parameters import abstract_model
 from odvae_jax.training.config import check, model_config
+from tests.test_imports import LAYERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +40,8 @@ def blocks(page, language):
 
 def spoken(page):
     """What stands in backticks outside of blocks."""
-    return re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
+    texts = re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
+    return [" ".join(text.split()) for text in texts]
 
 
 def commands(page):
@@ -186,3 +188,25 @@ def test_the_row_that_the_page_about_models_prints_is_a_model(tmp_path):
     video = jax.ShapeDtypeStruct((1, config.data.frames, 16, 24, 3), "float32")
     moments = jax.eval_shape(lambda vae, x: vae.to_moments(x), abstract_model(model), video)
     assert moments.shape == (1, 3, 2, 3, 8)
+
+
+def test_the_layers_that_the_page_about_architecture_prints_are_those_tested():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| \d+ \| (.*) \|$", text.split("## Who may import whom")[1], re.MULTILINE)
+    printed = [{name.strip("/") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
+    assert [*printed, {"__main__"}] == LAYERS
+
+
+def test_the_tables_that_the_page_about_architecture_names_are_in_the_files_it_names():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Which file")[1].split("## Who may")[0]
+    cells = [line.split("|")[3] for line in section.splitlines() if line.startswith("|")]
+    found = set()
+    for cell in cells:
+        names = re.findall(r"`([\w/]+\.py)`", cell)
+        paths = [folder / name for name in names for folder in (ROOT, ROOT / "odvae_jax")]
+        content = "".join(path.read_text() for path in paths if path.exists())
+        for table in re.findall(r"`(_?[A-Z]{4,})`", cell):
+            assert re.search(rf"^({table}|\w+, {table})\b.* = ", content, re.MULTILINE), table
+            found.add(table)
+    assert {"TABLE", "SOURCES", "STRUCTURES", "TASKS", "COMMANDS", "_FOREIGN"} <= found
