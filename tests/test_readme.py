@@ -1,0 +1,212 @@
+"""README and the pages of docs/: what they print runs, and what they name exists."""
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import odvae_jax
+from odvae_jax.cli import COMMANDS
+from odvae_jax.cli.configs import load_config
+from odvae_jax.cli.parsing import Parser
+from odvae_jax.config import ODVAEConfig
+from odvae_jax.data.latents import LatentsFile
+from odvae_jax.data.video import inspect_video
+from odvae_jax.parameters import abstract_model
+from odvae_jax.training.config import check, model_config
+from tests.test_imports import LAYERS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.name for page in PAGES]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Comments in blocks that cannot run in an empty folder.
+NOT_HERE = ("of your own", "in the checkout")
+# Files and folders in the pages that are the reader's, or that a run writes.
+OWN = ("runs/", "~/", "LATENTS/", "FILE.py", "frames.py", "my_losses.py", "my_model.py")
+CONFIG = ("config.json", "config.py")  # files, where other words that begin so are fields
+
+
+def blocks(page, language):
+    return [code for found, code in BLOCK.findall(page.read_text()) if found == language]
+
+
+def spoken(page):
+    """What stands in backticks outside of blocks."""
+    texts = re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
+    return [" ".join(text.split()) for text in texts]
+
+
+def commands(page):
+    """The command lines of a page, in blocks and in backticks, as lists of words."""
+    texts = blocks(page, "sh") + [text for text in spoken(page) if " " in text]
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    for line in lines:
+        if not re.match(r"(\w+=\S+ )*(odvae|python|make) ", line):
+            continue
+        words = shlex.split(line, comments=True)
+        while "=" in words[0]:
+            words.pop(0)
+        yield words
+
+
+def parser_of(command):
+    module = importlib.import_module(f"odvae_jax.cli.{command.replace(' ', '_')}")
+    parser = Parser(f"odvae {command}", module.__doc__, module.EXAMPLE)
+    module.add_arguments(parser)
+    return parser
+
+
+def options_of(file):
+    """The options that a benchmark defines, itself or with what all benchmarks share."""
+    shared = ROOT / "benchmarks" / "common.py"
+    text = file.read_text() + shared.read_text()
+    return set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?([\w-]+)"', text))
+
+
+def test_the_readme_runs_as_printed_in_an_empty_folder(tmp_path):
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    ran = ""
+    for language, code in BLOCK.findall((ROOT / "README.md").read_text()):
+        if any(words in code for words in NOT_HERE):
+            continue
+        shell = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
+        done = subprocess.run(
+            [*shell, code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, code + done.stdout + done.stderr
+        ran += code
+    for words in ("odvae eval", "odvae encode", "odvae decode", "from_pretrained", "jax.jit"):
+        assert words in ran
+    original, decoded = (inspect_video(tmp_path / f"{name}.mp4") for name in ("clip", "decoded"))
+    assert decoded.frames == original.frames > 1
+    assert (decoded.height, decoded.width) == (original.height, original.width)
+    assert LatentsFile(tmp_path / "clip.safetensors").info.model == "small"
+    assert (tmp_path / "results" / "results.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_path_that_a_page_names_exists(page):
+    missing = []
+    for text in spoken(page):
+        for word in text.split():
+            path = re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", word)
+            if not path or not ("/" in word or word.endswith(".py")) or word.startswith(OWN):
+                continue
+            if not any((folder / word).exists() for folder in (ROOT, ROOT / "odvae_jax")):
+                missing.append(word)
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    missing += [n for n in links if "://" not in n and not (page.parent / n).exists()]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_name_of_the_package_that_a_page_has_exists(page):
+    text = page.read_text()
+    names = set(re.findall(r"\bodvae_jax(?:\.[A-Za-z_]\w*)+", text)) - {"odvae_jax.git"}
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("odvae_jax"):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for name in sorted(names):
+        found = odvae_jax
+        parts = name.split(".")[1:]
+        for i, part in enumerate(parts, 2):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(name.split(".")[:i]))
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_that_a_page_prints_is_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        program, *rest = words
+        if "…" in rest or "--help" in rest:
+            continue
+        if program == "make":
+            assert f"\n{rest[0]}:" in (ROOT / "Makefile").read_text()
+        elif program == "python":
+            file = ROOT / rest[0]
+            used = {word[2:].partition("=")[0] for word in rest[1:] if word.startswith("--")}
+            assert used <= options_of(file), words
+        else:
+            assert program == "odvae"
+            command = next(c for c in (" ".join(rest[:2]), rest[0]) if c in COMMANDS)
+            rest = [re.sub(r"^--config=\w+\.py$", "--config=v4", word) for word in rest]
+            if len(rest) > len(command.split()):  # else it is the command's name alone
+                parser_of(command).parse(rest[len(command.split()) :])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_option_and_field_that_a_page_names_exists(page):
+    known = {"help", "version"}
+    for command in COMMANDS:
+        names = parser_of(command)._option_string_actions
+        known |= {name[2:] for name in names if name.startswith("--")}
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        known |= options_of(file)
+    fields = load_config("ablation")  # the one with the most fields
+    for text in spoken(page):
+        if text.startswith("--"):
+            name = re.match(r"--([\w.-]+)", text)[1]
+            assert name in known or name.startswith("config.") or name == "file_format", text
+        if (found := re.match(r"(?:--)?(config\.[\w.]+)", text)) and found[1] not in CONFIG:
+            section = fields
+            for part in found[1].split(".")[1:]:
+                if not hasattr(section, part):
+                    section = ODVAEConfig()
+                section = getattr(section, part)
+
+
+def test_the_row_that_the_page_about_models_prints_is_a_model(tmp_path):
+    (code,) = (c for c in blocks(ROOT / "docs" / "models.md", "python") if "my_model.py" in c)
+    (tmp_path / "my_model.py").write_text(code)
+    config = load_config(str(tmp_path / "my_model.py"))
+    config.data.path = "VIDEOS"
+    check(config, jax.devices()[:1])
+    model = model_config(config)
+    assert (model.time_compression, model.space_compression) == (8, 8)
+    video = jax.ShapeDtypeStruct((1, config.data.frames, 16, 24, 3), "float32")
+    moments = jax.eval_shape(lambda vae, x: vae.to_moments(x), abstract_model(model), video)
+    assert moments.shape == (1, 3, 2, 3, 8)
+
+
+def test_the_layers_that_the_page_about_architecture_prints_are_those_tested():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| \d+ \| (.*) \|$", text.split("## Who may import whom")[1], re.MULTILINE)
+    printed = [{name.strip("/") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
+    assert [*printed, {"__main__"}] == LAYERS
+
+
+def test_the_tables_that_the_page_about_architecture_names_are_in_the_files_it_names():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Which file")[1].split("## Who may")[0]
+    cells = [line.split("|")[3] for line in section.splitlines() if line.startswith("|")]
+    found = set()
+    for cell in cells:
+        names = re.findall(r"`([\w/]+\.py)`", cell)
+        paths = [folder / name for name in names for folder in (ROOT, ROOT / "odvae_jax")]
+        content = "".join(path.read_text() for path in paths if path.exists())
+        for table in re.findall(r"`(_?[A-Z]{4,})`", cell):
+            assert re.search(rf"^({table}|\w+, {table})\b.* = ", content, re.MULTILINE), table
+            found.add(table)
+    assert {"TABLE", "SOURCES", "STRUCTURES", "TASKS", "COMMANDS", "_FOREIGN"} <= found
