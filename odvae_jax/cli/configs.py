@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import re
 import sys
 import types
@@ -63,7 +64,7 @@ def read_config(
 def _config_name(argv: list[str]) -> str | None:
     """What --config says; the last one, if it is given several times."""
     name = None
-    for word, after in zip(argv, [*argv[1:], None], strict=True):
+    for word, after in itertools.zip_longest(argv, argv[1:]):
         if word == "--config":
             name = after
         elif word.startswith("--config="):

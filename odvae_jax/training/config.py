@@ -40,7 +40,7 @@ def default_config() -> ml_collections.ConfigDict:
             "init": {"from_pretrained": "", "revision": "", "subfolder": "", "method": "tail"},
             "data": {
                 # A folder of videos, "sample-clips", or any source, or several with their shares
-                # (odvae_jax/data/sources.py).
+                # (docs/data.md).
                 "path": "",
                 "frames": 25,  # T = 4k + 1
                 "size": 256,  # side of the square clips, a multiple of 8

@@ -206,7 +206,7 @@ def imported(module):
 def test_the_loop_imports_no_model_and_no_loss():
     found = imported("odvae_jax.training.loop")
     assert "odvae_jax.training.fields" in found
-    models = {"autoencoder", "blocks", "metrics", "layers", "training.step", "training.losses"}
+    models = {"autoencoder", "inference", "metrics", "layers", "training.step", "training.losses"}
     models |= {"training.discriminator", "training.state", "training.tasks.autoencoder"}
     models |= {"checkpoints"}
     inside = [n for n in found for m in models if (n + ".").startswith(f"odvae_jax.{m}.")]
