@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: numbers, figures, clips, and a page that shows them."""
+"""The files of an evaluation: numbers, figures, clips, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,22 @@ def write_report(
     reconstructor: Reconstructor,
     output: Path,
 ) -> list[Path]:
-    """Writes numbers, figures, clips and the page into a folder; returns the paths.
+    """Writes numbers, figures, clips and a page into a folder.
 
-    `frames_digests` are those of the clips that were measured, by number.
+    The files are `results.json`, `results.md`, `by_frame.png`, `frames.png`, `clips/best.*` and
+    `clips/worst.*` (by the mean of the models' PSNR), and `results.html`, which holds everything in
+    one file.
 
-    `results.json`, `results.md`, `by_frame.png`, `frames.png`, `clips/best.*`, `clips/worst.*` by
-    the models' mean PSNR, and `results.html`, which holds all of it in one file.
+    Args:
+      results: the numbers of the evaluation.
+      contenders: the models whose reconstructions are shown.
+      clips: the clips that were measured.
+      frames_digests: the digests of the clips' frames, by the clip's number.
+      reconstructor: makes the reconstructions.
+      output: the folder.
+
+    Returns:
+      The paths of the files.
     """
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "results.json", json.dumps(as_json(results), indent=1) + "\n")
@@ -89,7 +99,7 @@ def write_report(
 
 
 def markdown(results: Results) -> str:
-    """The tables and the notes."""
+    """Returns the tables and the notes of an evaluation as Markdown."""
     parts = [as_markdown(*table(results)), "\n".join(_as_list(notes(results)))]
     parts += ["First frames of groups against the others:", as_markdown(*first_and_rest(results))]
     return "\n\n".join(parts) + "\n"
