@@ -1,8 +1,8 @@
 """Variants, initialisations and tiling compared in one run (Fig. 4, Table 4), by `odvae ablate`.
 
-Every variant is trained from the same 2D model by tail initialisation, and one of them by each
-initialisation, all from the same data and seed. Then they are measured on the videos' held-out
-ends, whole and tiled. The same call continues what was interrupted, run by run and step by step.
+Every variant is trained from the same 2D model by tail initialisation, and one variant by each
+initialisation, all with the same data and seed. Then they are measured on the held-out ends of the
+videos, whole and tiled. The same call continues what was interrupted, run by run and step by step.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _TRAINED = "trained.json"  # in a training's folder once it is done
 
 
 def default_ablation() -> ml_collections.ConfigDict:
-    """What is compared, beside the fields of a training run."""
+    """Returns the config section `ablation`, which says what is compared."""
     return ml_collections.ConfigDict(
         {
             "variants": (1, 2, 3, 4),  # each from the 2D model by tail initialisation
-            "initialisations": ("tail", "average", "random"),  # of the next
+            "initialisations": ("tail", "average", "random"),  # each with the variant below
             "variant": 4,
-            "image_steps": 100_000,  # of the 2D model's training, where no other is given
+            "image_steps": 100_000,  # of training the 2D model, if none is given
             "image_batch_size": 64,
             "image_learning_rate": 1e-4,
-            "frames": 97,  # of the clips that all are measured on in the end
-            "tiling": 33,  # a group's frames
+            "frames": 97,  # per clip that all are measured on in the end
+            "tiling": 33,  # frames per group
             "fvd": True,
         }
     )
@@ -57,22 +57,27 @@ def default_ablation() -> ml_collections.ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One of the trainings that are compared."""
+    """One of the trainings that are compared.
+
+    Attributes:
+      structure: the variant, "v1" to "v4".
+      method: the initialisation: "tail", "average" or "random".
+    """
 
     structure: str
     method: str
 
     @property
     def name(self) -> str:
-        """Of its folder and in tables."""
+        """The name of the training's folder, which also stands in tables."""
         return f"{self.structure}-{self.method}"
 
 
 def arms(config: ml_collections.ConfigDict) -> list[Arm]:
-    """The trainings that a config asks for, each once.
+    """Returns the trainings that a config asks for, each of them once.
 
     Raises:
-      ValueError: for variants or initialisations that do not exist.
+      ValueError: if a variant or an initialisation does not exist.
     """
     ablation = config.ablation
     structures = [f"v{i}" for i in ablation.variants]
@@ -91,26 +96,27 @@ def arms(config: ml_collections.ConfigDict) -> list[Arm]:
 def ablate(
     config: ml_collections.ConfigDict, workdir: str | Path, *, init: str | None = None
 ) -> tuple[Results, Results]:
-    """Trains, measures and compares.
+    """Trains several models, measures them, and compares them.
 
-    A signal to stop lets the training under way save, and ends all; the same call then goes on.
-
-    Writes into `workdir` a folder for each training, `whole/` and `tiled/` with the evaluations,
+    A signal to stop lets the current training save, and ends everything; the same call then
+    continues. The folder gets one folder per training, `whole/` and `tiled/` with the evaluations,
     and `ablation.json`, `ablation.md` and `ablation.png`.
 
     Args:
-      config: of a training run, with a section `ablation`.
+      config: the config of a training run, with a section `ablation`.
       workdir: the folder.
-      init: the 2D model that all start from; None first trains one on single frames of the same
-        videos.
+      init: the 2D model that every training starts from; None first trains one on single frames of
+        the same videos.
 
     Returns:
-      The results on whole clips and on tiled ones.
+      The results on whole clips and on tiled clips.
 
     Raises:
-      ValueError: before anything is trained, for what cannot be trained or measured, and for a
-        folder that holds other ablations; FileNotFoundError, FloatingPointError: as the training.
-      InterruptedError: when a training was told to stop.
+      ValueError: before anything is trained, if something cannot be trained or measured, or if the
+        folder holds another ablation.
+      FileNotFoundError: if a model or the data is missing.
+      FloatingPointError: if a training has too many steps in a row that are not finite.
+      InterruptedError: if a training was told to stop.
     """
     workdir, chosen = Path(workdir), arms(config)
     ablation = config.ablation
