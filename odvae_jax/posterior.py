@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +31,8 @@ class DiagonalGaussian:
         not padded.
     """
 
-    mean: AnyArray
-    logvar: AnyArray
+    mean: Float[AnyArray, "*shape"]
+    logvar: Float[AnyArray, "*shape"]
     size: VideoSize | None
 
     def __init__(
@@ -73,12 +76,12 @@ class DiagonalGaussian:
         terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[tuple[Any, Any], VideoSize | None]:
         """Returns mean and log-variance as leaves, and the size as static data, for JAX."""
         return (self.mean, self.logvar), self.size
 
     @classmethod
-    def tree_unflatten(cls, size, children):
+    def tree_unflatten(cls, size: VideoSize | None, children: Iterable[Any]) -> DiagonalGaussian:
         """Makes a posterior of what `tree_flatten` returned, for JAX.
 
         JAX also calls it with leaves that are no arrays, so that nothing may be checked here.

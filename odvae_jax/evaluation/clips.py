@@ -137,7 +137,11 @@ class FixedClips:
                 yield clip
 
     def span(self, rate: float) -> int:
-        """Returns how many frames a clip covers of a video that has `rate` frames per second."""
+        """Returns how many frames of a video one clip covers, from its first to its last.
+
+        Args:
+          rate: the frames per second of the video.
+        """
         step = rate / self.sampling.fps if self.sampling.fps else self.stride
         return int((self.sampling.frames - 1) * step + 0.5) + 1
 

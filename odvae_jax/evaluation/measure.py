@@ -78,9 +78,9 @@ class Measurements:
       skipped: the reason why a video could not be used, by the video's name.
       frames: the digests of the clips' frames, by the clip's number.
       originals: the feature vectors of the original clips, [d], by the clip's number.
-      values: for each model, by its digest, the record of each clip, by the clip's number. A record
+      values: the record of each clip, by the model's digest and then by the clip's number. A record
         holds "psnr", "ssim" and "lpips", [T] each with one value per frame, and "features", [d]. If
-        a reconstruction was not finite, its record holds only "finite", which is False.
+        the reconstruction is not finite, its record holds only "finite", which is False.
       missing: the reason why a metric could not be computed, by the metric's name.
     """
 

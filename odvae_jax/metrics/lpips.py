@@ -85,7 +85,7 @@ class LPIPS:
     Attributes:
       kernels: the kernel of each convolution, [k, k, in, out].
       biases: the bias of each convolution, [out].
-      linear: for each layer at which images are compared, the weight of every channel, [out].
+      linear: the weight of every channel, [out], for each layer at which images are compared.
       net: "alex" (for evaluation) or "vgg" (for training).
       dtype: the dtype that convolutions are computed in. Features are compared in float32.
     """

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from odvae_jax.layers.carry import State
 
-Part = Callable[[jax.Array, State, bool], tuple[jax.Array, State]]
+Part = Callable[[Shaped[Array, "b t h w c"], State, bool], tuple[Shaped[Array, "b u v x d"], State]]
 """A function that encodes or decodes one part of a clip.
 
 It takes the part, the state before it, and whether it is the last part. It returns its output and
