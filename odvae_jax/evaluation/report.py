@@ -72,7 +72,7 @@ def write_report(
         pictures.plot_by_frame(results, output / "by_frame.png")
         written.append(output / "by_frame.png")
     elif (output / "by_frame.png").exists():
-        (output / "by_frame.png").unlink()  # of an earlier call
+        (output / "by_frame.png").unlink()  # it is from an earlier call
     shown = _chosen(results, clips)
     captions = {}
     folder = output / "clips"
@@ -110,7 +110,7 @@ def _as_list(lines: list[str]) -> list[str]:
 
 
 def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
-    """The clips that are best and worst by the models' mean PSNR, by what they are called."""
+    """Returns the numbers of the best and the worst clip by the models' mean PSNR, by file stem."""
     rows = [r for r in results.rows if r.clips and not isinstance(r.contender.model, BlockMean)]
     if not rows:
         return {}
@@ -132,7 +132,7 @@ def _read(clips: FixedClips, index: int, digests: dict[int, str]) -> Clip:
 
 
 def _page(results: Results, output: Path, captions: dict[str, str]) -> str:
-    """One file that needs no network."""
+    """Returns a page that holds all pictures and videos, so that it needs no network."""
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',

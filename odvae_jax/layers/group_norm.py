@@ -57,7 +57,7 @@ class GroupNorm(nnx.Module):
         """Returns the norm of a clip: its statistics are known, the rest is not computed yet."""
         return Normed(x, self._scales(x), self.activation)
 
-    @jax.named_scope("norm")  # in profiles
+    @jax.named_scope("norm")  # the name that profiles show
     def _scales(self, x):
         axes = (1, 2, 3) if self.over_time else (2, 3)
         mean, variance = _group_statistics(x, axes, self.groups)

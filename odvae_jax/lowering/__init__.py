@@ -51,21 +51,21 @@ Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
 For a norm they are what it multiplies by and what it adds.
 """
 
-# By platform, ways to convolve, the first that applies. Each is a module of two plain functions,
+# Ways to convolve by platform; the first that applies is taken. Each is a module of two functions,
 # `forward(x, kernel, before, window)` and, where autodiff would be slower or keep more,
 # `backward(x, kernel, dy, window)`, with the condition `applies(x, kernel, before, window)`.
-# Measured on H100 and H200 (docs/performance.md); a TPU's column was never timed.
+# The column "cuda" was timed on H100 and H200 (docs/performance.md); "tpu" was never timed.
 TABLE = {
     "cuda": (taps_summed, columns_joined, pairs, evenly_padded, per_frame, frames_joined),
     "tpu": (taps_summed, per_frame, plain_3d),
     "default": (taps_summed, per_frame, frames_joined),
 }
-# By platform, ways to normalise: `forward`, `backward` and `moments`.
+# Ways to normalise by platform, with functions `forward`, `backward` and `moments`.
 NORMS = {"cuda": (norm_kernels, norm), "default": (norm,)}
-# On every platform, ways to make a smaller convolution of one; it is then looked up above.
+# Ways that make a smaller convolution of one, on every platform. It is then looked up above.
 LONE, DOUBLINGS = lone_frame, (doubled_nearest, doubled_linear)
 
-_named = jax.named_scope("norm")  # in profiles
+_named = jax.named_scope("norm")  # the name that profiles show
 
 
 def convolve(
@@ -117,8 +117,8 @@ def _prepared(x, kernel, scales, before, window):
     return jax.tree.unflatten(tree, varying_alike(*leaves))
 
 
-# One gradient for all ways, by hand, so that nothing is kept for it but what stands here: branches
-# that keep their own would keep all of them.
+# All ways share one hand-written gradient, which keeps only the arguments. Branches with gradients
+# of their own would each keep something, and a program would keep all of it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(x, kernel, scales, before, window):
     ways = ways_to_convolve(x, kernel, before, window)

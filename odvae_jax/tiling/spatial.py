@@ -86,7 +86,7 @@ class SpatialTiling:
         rows, columns = (_cover(side // unit_in, tile, overlap) for side in x.shape[2:4])
         if len(rows) == len(columns) == 1:
             return part(x, state, final)
-        height, width = (min(side // unit_in, tile) for side in x.shape[2:4])  # of a tile
+        height, width = (min(side // unit_in, tile) for side in x.shape[2:4])  # the sides of a tile
         row, column = (g.ravel() for g in np.meshgrid(*map(np.arange, map(len, (rows, columns)))))
         places = np.stack([rows[row], columns[column]], axis=1)
         of_rows = _weights(rows * unit_out, height * unit_out)[row]
