@@ -65,7 +65,8 @@ class Structure:
 
     def __post_init__(self):
         for name in _TUPLES:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not isinstance(getattr(self, name), tuple):  # others cannot be compared or hashed
+                _refuse(name, getattr(self, name), "a tuple")
         levels = len(self.width_multipliers)
         if not levels or not all(_is_positive(m) for m in self.width_multipliers):
             _refuse("width_multipliers", self.width_multipliers, "one positive integer per level")
@@ -92,6 +93,23 @@ class Structure:
         for i, (kind, time) in enumerate(zip(self.downsample, self.time_strides, strict=True)):
             if kind == "2d" and time > 1:
                 _refuse("downsample", self.downsample, f"'3d' at {i}, where the time stride is 2")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Structure:
+        """The row with these fields, as JSON holds them; defaults for the others.
+
+        Raises:
+          ValueError: for a field that is missing or does not exist, naming the nearest that does.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"structure has no field {name!r}; {_nearest(name, known)}")
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING and field.name not in fields:
+                raise ValueError(f"structure lacks the field {field.name!r}.")
+        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
+        return cls(**fields | lists)
 
     @property
     def time_compression(self) -> int:
@@ -294,6 +312,9 @@ class ODVAEConfig:
                 raise ValueError(
                     f"model config field {name!r} is not known; {_nearest(name, known)}"
                 )
+        row = fields.get("structure")
+        if isinstance(row, dict):
+            fields = {**fields, "structure": Structure.from_dict(row)}
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -377,18 +398,7 @@ class ODVAEConfig:
 
 
 def _known(structure: Any) -> str | Structure:
-    """A row by its name if the table has it, else as a `Structure`; dicts are those of JSON."""
-    if isinstance(structure, dict):
-        known = [field.name for field in dataclasses.fields(Structure)]
-        for name in structure:
-            if name not in known:
-                raise ValueError(f"structure has no field {name!r}; {_nearest(name, known)}")
-        required = [
-            f.name for f in dataclasses.fields(Structure) if f.default is dataclasses.MISSING
-        ]
-        if missing := [name for name in required if name not in structure]:
-            raise ValueError(f"structure lacks the fields {missing}.")
-        structure = Structure(**structure)
+    """A row by its name if the table has it, else as a `Structure`."""
     if isinstance(structure, Structure):
         return next((name for name, row in STRUCTURES.items() if row == structure), structure)
     if structure not in STRUCTURES:

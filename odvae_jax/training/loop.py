@@ -60,6 +60,7 @@ def train(
         cannot be used, or a pretrained model that does not fit.
       FileNotFoundError: if the data, the pretrained model or LPIPS's weights are missing.
       FloatingPointError: if too many steps in a row had no finite loss and gradient.
+      TypeError: if the state of a task of your own lacks a field that the loop counts in.
     """
     workdir = Path(workdir).absolute()
     config = fields.filled(config)
@@ -69,7 +70,7 @@ def train(
         begun = json.loads((workdir / CONFIG_FILE).read_text())
         fields.check_continues(begun, config, str(workdir))
     task = fields.task_class(config)(config, mesh)
-    constants = task.constants()
+    abstract, constants = _abstract(task), task.constants()
     initial = None if continues else task.initial()
     # Nothing has been written so far: what cannot work leaves no folder.
     if jax.process_index() == 0:
@@ -77,7 +78,7 @@ def train(
     if jax.process_count() > 1:  # nobody looks at the folder after another has begun to write
         multihost_utils.sync_global_devices("begin")
     with _StopSignal() as stop, Checkpoints(workdir, config) as checkpoints:
-        state, position = _begin(task, initial, checkpoints)
+        state, position = _begin(abstract, initial, checkpoints)
         del initial
         first = int(state.step)
         if first >= config.steps:
@@ -92,8 +93,8 @@ def train(
     return state
 
 
-def _begin(task: Task, initial: Any, checkpoints: Checkpoints) -> tuple[Any, dict[str, int]]:
-    """The state to go on from, spread over the mesh, and the position in the data."""
+def _abstract(task: Task) -> Any:
+    """The state's shapes, dtypes and how each array is spread over the mesh."""
     abstract = task.abstract()
     if missing := [name for name in counters() if not hasattr(abstract, name)]:
         raise TypeError(
@@ -101,19 +102,24 @@ def _begin(task: Task, initial: Any, checkpoints: Checkpoints) -> tuple[Any, dic
             f"{missing[0]!r}; expected a NamedTuple with the fields {list(counters())} among its "
             "own, which odvae_jax.training.tasks.counters makes and the loop counts in."
         )
-    shardings = state_shardings(task.mesh, abstract)
-    if initial is not None:
-
-        def place(array, sharding):  # each process has the whole, its devices take their parts
-            whole = np.asarray(array)
-            return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
-
-        return jax.tree.map(place, initial, shardings), {}
-    logger.info("continuing from step %d of %s", checkpoints.latest, checkpoints.folder.parent)
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        abstract,
+        state_shardings(task.mesh, abstract),
     )
-    return checkpoints.restore(abstract)
+
+
+def _begin(abstract: Any, initial: Any, checkpoints: Checkpoints) -> tuple[Any, dict[str, int]]:
+    """The state to go on from, spread over the mesh, and the position in the data."""
+    if initial is None:
+        logger.info("continuing from step %d of %s", checkpoints.latest, checkpoints.folder.parent)
+        return checkpoints.restore(abstract)
+
+    def place(array, shape):  # each process has the whole, its devices take their parts
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, shape.sharding, whole.__getitem__)
+
+    return jax.tree.map(place, initial, abstract), {}
 
 
 class _Run:

@@ -139,6 +139,7 @@ def test_a_state_without_the_counters_and_a_step_that_changes_its_form_are_refus
         patch.setattr(page.Classifier, "initial", lambda self: Uncounted({}, jnp.zeros(())))
         with pytest.raises(TypeError, match=r"state of Classifier.*Uncounted.*field 'skipped';"):
             train(config_of(page, videos), here / "a")
+        assert not (here / "a").exists()
 
     def halved(self, kind):
         def step(state, batch, constants):
