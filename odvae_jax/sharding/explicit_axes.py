@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def mesh_with_axes(mesh: Mesh, axis_type: AxisType) -> Mesh:
@@ -67,7 +67,7 @@ def with_automatic_axes(
     return jax.sharding.auto_axes(run, axes=explicit, out_sharding=out_sharding)
 
 
-def _spread_alike(given, mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+def _spread_alike(given, mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> PartitionSpec:
     """Returns `given` for an array of another shape, without the axes that do not divide."""
     spec = [None] * len(shape)
     for axis in (0, 2, 3) if given is not None else ():
