@@ -147,7 +147,7 @@ def ablate(
 
 
 def _clips(config) -> FixedClips:
-    """The videos' last clips, if models can take them and a video holds one."""
+    """Returns the last clips of the videos, if models can take them and a video holds one."""
     ablation, data = config.ablation, config.data
     clips = FixedClips(
         data.path,
@@ -195,7 +195,7 @@ def _begin(config, workdir: Path, init: str | None) -> None:
 
 
 def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
-    """Trains unless that is done already, and says which."""
+    """Trains a model and notes that it is done, unless it is done already."""
     if (folder / _TRAINED).exists():
         begun = json.loads((folder / CONFIG_FILE).read_text())
         config_lib.check_continues(begun, config, str(folder))
@@ -206,11 +206,11 @@ def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
     if done < config.steps:
         raise InterruptedError(f"{folder} stopped after step {done}; the same command goes on.")
     write_whole(folder / _TRAINED, json.dumps({"step": done}) + "\n")
-    jax.clear_caches()
+    jax.clear_caches()  # the next training needs other programs, and memory
 
 
 def _training_config(config, structure: str) -> ml_collections.ConfigDict:
-    """The section `ablation` left out, the model's structure put in."""
+    """Returns the config without the section `ablation`, with the model's structure put in."""
     fields = config.to_dict()
     del fields["ablation"]
     model = fields["model"] | {"structure": structure}
@@ -257,14 +257,14 @@ def _report(chosen: list[Arm], both: list[Results], workdir: Path) -> None:
 
 
 def _curve(folder: Path) -> list[dict[str, float]]:
-    """What was measured during a training, on its fixed clips with the EMA weights."""
+    """Returns what a training measured on its fixed clips with the EMA weights."""
     keep = ("step", "psnr", "ssim", "lpips")
     records = [r for r in read_metrics(folder / METRICS_FILE) if "psnr" in r]
     return [{name: r[name] for name in keep if name in r} for r in records]
 
 
 def _joined(whole: Results, tiled: Results) -> tuple[list[str], list[list[str]]]:
-    """The table on whole clips, with PSNR and LPIPS of tiled ones beside."""
+    """Returns the table on whole clips, with PSNR and LPIPS on tiled clips next to it."""
     titles, rows = table(whole)
     _, tiled_rows = table(tiled)
     columns = [i for i, title in enumerate(titles) if title.startswith(("PSNR", "LPIPS"))]
@@ -275,7 +275,7 @@ def _joined(whole: Results, tiled: Results) -> tuple[list[str], list[list[str]]]
 
 
 def _plot(chosen: list[Arm], curves: dict[str, Any], output: Path) -> None:
-    """PSNR and LPIPS against steps: of the variants above, of the initialisations below."""
+    """Plots PSNR and LPIPS by step: the variants above, the initialisations below."""
     metrics = [
         m for m in ("psnr", "lpips") if any(m in p for points in curves.values() for p in points)
     ]

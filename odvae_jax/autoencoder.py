@@ -421,7 +421,7 @@ class ODVAE(nnx.Module):
 
 
 def _generator(rngs: nnx.Rngs | int | None) -> Generator:
-    """Where initial kernels come from: NumPy, but JAX under a trace."""
+    """Returns what draws initial kernels: NumPy, or JAX under a trace."""
     if rngs is None or isinstance(rngs, int):
         return None if rngs is None else np.random.default_rng(rngs)
     if not isinstance(rngs, nnx.Rngs):

@@ -253,7 +253,7 @@ def _placed(vae, x, mesh):
 
 
 def _in_blocks(run, vae, x, mesh):
-    """Returns the parts that `run` gives, joined. Explicit axes are Auto meanwhile."""
+    """Returns the parts that `run` gives, joined; meanwhile Explicit axes are Auto."""
     shardings = map(sharding_of, jax.tree.leaves((vae, x)))
     meshes = [mesh, *(getattr(sharding, "mesh", None) for sharding in shardings)]
     explicit = any(m is not None and AxisType.Explicit in m.axis_types for m in meshes)

@@ -283,7 +283,7 @@ def _is_2d(layer: str, config: ODVAEConfig) -> bool:
 
 
 def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
-    """The model's tensors, EMA preferred, and the names left out."""
+    """Returns the model's tensors, those of the EMA if there are any, and the names left out."""
     content, left_out = file.content, []
     for keys in (("ema_state_dict",), ("state_dict", "gen_model"), ("gen_model",), ("state_dict",)):
         inner: Any = content

@@ -123,14 +123,14 @@ def read_pickle(path: str | os.PathLike) -> Pickle:
 
 
 class _Sealed:
-    """What a pickle may name, call or be given, but not change."""
+    """Something that a pickle may name, call or be given, but not change."""
 
     def __setstate__(self, state):
         raise PickleError(f"the pickle tries to change a {type(self).__name__.strip('_')}")
 
 
 class _Function(_Sealed):
-    """A function of ours that a pickle may call."""
+    """A function of this package that a pickle may call."""
 
     def __init__(self, function):
         self._function = function
@@ -156,7 +156,7 @@ class _Storage(_Sealed):
 
 
 class _NumpyDtype(_Sealed):
-    """A plain number's dtype; NumPy's own could be given a state that reads anywhere."""
+    """The dtype of plain numbers; NumPy's own dtype could be given a state that reads anywhere."""
 
     def __init__(self, code, *_):
         if not (isinstance(code, str) and re.fullmatch(r"[<>|=]?[fiu][1248]|[|]?b1", code)):
@@ -171,7 +171,7 @@ class _NumpyDtype(_Sealed):
 
 
 class _NumpyArray(_Sealed):
-    """An array before its state has come; `value` is None until then."""
+    """An array whose state comes later in the pickle; `value` is None until then."""
 
     value: np.ndarray | None = None
 

@@ -135,7 +135,7 @@ def load_pretrained(
 
 
 def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loaded:
-    """A single file: a released training checkpoint, or an SD-VAE in either layout."""
+    """Loads a single file: a released training checkpoint, or an SD-VAE in either layout."""
     file = read_weight_file(path)
     if "quant_conv.kernel" in file.content:
         raise ValueError(f"{path} is of odvae_jax's own layout: pass its folder, {path.parent}.")
@@ -151,7 +151,7 @@ def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loa
 
 
 def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
-    """Builds the model of a foreign layout, and says what of the file was not looked up."""
+    """Builds the model of a foreign layout, and logs what was not looked up in the file."""
     vae, ignored = _FOREIGN[layout].load(file, config, progress, **overrides)
     if file.inert:
         logger.warning(
@@ -181,7 +181,7 @@ def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
 
 
 def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
-    """The folder in the hub's cache with a model's config and weights, downloaded if need be."""
+    """Downloads a model's config and weights, and returns their folder in the hub's cache."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 

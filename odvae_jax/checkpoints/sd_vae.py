@@ -189,7 +189,7 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
 
 
 def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
-    """The autoencoder's tensors, prefix taken off, and the names left out."""
+    """Returns the autoencoder's tensors, without their names' prefix, and the names left out."""
     content = file.content
     inner = content.get("state_dict")
     nested = isinstance(inner, Mapping)

@@ -406,7 +406,7 @@ class _Runner:
 
 @functools.partial(jax.jit, static_argnames="tiling")
 def _measured(model, clips, lpips, *, tiling):
-    """Reconstructions [B, T, H, W, 3], metrics [B, T] each, and whether all is finite, [B]."""
+    """Returns reconstructions [B, T, H, W, 3], metrics [B, T] each, and what is finite, [B]."""
     video = to_unit_range(clips)
     decoded = reconstruct(model, video, tiling)
     reconstruction = jnp.clip(decoded, -1.0, 1.0)

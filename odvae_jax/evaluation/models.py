@@ -137,7 +137,7 @@ def load_contenders(
 
 
 def _shortest(path: str, paths: list[str]) -> str:
-    """As many of a path's last parts as tell it from the others."""
+    """Returns as many of the last parts of a path as tell it from the other paths."""
     parts = Path(path).parts
     for count in range(1, len(parts) + 1):
         tail = parts[-count:]

@@ -15,7 +15,7 @@ from odvae_jax.evaluation.models import Contender, parameter_count
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 FEW_CLIPS = 400
-"""Under so many clips a Fréchet distance says little."""
+"""Below this number of clips a Fréchet distance says little."""
 _RESAMPLES = 10_000
 TITLES = {"psnr": "PSNR [dB] ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "rfvd": "rFVD ↓"}
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}

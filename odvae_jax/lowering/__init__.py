@@ -270,7 +270,7 @@ def ways_to_normalise(x: Float[Array, "b t h w c"]) -> dict[str, ModuleType]:
 
 
 def _branches(ways: dict, run_of: Callable) -> dict[str, Callable]:
-    """A function per platform; none for platforms that take the same way as all others."""
+    """Returns one function per platform, except for platforms that take the default way."""
     default = ways["default"]
     taken = {platform: way for platform, way in ways.items() if way is not default}
     return {platform: run_of(way) for platform, way in (taken | {"default": default}).items()}

@@ -63,7 +63,7 @@ def _interpolation_convolved(taps: Sequence[Array], axis: int) -> Array:
 
 
 def _interpolations(x, axis):
-    """The values at even and at odd places, in float32."""
+    """Returns the values at the even and at the odd places, in float32."""
     n = x.shape[axis]
     before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
     after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)

@@ -44,7 +44,7 @@ def forward(x, kernel, before, precision, convolve):
 
 
 def _pair_sums(kernel, axis):
-    """The kernel for the even and for the odd places of an axis that was doubled."""
+    """Returns the kernels for the even and for the odd places of an axis that was doubled."""
     first, second, third = (jax.lax.index_in_dim(kernel, i, axis) for i in range(3))
     return (
         jnp.concatenate([first, second + third], axis),

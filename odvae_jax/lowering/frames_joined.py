@@ -91,7 +91,10 @@ def _convolve_later(padded, kernel, window):
 
 
 def _input_gradient_of_wide(dy, kernel, window):
-    """The same for a 1×1 kernel: it has many outputs, of which joined frames would be too many."""
+    """Returns the gradient for the input of a convolution with a 1×1 kernel, without strides.
+
+    Such a kernel has many outputs, so that joining their frames would take too much memory.
+    """
     kt, _, _, c, d = kernel.shape
     wide = kernel.transpose(1, 2, 4, 0, 3).reshape(1, 1, d, kt * c)
     taps = jnp.split(convolve_frames(dy, wide, window).astype(jnp.float32), kt, axis=-1)

@@ -92,7 +92,7 @@ def _kernel_gradient(inputs, kernel, dy, window: Window):
 
 
 def _clip_inputs(x, scales=None):
-    """`pair_inputs` of a clip from its beginning, after a norm and SiLU if there are scales."""
+    """Returns `pair_inputs` of a whole clip, after a norm and SiLU if there are scales."""
     if scales is not None:
         return _in_one_pass(x, *scales)
     return pair_inputs(preceded(x, 3, 1, None), still=True)
