@@ -126,7 +126,7 @@ def ablate(
         config_lib.check(_image_config(config))
     if not config.validate_every:
         raise ValueError("config.validate_every=0: the curves are of what is measured meanwhile.")
-    TemporalTiling(ablation.tiling)
+    TemporalTiling(ablation.tiling).check(ODVAEConfig.variant(4))
     clips = _clips(config)
     _begin(config, workdir, init)
     if init is None:

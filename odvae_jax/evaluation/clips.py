@@ -150,7 +150,7 @@ class FixedClips:
         return self._source.rate(index)
 
     def _place(self, span: int, places: int) -> int:
-        """Returns the chosen place of those where a clip can begin; the last ends with the video."""
+        """Returns the chosen one of the places where a clip can begin; the last ends at the end."""
         if self.start is None:
             return places - 1
         place = self.start if self.start >= 0 else places - 1 + span + self.start
