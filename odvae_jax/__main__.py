@@ -1,4 +1,4 @@
-"""`python -m odvae_jax` is the command `odvae`."""
+"""The command `odvae`, run as `python -m odvae_jax`."""
 
 import sys
 

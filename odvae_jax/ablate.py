@@ -1,8 +1,8 @@
 """Variants, initialisations and tiling compared in one run (Fig. 4, Table 4), by `odvae ablate`.
 
-Every variant is trained from the same 2D model by tail initialisation, and one of them by each
-initialisation, all from the same data and seed. Then they are measured on the videos' held-out
-ends, whole and tiled. The same call continues what was interrupted, run by run and step by step.
+Every variant is trained from the same 2D model by tail initialisation, and one variant by each
+initialisation, all with the same data and seed. Then they are measured on the held-out ends of the
+videos, whole and tiled. The same call continues what was interrupted, run by run and step by step.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _TRAINED = "trained.json"  # in a training's folder once it is done
 
 
 def default_ablation() -> ml_collections.ConfigDict:
-    """What is compared, beside the fields of a training run."""
+    """Returns the config section `ablation`, which says what is compared."""
     return ml_collections.ConfigDict(
         {
             "variants": (1, 2, 3, 4),  # each from the 2D model by tail initialisation
-            "initialisations": ("tail", "average", "random"),  # of the next
+            "initialisations": ("tail", "average", "random"),  # each with the variant below
             "variant": 4,
-            "image_steps": 100_000,  # of the 2D model's training, where no other is given
+            "image_steps": 100_000,  # of training the 2D model, if none is given
             "image_batch_size": 64,
             "image_learning_rate": 1e-4,
-            "frames": 97,  # of the clips that all are measured on in the end
-            "tiling": 33,  # a group's frames
+            "frames": 97,  # per clip that all are measured on in the end
+            "tiling": 33,  # frames per group
             "fvd": True,
         }
     )
@@ -57,22 +57,27 @@ def default_ablation() -> ml_collections.ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One of the trainings that are compared."""
+    """One of the trainings that are compared.
+
+    Attributes:
+      structure: the variant, "v1" to "v4".
+      method: the initialisation: "tail", "average" or "random".
+    """
 
     structure: str
     method: str
 
     @property
     def name(self) -> str:
-        """Of its folder and in tables."""
+        """The name of the training's folder, which also stands in tables."""
         return f"{self.structure}-{self.method}"
 
 
 def arms(config: ml_collections.ConfigDict) -> list[Arm]:
-    """The trainings that a config asks for, each once.
+    """Returns the trainings that a config asks for, each of them once.
 
     Raises:
-      ValueError: for variants or initialisations that do not exist.
+      ValueError: if a variant or an initialisation does not exist.
     """
     ablation = config.ablation
     structures = [f"v{i}" for i in ablation.variants]
@@ -91,26 +96,27 @@ def arms(config: ml_collections.ConfigDict) -> list[Arm]:
 def ablate(
     config: ml_collections.ConfigDict, workdir: str | Path, *, init: str | None = None
 ) -> tuple[Results, Results]:
-    """Trains, measures and compares.
+    """Trains several models, measures them, and compares them.
 
-    A signal to stop lets the training under way save, and ends all; the same call then goes on.
-
-    Writes into `workdir` a folder for each training, `whole/` and `tiled/` with the evaluations,
+    A signal to stop lets the current training save, and ends everything; the same call then
+    continues. The folder gets one folder per training, `whole/` and `tiled/` with the evaluations,
     and `ablation.json`, `ablation.md` and `ablation.png`.
 
     Args:
-      config: of a training run, with a section `ablation`.
+      config: the config of a training run, with a section `ablation`.
       workdir: the folder.
-      init: the 2D model that all start from; None first trains one on single frames of the same
-        videos.
+      init: the 2D model that every training starts from; None first trains one on single frames of
+        the same videos.
 
     Returns:
-      The results on whole clips and on tiled ones.
+      The results on whole clips and on tiled clips.
 
     Raises:
-      ValueError: before anything is trained, for what cannot be trained or measured, and for a
-        folder that holds other ablations; FileNotFoundError, FloatingPointError: as the training.
-      InterruptedError: when a training was told to stop.
+      ValueError: before anything is trained, if something cannot be trained or measured, or if the
+        folder holds another ablation.
+      FileNotFoundError: if a model or the data is missing.
+      FloatingPointError: if a training has too many steps in a row that are not finite.
+      InterruptedError: if a training was told to stop.
     """
     workdir, chosen = Path(workdir), arms(config)
     ablation = config.ablation
@@ -120,7 +126,7 @@ def ablate(
         config_lib.check(_image_config(config))
     if not config.validate_every:
         raise ValueError("config.validate_every=0: the curves are of what is measured meanwhile.")
-    TemporalTiling(ablation.tiling)
+    TemporalTiling(ablation.tiling).check(ODVAEConfig.variant(4))
     clips = _clips(config)
     _begin(config, workdir, init)
     if init is None:
@@ -141,7 +147,7 @@ def ablate(
 
 
 def _clips(config) -> FixedClips:
-    """The videos' last clips, if models can take them and a video holds one."""
+    """Returns the last clips of the videos, if models can take them and a video holds one."""
     ablation, data = config.ablation, config.data
     clips = FixedClips(
         data.path,
@@ -189,7 +195,7 @@ def _begin(config, workdir: Path, init: str | None) -> None:
 
 
 def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
-    """Trains unless that is done already, and says which."""
+    """Trains a model and notes that it is done, unless it is done already."""
     if (folder / _TRAINED).exists():
         begun = json.loads((folder / CONFIG_FILE).read_text())
         config_lib.check_continues(begun, config, str(folder))
@@ -200,11 +206,11 @@ def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
     if done < config.steps:
         raise InterruptedError(f"{folder} stopped after step {done}; the same command goes on.")
     write_whole(folder / _TRAINED, json.dumps({"step": done}) + "\n")
-    jax.clear_caches()
+    jax.clear_caches()  # the next training needs other programs, and memory
 
 
 def _training_config(config, structure: str) -> ml_collections.ConfigDict:
-    """The section `ablation` left out, the model's structure put in."""
+    """Returns the config without the section `ablation`, with the model's structure put in."""
     fields = config.to_dict()
     del fields["ablation"]
     model = fields["model"] | {"structure": structure}
@@ -251,14 +257,14 @@ def _report(chosen: list[Arm], both: list[Results], workdir: Path) -> None:
 
 
 def _curve(folder: Path) -> list[dict[str, float]]:
-    """What was measured during a training, on its fixed clips with the EMA weights."""
+    """Returns what a training measured on its fixed clips with the EMA weights."""
     keep = ("step", "psnr", "ssim", "lpips")
     records = [r for r in read_metrics(folder / METRICS_FILE) if "psnr" in r]
     return [{name: r[name] for name in keep if name in r} for r in records]
 
 
 def _joined(whole: Results, tiled: Results) -> tuple[list[str], list[list[str]]]:
-    """The table on whole clips, with PSNR and LPIPS of tiled ones beside."""
+    """Returns the table on whole clips, with PSNR and LPIPS on tiled clips next to it."""
     titles, rows = table(whole)
     _, tiled_rows = table(tiled)
     columns = [i for i, title in enumerate(titles) if title.startswith(("PSNR", "LPIPS"))]
@@ -269,7 +275,7 @@ def _joined(whole: Results, tiled: Results) -> tuple[list[str], list[list[str]]]
 
 
 def _plot(chosen: list[Arm], curves: dict[str, Any], output: Path) -> None:
-    """PSNR and LPIPS against steps: of the variants above, of the initialisations below."""
+    """Plots PSNR and LPIPS by step: the variants above, the initialisations below."""
     metrics = [
         m for m in ("psnr", "lpips") if any(m in p for points in curves.values() for p in points)
     ]

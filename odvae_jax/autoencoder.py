@@ -27,15 +27,17 @@ from odvae_jax.types import AnyArray
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, and a change of it: after them, or before the next level.
+    """Residual blocks at one resolution, followed by a change of resolution.
+
+    The change leads to the next level of the encoder, or of the decoder.
 
     Args:
-      widths: channels of the input and after each block.
-      kind: the blocks' convolutions.
-      downsample: the encoder's change of resolution; None at its lowest level.
-      upsample: the decoder's change of resolution; None at its level 0.
-      config: the model's.
-      rng: for the initial kernels.
+      widths: the channels of the input, and the channels after each block.
+      kind: the kind of the blocks' convolutions, "2d", "3d" or "mixed".
+      downsample: the change of resolution in the encoder; None at its lowest level.
+      upsample: the change of resolution in the decoder; None at its level 0.
+      config: the config of the model.
+      rng: draws the initial kernels.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Level(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y d"]:
-        """The blocks, one after another, then the change of resolution."""
+        """Returns the clip, or its next chunk, after the blocks and the change of resolution."""
         for block in self.block:
             x = run(block, x, carry, self.remat)
         resample = self.downsample or self.upsample
@@ -66,12 +68,12 @@ class Level(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Residual block, attention, residual block, at the lowest resolution.
+    """A residual block, attention and a residual block, at the lowest resolution.
 
     Args:
-      width: channels.
-      config: the model's.
-      rng: for the initial kernels.
+      width: the number of channels.
+      config: the config of the model.
+      rng: draws the initial kernels.
     """
 
     def __init__(self, width: int, *, config: ODVAEConfig, rng: Generator):
@@ -84,18 +86,18 @@ class Middle(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b t h w c"]:
-        """The three layers, one after another."""
+        """Returns the clip, or its next chunk, after the three layers."""
         for layer in (self.block_1, self.attn_1, self.block_2):
             x = run(layer, x, carry, self.remat)
         return x
 
 
 class Encoder(nnx.Module):
-    """Video to moments (before the quant convolution); widths and levels as in Fig. 2.
+    """Maps a video to moments, up to the quant convolution; widths and levels are those of Fig. 2.
 
     Args:
-      config: the model's.
-      rng: for the initial kernels.
+      config: the config of the model.
+      rng: draws the initial kernels.
     """
 
     def __init__(self, config: ODVAEConfig, *, rng: Generator):
@@ -120,7 +122,10 @@ class Encoder(nnx.Module):
     def __call__(
         self, video: Float[Array, "b t h w 3"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y c2"]:
-        """Moments of a video in [-1, 1]; of a chunk: 4k + 1 frames at its beginning, then 4k."""
+        """Returns moments of a video in [-1, 1], in float32.
+
+        A chunk has 4k + 1 frames at the beginning of a clip, and 4k frames later.
+        """
         x = self.conv_in(video, carry)
         for level in self.down:
             x = level(x, carry)
@@ -129,11 +134,13 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents (after the post-quant convolution) to video; `up[i]` is level i, level 0 the last.
+    """Maps latents, after the post-quant convolution, to a video.
+
+    `up[i]` is level i; level 0, at full resolution, comes last.
 
     Args:
-      config: the model's.
-      rng: for the initial kernels.
+      config: the config of the model.
+      rng: draws the initial kernels.
     """
 
     def __init__(self, config: ODVAEConfig, *, rng: Generator):
@@ -157,13 +164,19 @@ class Decoder(nnx.Module):
     def __call__(
         self, z: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y 3"]:
-        """The video, in float32; of a chunk, the frames that can be told."""
+        """Returns the video, about [-1, 1], in float32.
+
+        For a chunk it returns the frames that no later chunk can change.
+        """
         return self.conv_out(self.hidden(z, carry), carry)
 
     def hidden(
         self, z: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y d"]:
-        """All but the last convolution; training weighs gradients where the two meet."""
+        """Returns what the last convolution is applied to.
+
+        Training weighs gradients at this place.
+        """
         x = self.conv_in(z, carry)
         x = self.mid(x, carry)
         for level in reversed(self.up):
@@ -193,16 +206,21 @@ def _length(kind: Kind) -> int:
 class ODVAE(nnx.Module):
     """The omni-dimensional video autoencoder (section 3): 4× in time, 8×8 in space, causal.
 
-    A Flax NNX module, and a pytree: pass it to `jax.jit`, `jax.grad` and the like as an argument. A
-    function that closes over it instead bakes its parameters into the program as constants.
+    It is a Flax NNX module and a pytree: pass it to `jax.jit`, `jax.grad` and other transformations
+    as an argument. A function that closes over it instead bakes its parameters into the program as
+    constants.
 
     Args:
-      config: what model; see `ODVAEConfig.variant` and `ODVAEConfig.image`.
-      rngs: for the initial parameters; an int is a seed, None makes kernels zero. Inside `jit` and
-        `nnx.eval_shape` the values are drawn by JAX: the same distribution, other values.
+      config: the config of the model; see `ODVAEConfig.variant` and `ODVAEConfig.image`.
+      rngs: decides the initial parameters. An int is a seed; None makes all kernels zero. Inside
+        `jit` and `nnx.eval_shape`, JAX draws the values instead of NumPy: they have the same
+        distribution but are not the same values.
+
+    Attributes:
+      config: the config of the model.
 
     Raises:
-      ValueError: if `config` or `rngs` is something else.
+      ValueError: if `config` is no `ODVAEConfig`, or `rngs` is none of the types that it may have.
     """
 
     def __init__(self, config: ODVAEConfig, *, rngs: nnx.Rngs | int | None = 0):
@@ -222,54 +240,86 @@ class ODVAE(nnx.Module):
         self.decoder = Decoder(config, rng=rng)
 
     def moments(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
-        """Mean and log-variance before the clamp, side by side in the channels, float32.
+        """Returns the mean and the unclamped log-variance of a video's latents, in float32.
+
+        They are [B, k + 1, H / 8, W / 8, 2 C], with the mean in the first C channels.
 
         Args:
-          video: floating point in [-1, 1], [B, T, H, W, 3], T = 4k + 1 (any T for the image model),
-            H and W multiples of 8.
+          video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1 (any number for the image
+            model); H and W are multiples of 8.
 
         Raises:
-          ValueError: for another shape or dtype, naming the nearest shape that would do; or rows
-            spread over too many devices.
+          ValueError: if the shape or the dtype is another, with the nearest shape that would do; or
+            if the rows are spread over too many devices.
         """
         checks.check_video(video, self.config)
         check_rows("video", video.shape, sharding_of(video), self.config.space_compression)
         return encode_clip(self, video)
 
     def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
-        """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1).
+        """Returns the posterior over the latents of a video (Eq. 1), [B, k + 1, H / 8, W / 8, C].
 
-        Arguments and errors are those of `moments`. Latents come unscaled: diffusion models take
-        them times `config.scaling_factor`.
+        The latents are unscaled: a diffusion model takes them multiplied by
+        `config.scaling_factor`.
+
+        Args:
+          video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1 (any number for the image
+            model); H and W are multiples of 8.
+
+        Raises:
+          ValueError: if the shape or the dtype is another, with the nearest shape that would do; or
+            if the rows are spread over too many devices.
         """
         return DiagonalGaussian.from_moments(self.moments(video))
 
     def reconstruct(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-        """The video that the decoder makes of the posterior's mean: float32, about [-1, 1].
+        """Returns the video that the decoder makes of the posterior's mean, in float32.
 
-        Arguments and errors are those of `moments`.
+        Its values are about [-1, 1]; they are not clipped.
+
+        Args:
+          video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1 (any number for the image
+            model); H and W are multiples of 8.
+
+        Raises:
+          ValueError: if the shape or the dtype is another, with the nearest shape that would do; or
+            if the rows are spread over too many devices.
         """
         return self.decode(self.encode(video).mode())
 
     def to_moments(
         self, video: Float[Array, "b t h w 3"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y c2"]:
-        """What `moments` computes, as a plain function of the arrays: not checked, not compiled."""
+        """Returns what `moments` returns, as a plain function that neither checks nor compiles.
+
+        Args:
+          video: a clip in [-1, 1], or the next chunk of a clip.
+          carry: takes and keeps frames from chunk to chunk.
+        """
         return self.quant_conv(self.encoder(video, carry))
 
     def to_video(
         self, latents: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y 3"]:
-        """What `decode` computes, as a plain function of the arrays: not checked, not compiled."""
+        """Returns what `decode` returns, as a plain function that neither checks nor compiles.
+
+        Args:
+          latents: unscaled latents of a clip, or of the next chunk of a clip.
+          carry: takes and keeps frames from chunk to chunk.
+        """
         return self.decoder(self.post_quant_conv(latents), carry)
 
     def decode(self, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"]:
-        """The video of unscaled latents (Eq. 2).
+        """Returns the video of unscaled latents (Eq. 2).
 
         It is float32 [B, 4(t - 1) + 1, 8h, 8w, 3], about [-1, 1].
 
+        Args:
+          latents: floating point, [B, t, h, w, C].
+
         Raises:
-          ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C.
+          ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C,
+            or if the rows are spread over too many devices.
         """
         checks.check_latents(latents, self.config)
         check_rows("latents", latents.shape, sharding_of(latents), 1)
@@ -278,15 +328,19 @@ class ODVAE(nnx.Module):
     def encode_chunk(
         self, video: Float[AnyArray, "b t h w 3"], state: State
     ) -> tuple[DiagonalGaussian, State]:
-        """`encode` of a clip that comes in chunks: one's posterior, and the state for the next.
+        """Encodes the next chunk of a clip; the chunks together give exactly what `encode` gives.
 
         Args:
-          video: 4k + 1 frames at the clip's beginning, then 4k.
-          state: START (odvae_jax/layers/carry.py) at the beginning, then what the last call gave; a
-            pytree of arrays whose size does not depend on the clip's length.
+          video: in [-1, 1], [B, T, H, W, 3]. T is 4k + 1 at the beginning of a clip, and 4k later.
+          state: START (odvae_jax/layers/carry.py) at the beginning of a clip; later what the last
+            call returned. It is a pytree of arrays whose size does not depend on the clip's length.
+
+        Returns:
+          The posterior of the chunk, and the state for the next chunk.
 
         Raises:
-          ValueError: if the model's norms are taken over time, or the chunk's shape will not do.
+          ValueError: if the model's norms take their statistics over time, or if the shape of the
+            chunk is not as described.
         """
         checks.check_streams(self.config)
         checks.check_video_chunk(video, self.config, first=state == START)
@@ -296,24 +350,39 @@ class ODVAE(nnx.Module):
     def decode_chunk(
         self, latents: Float[AnyArray, "b t h w c"], state: State, *, final: bool
     ) -> tuple[Float[Array, "b u v x 3"], State]:
-        """`decode` of a clip that comes in chunks: the frames that can be told, and the state.
+        """Decodes the next chunk of a clip; the chunks together give exactly what `decode` gives.
 
-        With linear upsampling in time, n + 1 latents (n at least 1) at the beginning give 4n - 2
-        frames and n more give 4n; the `final` chunk gives the 3 frames that are owed, too. With
-        nearest upsampling none is owed.
+        With linear upsampling in time some frames wait for the next chunk. At the beginning n + 1
+        latent frames (n at least 1) give 4n - 2 frames; later n of them give 4n. The final chunk
+        also gives the 3 frames that still wait. With nearest upsampling no frame waits.
+
+        Args:
+          latents: unscaled latents, [B, t, h, w, C].
+          state: START (odvae_jax/layers/carry.py) at the beginning of a clip; later what the last
+            call returned.
+          final: whether this is the last chunk of the clip.
+
+        Returns:
+          The frames, float32 and about [-1, 1], and the state for the next chunk.
 
         Raises:
-          ValueError: as `encode_chunk` does.
+          ValueError: if the model's norms take their statistics over time, or if `latents` is not a
+            floating-point array [B, t, h, w, C] with the model's C.
         """
         checks.check_streams(self.config)
         checks.check_latents(latents, self.config)
         return _decode_chunk(self, latents, state, final=final)
 
     def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` into the folder `path`.
+        """Writes `config.json` and `model.safetensors` into a folder.
+
+        Args:
+          path: the folder.
+          overwrite: whether a model that the folder holds already is replaced.
 
         Raises:
-          FileExistsError: if `path` holds something already and `overwrite` is not set.
+          FileExistsError: if the folder holds something already and `overwrite` is not set, or if
+            it holds files that are not a model's.
         """
         registry.save(self, path, overwrite=overwrite)
 
@@ -326,20 +395,21 @@ class ODVAE(nnx.Module):
         subfolder: str | None = None,
         **overrides: Any,
     ) -> ODVAE:
-        """Loads a model: one of ours, a released OD-VAE, or an SD-VAE (as a per-frame image model).
+        """Loads an OD-VAE of this package, a released one, or an SD-VAE as a per-frame image model.
 
         Args:
-          source: a folder that `save_pretrained` or `train.py` wrote; a released OD-VAE's folder or
-            training `.ckpt`; a diffusers SD-VAE's folder; a file of SD-VAE weights in either
-            layout, or a whole Stable Diffusion checkpoint; or the hub id of such a folder.
-          revision: of the hub's repository: a branch, tag or commit.
-          subfolder: folder in the repository, or in the local folder, such as "vae".
+          source: a folder that `save_pretrained` or a training run wrote; the folder or the
+            training `.ckpt` of a released OD-VAE; the folder of a diffusers SD-VAE; a file of
+            SD-VAE weights in either layout, or a whole Stable Diffusion checkpoint; the name of a
+            model that comes with the package; or the hub id of such a folder.
+          revision: the branch, tag or commit of the hub's repository.
+          subfolder: the folder inside the repository, or inside the local folder, such as "vae".
           **overrides: config fields to change that change no parameter's shape, such as
             `dtype="bfloat16"`.
 
         Raises:
           FileNotFoundError: if the source or one of its files is missing.
-          ValueError: if the files do not hold such a model, saying which names differ and how.
+          ValueError: if the files hold no such model. The message says which names differ and how.
         """
         model = registry.load(source, revision=revision, subfolder=subfolder, **overrides)
         if not isinstance(model, cls):
@@ -351,7 +421,7 @@ class ODVAE(nnx.Module):
 
 
 def _generator(rngs: nnx.Rngs | int | None) -> Generator:
-    """Where initial kernels come from: NumPy, but JAX under a trace."""
+    """Returns what draws initial kernels: NumPy, or JAX under a trace."""
     if rngs is None or isinstance(rngs, int):
         return None if rngs is None else np.random.default_rng(rngs)
     if not isinstance(rngs, nnx.Rngs):
@@ -364,14 +434,14 @@ def _generator(rngs: nnx.Rngs | int | None) -> Generator:
 
 @jax.jit
 def encode_clip(vae: ODVAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b u v y c2"]:
-    """The moments of whole clips, compiled; see `ODVAE.moments`."""
+    """Returns the moments of whole clips in [-1, 1]; it is compiled and checks nothing."""
     shape = vae.config.latent_shape(video.shape)
     return with_automatic_axes(ODVAE.to_moments, (vae, video), shape)(vae, video)
 
 
 @jax.jit
 def decode_clip(vae: ODVAE, latents: Float[Array, "b t h w c"]) -> Float[Array, "b u v y 3"]:
-    """The video of whole clips' latents, compiled; see `ODVAE.decode`."""
+    """Returns the video of unscaled latents of whole clips; it is compiled and checks nothing."""
     shape = vae.config.video_shape(latents.shape)
     return with_automatic_axes(ODVAE.to_video, (vae, latents), shape)(vae, latents)
 

@@ -1,6 +1,7 @@
-"""What public functions accept, and what they say if it is something else.
+"""Checks of what public functions accept, with messages that say what is expected instead.
 
-Each public function asks here once, before it computes anything. Below it nobody asks again.
+Every public function calls its check once, before it computes anything. Code below it does not
+check again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from odvae_jax.types import AnyArray
 
 
 def check_streams(config: ODVAEConfig) -> None:
-    """Raises ValueError unless a model's clips can come in chunks."""
+    """Checks that a model can take clips in chunks.
+
+    Raises:
+      ValueError: if the model's norms take their statistics over the frames of a clip.
+    """
     if not config.streams:
         raise ValueError(
             f"norm={config.norm!r}: the model's norms take their statistics over all frames of a "
@@ -26,20 +31,32 @@ def check_streams(config: ODVAEConfig) -> None:
 
 
 def check_array(name: str, value: Any) -> None:
-    """Raises ValueError for what is no JAX or NumPy array."""
+    """Checks that a value is a JAX or NumPy array.
+
+    Args:
+      name: the name of the argument, for the message.
+      value: the value.
+
+    Raises:
+      ValueError: if the value is something else.
+    """
     if not isinstance(value, AnyArray):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.")
 
 
 def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bool = False) -> None:
-    """Raises ValueError unless `video` is one that can be encoded.
+    """Checks that a video can be encoded.
 
     Args:
-      video: in [-1, 1], or in 0 to 255 if `uint8`.
-      config: of the model.
-      uint8: as above.
-      pad: whether it is padded first.
+      video: the video, [B, T, H, W, 3].
+      config: the config of the model.
+      uint8: whether the video must be uint8, from 0 to 255, instead of floating point in [-1, 1].
+      pad: whether the video is padded before it is encoded, so that any length and sides will do.
+
+    Raises:
+      ValueError: if the video is no array, or has another dtype or shape. The message has the
+        nearest shape that can be encoded.
     """
     check_array("video", video)
     shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
@@ -61,9 +78,10 @@ def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bo
 
 
 def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
-    """Raises ValueError unless [B, T, H, W, C] can be encoded.
+    """Checks that a video of a shape [B, T, H, W, C] can be encoded.
 
-    The error names the nearest shape that can.
+    Raises:
+      ValueError: if it cannot. The message has the nearest shape that can.
     """
     b, t, h, w, c = shape
     step, side = config.time_compression, config.space_compression
@@ -95,7 +113,15 @@ def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
 
 
 def check_latents(latents: Any, config: ODVAEConfig) -> None:
-    """Raises ValueError unless `latents` are some that `ODVAE.decode` takes."""
+    """Checks that latents can be decoded.
+
+    Args:
+      latents: the latents, [B, t, h, w, C].
+      config: the config of the model.
+
+    Raises:
+      ValueError: if the latents are no array, or have another dtype or shape.
+    """
     check_array("latents", latents)
     shape = tuple(jnp.shape(latents))
     expected = f"[B, t, h, w, {config.latent_channels}]"
@@ -112,12 +138,15 @@ def check_latents(latents: Any, config: ODVAEConfig) -> None:
 
 
 def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
-    """Raises ValueError unless `video` is a chunk that can be encoded after those before it.
+    """Checks that a chunk of a clip can be encoded after the chunks before it.
 
     Args:
-      video: in [-1, 1].
-      config: of the model.
-      first: whether it begins a clip: then it has one frame more.
+      video: the chunk, in [-1, 1], [B, T, H, W, 3].
+      config: the config of the model.
+      first: whether the chunk begins a clip, and so has one frame more.
+
+    Raises:
+      ValueError: if the chunk is no array or has another shape.
     """
     check_array("video", video)
     b, t, *rest = jnp.shape(video)
@@ -129,11 +158,20 @@ def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
             "first are."
         )
     else:
-        check_video_shape((b, t + 1, *rest), config)  # with a frame before it
+        check_video_shape((b, t + 1, *rest), config)  # with a frame before it, it is a clip
 
 
 def check_size(size: VideoSize | None, shape: tuple[int, ...], config: ODVAEConfig) -> None:
-    """Raises ValueError if latents of a shape [B, t, h, w, C] hold less than a video of `size`."""
+    """Checks that latents hold at least a video of some size.
+
+    Args:
+      size: the frames, rows and columns of the video; None checks nothing.
+      shape: the shape of the latents, [B, t, h, w, C].
+      config: the config of the model.
+
+    Raises:
+      ValueError: if the video of the latents is smaller than `size`.
+    """
     most = config.video_shape(shape)[1:4]
     if size is not None and any(
         n > m for n, m in zip(dataclasses.astuple(size), most, strict=True)

@@ -1,4 +1,4 @@
-"""Compiled programs: where they are kept, and the memory that they need."""
+"""Compiled programs: where they are kept, and how much memory they need."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from odvae_jax.lowering import norm_kernels
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs under `~/.cache/odvae_jax`, unless JAX is told another place.
+    """Keeps compiled programs under `~/.cache/odvae_jax`, unless JAX has another place for them.
 
-    Compiling a model for a GPU takes minutes, most of them autotuning; the next process then has it
-    in seconds. For programs, not for the library: it changes JAX's configuration.
+    Compiling a model for a GPU takes minutes, most of them for autotuning. With the cache the next
+    process has the program in seconds. This is for programs, not for libraries, because it changes
+    JAX's configuration.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -28,7 +29,11 @@ def use_compilation_cache() -> None:
 
 
 def bytes_needed(compiled: jax.stages.Compiled) -> int:
-    """What a device needs to run it: arguments, outputs in other memory, and what lies between."""
+    """Returns the bytes that a device needs to run a compiled program.
+
+    They are those of the arguments, of the outputs that do not take an argument's place, and of
+    what lies in memory in between.
+    """
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes

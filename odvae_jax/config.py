@@ -1,7 +1,4 @@
-"""What a model is.
-
-One frozen dataclass, and the variants as rows of a table (section 3.2, Fig. 2).
-"""
+"""The config of a model, one frozen dataclass, and the table of variants (section 3.2, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -206,24 +203,25 @@ class ODVAEConfig:
       groups: groups of every group norm; must divide `width`.
       upsample: "nearest" or "linear" (half-pixel centres) doubling in space where frames are
         doubled too (decoder levels 3 and 2 of the variants); elsewhere always the nearest. Released
-        checkpoints are "linear"; training from SD-VAE starts with "nearest", which keeps
-        an image's reconstruction exactly SD-VAE's (Eq. 4).
+        checkpoints are "linear"; training from SD-VAE starts with "nearest", which keeps an image's
+        reconstruction exactly SD-VAE's (Eq. 4).
       norm: "clip" takes the statistics of 3D parts over all frames, as the released model does;
         "frame" takes them per frame everywhere, which makes the encoder strictly causal.
       time_upsample: "linear" (released) or "nearest", which with norm "frame" makes the decoder
         strictly causal.
       scaling_factor: what latents are multiplied by before diffusion (they are returned unscaled).
-      dtype: of the computation, "float32", "bfloat16" or "float16" (kept as the name). Norm
-        statistics, the posterior and the decoded video are float32 in any case.
-      param_dtype: of the parameters.
-      precision: of float32 convolutions and products: "default" is what the platform does fastest
-        (TF32 on a GPU, bfloat16 on a TPU), "highest" is full float32.
+      dtype: the dtype of the computation, "float32", "bfloat16" or "float16" (kept as the name).
+        Norm statistics, the posterior and the decoded video are float32 in any case.
+      param_dtype: the dtype of the parameters.
+      precision: the precision of float32 convolutions and products: "default" is what the platform
+        does fastest (TF32 on a GPU, bfloat16 on a TPU), "highest" is full float32.
       remat: what a gradient computes again instead of keeping it in memory. "none": nothing;
         "convolutions": all of a residual block but its convolutions, of which the first one's
         output is kept; "blocks": whole residual blocks.
 
     Raises:
-      ValueError: for a value that no model can have, naming the field and what it may be.
+      ValueError: if a field has a value that no model can have. The message names the field and
+        what it may be.
     """
 
     structure: str | Structure = "v4"
@@ -277,7 +275,9 @@ class ODVAEConfig:
 
     @classmethod
     def variant(cls, n: int, **overrides: Any) -> ODVAEConfig:
-        """The paper's variant `n`, 1 to 4 (section 3.2), with any field overridden.
+        """Returns the config of the paper's variant `n`, 1 to 4 (section 3.2).
+
+        Any field can be overridden.
 
         Raises:
           ValueError: if `n` is not 1 to 4, or an override is unknown or has an impossible value.
@@ -292,18 +292,19 @@ class ODVAEConfig:
 
     @classmethod
     def image(cls, **overrides: Any) -> ODVAEConfig:
-        """SD-VAE, the 2D ancestor.
+        """Returns the config of SD-VAE, the 2D ancestor.
 
-        Each frame by itself, compressed 8 × 8 in space and not in time.
+        It compresses each frame by itself, 8 × 8 in space and not in time. Any field can be
+        overridden.
         """
         return cls.from_dict({**overrides, "structure": "image"})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ODVAEConfig:
-        """The config with these fields, defaults for the others.
+        """Returns the config with these fields, and with defaults for the others.
 
         Raises:
-          ValueError: for a field that does not exist, naming the nearest that does.
+          ValueError: if a field does not exist. The message has the nearest that does.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
@@ -317,7 +318,7 @@ class ODVAEConfig:
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as values that JSON can hold."""
+        """Returns every field, as values that JSON can hold."""
         fields = dataclasses.asdict(self)
         if isinstance(self.structure, Structure):
             fields["structure"] = {
@@ -337,12 +338,12 @@ class ODVAEConfig:
 
     @property
     def time_compression(self) -> int:
-        """4 for the paper's variants, 1 for the image model."""
+        """The number of frames per latent frame after the first: 4, or 1 for the image model."""
         return self.parts.time_compression
 
     @property
     def space_compression(self) -> int:
-        """8 for the paper's variants and the image model."""
+        """The number of rows, and of columns, per position of the latents: 8 in named models."""
         return self.parts.space_compression
 
     @property
@@ -366,15 +367,15 @@ class ODVAEConfig:
         return self.norm == "frame" or self.parts.is_image
 
     def clip_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The smallest frames, rows and columns that a model takes and that hold these.
+        """Returns the smallest size a model takes that holds these frames, rows and columns.
 
-        They are 4k + 1 frames and multiples of 8 rows and columns for the paper's variants.
+        For the paper's variants it has 4k + 1 frames, and multiples of 8 rows and columns.
         """
         t, s = self.time_compression, self.space_compression
         return -(-(frames - 1) // t) * t + 1, -(-height // s) * s, -(-width // s) * s
 
     def latent_shape(self, video_shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
-        """Shape of the latents of a video of shape [B, T, H, W, 3]."""
+        """Returns the shape of the latents of a video of shape [B, T, H, W, 3]."""
         b, t, h, w, _ = video_shape
         return (
             b,
@@ -385,7 +386,7 @@ class ODVAEConfig:
         )
 
     def video_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
-        """Shape of the video of latents of shape [B, t, h, w, C]."""
+        """Returns the shape of the video of latents of shape [B, t, h, w, C]."""
         b, t, h, w, _ = latent_shape
         return (
             b,

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 operations a second, from the makers' data sheets, by (part of) JAX's device kind.
+# Dense bfloat16 operations per second from the makers' data sheets, by a part of the name that JAX
+# gives the kind of device. The first that fits counts.
 _PEAK = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -24,25 +25,32 @@ _PEAK = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """bfloat16 operations a second that a device's maker states; None if it is not listed here."""
+    """Returns a device's bfloat16 operations per second as its maker states them.
+
+    It returns None if the device is not known here.
+    """
     return next((peak for kind, peak in _PEAK.items() if kind in device.device_kind), None)
 
 
 def count_flops(function: Callable, *args: Any) -> int:
-    """Operations of the convolutions and matrix products that `function`'s results depend on.
+    """Returns the number of operations of the convolutions and matrix products in a function.
 
-    A multiply-add counts as two.
+    Only what the function's results depend on is counted; a multiply-add counts as two operations.
+    The count is taken from the traced program, so that nothing is compiled or run. Where platforms
+    compute in different ways, the default platform's way counts. Of the branches of a condition the
+    costliest one counts. The body of a scan counts once per iteration, and the body of a `while`
+    loop only once.
 
-    Counted from the traced program, so nothing is compiled or run and `args` may be
-    `jax.ShapeDtypeStruct`s. Of what each platform does its own way, the default one's is counted;
-    of another branch the costliest; a scan's body once an iteration; a `while` loop's body once.
+    Args:
+      function: a function that JAX can trace.
+      *args: its arguments; arrays may be `jax.ShapeDtypeStruct`s.
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     return _count(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _count(jaxpr, wanted: list[bool]) -> tuple[int, list[bool]]:
-    """Operations behind the wanted outputs, and which inputs these depend on."""
+    """Returns the operations behind the wanted outputs, and which inputs these depend on."""
     live = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and not _is_literal(v)}
     total = 0
     for equation in reversed(jaxpr.eqns):
@@ -66,7 +74,7 @@ def _equation(equation, outputs):
         kernel, output = equation.invars[1].aval, equation.outvars[0].aval
         out_features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
         flops = 2 * output.size * kernel.size // out_features
-        # What meets the zeros between dilated inputs, in a strided one's gradient, needs no doing.
+        # The gradient of a strided convolution puts zeros between inputs; nobody multiplies these.
         return flops // math.prod(parameters["lhs_dilation"]), everything
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
@@ -88,14 +96,14 @@ def _equation(equation, outputs):
 
 
 def _taken(branches, platforms):
-    """Those that the default platform may take, of a branch by platform or by value."""
+    """Returns the branches that the default platform may take."""
     if platforms is None:
         return branches
     return [next(b for b, names in zip(branches, platforms, strict=True) if _is_for(names))]
 
 
 def _is_for(platforms) -> bool:
-    """Whether the default platform is one of these; None stands for all others."""
+    """Whether the default platform is one of some; None stands for all platforms."""
     platform = jax.default_backend()
     if platform == "gpu":
         version = jax.devices()[0].client.platform_version

@@ -1,4 +1,4 @@
-"""Encoding and decoding as functions, and their uint8 forms."""
+"""Encoding and decoding as functions, with tiling, padding and meshes, and their uint8 forms."""
 
 from __future__ import annotations
 
@@ -46,25 +46,28 @@ def encode(
     pad: bool = False,
     mesh: Mesh | None = None,
 ) -> DiagonalGaussian:
-    """The posterior over latents [B, k + 1, H / 8, W / 8, C] of a video (Eq. 1, section 3.3).
+    """Returns the posterior over the latents of a video (Eq. 1, section 3.3).
 
-    Called outside `jit` with a tiling in time, it runs part by part: a part's program is compiled
-    once for clips of all lengths, and of a NumPy video only a part at a time is on the device; what
-    comes back then is NumPy too.
+    The latents are [B, k + 1, H / 8, W / 8, C], and unscaled. Outside `jit`, a tiling in time runs
+    part by part: the program of a part is compiled once for clips of all lengths. Of a NumPy video
+    only one part at a time is on the device, and what is returned is NumPy too.
 
     Args:
       vae: the model.
-      video: in [-1, 1], [B, T, H, W, 3], T = 4k + 1, H and W multiples of 8.
-      tiling: `TemporalTiling`, `Streaming` or `SpatialTiling`, or a tuple of one in time and one in
-        space; None for the clip as a whole.
-      pad: take any length and sides; the last frame, row and column are repeated as often as it
-        needs, and the posterior's `size` is what `decode` cuts back to.
-      mesh: spreads clips over its axes "data" and "fsdp", rows over "height" (`make_mesh`), Auto
-        or Explicit; no approximation. A model that lies on it already is not copied.
+      video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1; H and W are multiples of 8.
+      tiling: `TemporalTiling`, `Streaming` or `SpatialTiling`, or a tuple of one tiling in time and
+        one in space; None takes the clip as a whole.
+      pad: whether any length and any sides are accepted. The last frame, row and column are then
+        repeated as often as needed, and the posterior keeps the original `size`, to which `decode`
+        cuts.
+      mesh: a mesh (`make_mesh`) whose axes "data" and "fsdp" share the clips and whose axis
+        "height" shares the rows. Its axes are Auto or Explicit. The result is exact. A model that
+        lies on the mesh already is not copied.
 
     Raises:
-      ValueError: for another shape or dtype, naming the nearest shape that would do; streaming with
-        norms over time; rows or clips that do not divide over the mesh.
+      ValueError: if the shape or the dtype is another, with the nearest shape that would do; if a
+        model whose norms take their statistics over time is streamed; or if rows or clips cannot be
+        divided over the mesh.
     """
     check_video(video, vae.config, pad=pad)
     run, *arguments = _encoding(vae, video, tiling, mesh)
@@ -80,10 +83,19 @@ def encode_uint8(
     pad: bool = False,
     mesh: Mesh | None = None,
 ) -> DiagonalGaussian:
-    """`encode` of a uint8 video, 0 to 255, scaled to [-1, 1] on the device.
+    """Returns the posterior over the latents of a uint8 video; otherwise like `encode`.
+
+    The video is scaled from 0 to 255 to [-1, 1] on the device.
+
+    Args:
+      vae: the model.
+      video: uint8, from 0 to 255, [B, T, H, W, 3].
+      tiling: how the clip is cut; see `encode`.
+      pad: whether any length and any sides are accepted; see `encode`.
+      mesh: the devices that share clips and rows; see `encode`.
 
     Raises:
-      ValueError: if `video` is not uint8, or as `encode`.
+      ValueError: if `video` is not uint8, or for the reasons that `encode` has.
     """
     check_video(video, vae.config, uint8=True, pad=pad)
     run, *arguments = _encoding(vae, video, tiling, mesh)
@@ -99,20 +111,23 @@ def decode(
     size: VideoSize | None = None,
     mesh: Mesh | None = None,
 ) -> Float[AnyArray, "b u v x 3"]:
-    """The float32 video, about [-1, 1], of unscaled latents (Eq. 2, section 3.3).
+    """Returns the video of unscaled latents (Eq. 2, section 3.3).
 
-    Called outside `jit` with a tiling in time, it runs part by part, as `encode` does.
+    It is float32, about [-1, 1], [B, 4(t - 1) + 1, 8h, 8w, 3]. Outside `jit`, a tiling in time runs
+    part by part, as in `encode`.
 
     Args:
       vae: the model.
-      latents: [B, t, h, w, C].
-      tiling: as of `encode`.
-      size: what to cut the video to; of a padded one the posterior's `size`.
-      mesh: as of `encode`.
+      latents: floating point, [B, t, h, w, C].
+      tiling: how the clip is cut; see `encode`.
+      size: the frames, rows and columns that the video is cut to, such as the `size` of a
+        posterior; None cuts nothing.
+      mesh: the devices that share clips and rows; see `encode`.
 
     Raises:
-      ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C, or
-        too small for `size`; else as `encode`.
+      ValueError: if `latents` is not a floating-point array [B, t, h, w, C] with the model's C; if
+        it holds less than `size`; if a model whose norms take their statistics over time is
+        streamed; or if rows or clips cannot be divided over the mesh.
     """
     return _decode(vae, latents, tiling, size, mesh, uint8=False)
 
@@ -125,16 +140,25 @@ def decode_uint8(
     size: VideoSize | None = None,
     mesh: Mesh | None = None,
 ) -> UInt8[AnyArray, "b u v x 3"]:
-    """`decode` to uint8, rounded to the nearest and clipped on the device.
+    """Returns the video of unscaled latents as uint8; otherwise like `decode`.
+
+    The video is scaled to 0 to 255, rounded to the nearest level, and clipped, on the device.
+
+    Args:
+      vae: the model.
+      latents: floating point, [B, t, h, w, C].
+      tiling: how the clip is cut; see `encode`.
+      size: the frames, rows and columns that the video is cut to; None cuts nothing.
+      mesh: the devices that share clips and rows; see `encode`.
 
     Raises:
-      ValueError: as `decode`.
+      ValueError: for the reasons that `decode` has.
     """
     return _decode(vae, latents, tiling, size, mesh, uint8=True)
 
 
 def _encoding(vae, video, tiling, mesh):
-    """The function that computes the moments, and its arguments."""
+    """Returns the function that computes the moments, and its arguments."""
     time, space = _checked(vae, tiling, mesh)
     padded = vae.config.clip_size(*video.shape[1:4])
     shape = (video.shape[0], *padded, IMAGE_CHANNELS)
@@ -198,7 +222,7 @@ def _video_in_parts(vae, latents, time, space, uint8):
 
 
 def _checked(vae, tiling, mesh):
-    """What is done in time and in space, if the model and the mesh allow it."""
+    """Returns the tiling in time and in space, if the model and the mesh allow them."""
     time, space = in_time_and_space(tiling)
     for one in filter(None, (time, space)):
         one.check(vae.config)
@@ -219,7 +243,7 @@ def _check_devices(name, x, shape, unit, mesh):
 
 
 def _is_traced(*trees):
-    """Whether this is part of a compiled function, of constants too."""
+    """Whether this runs inside a function that is being compiled, even on constants."""
     ambient = jnp.zeros(())  # traced itself inside one
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((ambient, trees)))
 
@@ -229,7 +253,7 @@ def _placed(vae, x, mesh):
 
 
 def _in_blocks(run, vae, x, mesh):
-    """The parts that `run` gives, joined; Explicit axes are Auto meanwhile."""
+    """Returns the parts that `run` gives, joined; meanwhile Explicit axes are Auto."""
     shardings = map(sharding_of, jax.tree.leaves((vae, x)))
     meshes = [mesh, *(getattr(sharding, "mesh", None) for sharding in shardings)]
     explicit = any(m is not None and AxisType.Explicit in m.axis_types for m in meshes)

@@ -19,10 +19,13 @@ METHODS: tuple[str, ...] = get_args(Method)
 def inflate_kernel(
     kernel: Float[AnyArray, "1 k k c d"], length: int, method: Literal["tail", "average"]
 ) -> Float[Array, "kt k k c d"]:
-    """A kernel of `length` in time from a 2D one.
+    """Returns a kernel of some length in time made from a 2D one.
 
-    "tail" gives the last time slice the 2D kernel and the others zero (Eq. 3); "average" gives
-    every slice the 2D kernel divided by `length` (Eq. 5). A kernel that stays 2D is copied.
+    Args:
+      kernel: the 2D kernel, [1, k, k, C, D].
+      length: the length kt in time; for 1 the kernel is copied.
+      method: "tail" puts the 2D kernel into the last place in time and zeros into the others (Eq.
+        3). "average" puts the 2D kernel divided by `length` into every place (Eq. 5).
     """
     if length == 1:
         return jnp.asarray(kernel)
@@ -32,20 +35,20 @@ def inflate_kernel(
 
 
 def inflate(image: ODVAE, config: ODVAEConfig, method: Method = "tail", *, seed: int = 0) -> ODVAE:
-    """The video model `config` started from a 2D one (section 3.3).
+    """Returns a video model whose parameters start from those of a 2D model (section 3.3).
 
-    After "tail" or "average" with `upsample="nearest"`, an image and each frame of a still clip go
-    through it as through `image` (Eq. 4). Biases and norms are copied by every method except
-    "random", which takes nothing from `image` but its shapes.
+    After "tail" or "average" with `upsample="nearest"`, the video model reconstructs an image, and
+    each frame of a still clip, as the 2D model does (Eq. 4). "tail" and "average" copy biases and
+    norms. "random" uses nothing of the 2D model; it only checks that the shapes fit.
 
     Args:
-      image: a model of `ODVAEConfig.image()`, of the same width and latent channels.
-      config: the model to make; its levels must be those of `image`.
+      image: a model of `ODVAEConfig.image()`, of the same width and number of latent channels.
+      config: the config of the video model; its levels must be those of the 2D model.
       method: "tail", "average" or "random".
-      seed: for the random method.
+      seed: decides the initial parameters with "random".
 
     Raises:
-      ValueError: if the method is unknown, or the two models' levels or sizes differ.
+      ValueError: if the method is unknown, or the levels or sizes of the two models differ.
     """
     if method not in METHODS:
         raise ValueError(f"initialisation {method!r} is not known; there are {list(METHODS)}.")

@@ -1,4 +1,4 @@
-"""Parameters of a module by their dotted names, and models without any."""
+"""The parameters of a module by their dotted names, and models without parameters."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def named_parameters(module: nnx.Module) -> dict[str, Any]:
-    """Every parameter by its dotted name, such as `encoder.down.0.block.0.conv1.kernel`."""
+    """Returns every parameter by its dotted name, such as "encoder.down.0.block.0.conv1.kernel"."""
     state = nnx.state(module, nnx.Param)
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def abstract_model(config: ODVAEConfig) -> ODVAE:
-    """The model with shapes in place of parameters; costs no memory."""
+    """Returns the model of a config with shapes in place of parameters, which takes no memory."""
     return nnx.eval_shape(lambda: ODVAE(config, rngs=None))
 
 
 def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
-    """The module with these parameters, by dotted name, in place of its own; it may be abstract.
+    """Returns a module with other parameters.
+
+    Args:
+      module: the module; it may be abstract, as `abstract_model` makes it.
+      parameters: the parameters by dotted name.
 
     Raises:
-      ValueError: unless names and shapes are exactly the model's.
+      ValueError: if the names and shapes are not exactly those of the module.
     """
     expected = {
         ".".join(map(str, path)): leaf.shape
@@ -46,7 +50,13 @@ def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
 
 
 def differences(expected: dict[str, tuple], found: dict[str, tuple], first: int = 4) -> str:
-    """Says how two sets of named shapes differ; empty if they do not."""
+    """Says how two sets of named shapes differ; the text is empty if they do not.
+
+    Args:
+      expected: the shapes by name that are wanted.
+      found: the shapes by name that are there.
+      first: how many names of each kind of difference are listed.
+    """
     missing = [f"{n} {expected[n]}" for n in expected if n not in found]
     unexpected = [f"{n} {found[n]}" for n in found if n not in expected]
     shapes = [

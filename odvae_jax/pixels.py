@@ -1,4 +1,4 @@
-"""Values and sizes of videos as people have them, and as the model takes them."""
+"""The values and the sizes of videos, as people have them and as models take them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,45 @@ from odvae_jax.types import AnyArray
 
 
 def to_unit_range(video: UInt8[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
-    """A uint8 video, 0 to 255, as float32 in [-1, 1]."""
+    """Returns a uint8 video, from 0 to 255, as float32 in [-1, 1]."""
     return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(video: Float[AnyArray, "*shape"]) -> UInt8[Array, "*shape"]:
-    """A video in [-1, 1] as uint8, 0 to 255: rounded to the nearest, and clipped."""
+    """Returns a video in [-1, 1] as uint8, from 0 to 255, rounded to the nearest and clipped."""
     levels = jnp.round((jnp.asarray(video, jnp.float32) + 1.0) * 127.5)
     return jnp.clip(levels, 0, 255).astype(jnp.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSize:
-    """Frames, rows and columns of a video before it was padded."""
+    """The size of a video before it was padded.
+
+    Attributes:
+      frames: the number of frames.
+      height: the number of rows.
+      width: the number of columns.
+    """
 
     frames: int
     height: int
     width: int
 
     def cut(self, video: Shaped[AnyArray, "b t h w c"]) -> Shaped[AnyArray, "b u v x c"]:
-        """The video without what it was padded with."""
+        """Returns a video [B, T, H, W, C] cut to this size at its end, bottom and right."""
         return video[:, : self.frames, : self.height, : self.width]
 
 
 def pad_video(
     video: Shaped[AnyArray, "b t h w c"], size: tuple[int, int, int]
 ) -> Shaped[AnyArray, "b u v x c"]:
-    """The video with its last frame, row and column repeated until it has `size`.
+    """Returns a video with its last frame, row and column repeated until it has a size.
 
-    `size` is in frames, rows and columns, such as `ODVAEConfig.clip_size` gives. NumPy in, NumPy
-    out.
+    A NumPy video gives a NumPy video.
+
+    Args:
+      video: the video, [B, T, H, W, C].
+      size: the frames, rows and columns of the result, such as `ODVAEConfig.clip_size` returns.
     """
     more = [n - m for n, m in zip(size, video.shape[1:4], strict=True)]
     if not any(more):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,20 +14,25 @@ from odvae_jax.pixels import VideoSize
 from odvae_jax.types import AnyArray
 
 LOGVAR_RANGE = (-30.0, 20.0)
+"""The range that log-variances are clamped to, as in the released model."""
 
 
 @jax.tree_util.register_pytree_node_class
 class DiagonalGaussian:
-    """A Gaussian with independent components; a pytree of two float32 arrays [B, t, h, w, C].
+    """A Gaussian over latents with independent components.
+
+    It is a pytree of two float32 arrays.
 
     Attributes:
-      mean: the mean, not clamped.
-      logvar: the logarithm of the variance, clamped to [-30, 20].
-      size: of the video before it was padded, for `decode` to cut to; None if it was not.
+      mean: the mean, [B, t, h, w, C]; it is not clamped.
+      logvar: the logarithm of the variance, [B, t, h, w, C]; clamped to [-30, 20] by
+        `from_moments`.
+      size: the size of the video before it was padded, to which `decode` can cut; None if it was
+        not padded.
     """
 
-    mean: AnyArray
-    logvar: AnyArray
+    mean: Float[AnyArray, "*shape"]
+    logvar: Float[AnyArray, "*shape"]
     size: VideoSize | None
 
     def __init__(
@@ -41,33 +49,43 @@ class DiagonalGaussian:
     def from_moments(
         cls, moments: Float[AnyArray, "*batch c2"], size: VideoSize | None = None
     ) -> DiagonalGaussian:
-        """Splits the channels in mean and log-variance, and clamps the latter.
+        """Makes the posterior of the moments that an encoder returns.
 
-        NumPy in, NumPy out.
+        The first half of the channels is the mean. The second half is the log-variance, which is
+        clamped to [-30, 20]. NumPy moments give NumPy arrays.
+
+        Args:
+          moments: floating point, [..., 2 C].
+          size: the size of the video before it was padded; None if it was not.
         """
         xp = np if isinstance(moments, np.ndarray) else jnp
         mean, logvar = xp.split(moments.astype(xp.float32), 2, axis=-1)
         return cls(mean, xp.clip(logvar, *LOGVAR_RANGE), size)
 
     def mode(self) -> Float[AnyArray, "*shape"]:
-        """The most probable latents, which are the mean."""
+        """Returns the most probable latents, which are the mean."""
         return self.mean
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, "*shape"]:
-        """Latents drawn with the reparameterisation trick."""
+        """Returns latents drawn with the reparameterisation trick, which lets gradients through."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Float[Array, " b"]:
-        """KL divergence to the unit Gaussian in nats, summed over each clip: shape [B]."""
+        """Returns the KL divergence to the unit Gaussian in nats, summed over each clip."""
         terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[tuple[Any, Any], VideoSize | None]:
+        """Returns mean and log-variance as leaves, and the size as static data, for JAX."""
         return (self.mean, self.logvar), self.size
 
     @classmethod
-    def tree_unflatten(cls, size, children):
+    def tree_unflatten(cls, size: VideoSize | None, children: Iterable[Any]) -> DiagonalGaussian:
+        """Makes a posterior of what `tree_flatten` returned, for JAX.
+
+        JAX also calls it with leaves that are no arrays, so that nothing may be checked here.
+        """
         posterior = object.__new__(cls)
         posterior.mean, posterior.logvar = children
         posterior.size = size

@@ -1,1 +1,1 @@
-"""Reading and writing models: one file a layout."""
+"""Reading and writing models, with one module per layout of files."""

@@ -1,4 +1,4 @@
-"""Weight files of any kind as NumPy arrays by name, and what is wrong with those that are not."""
+"""Weight files of every kind as NumPy arrays by name, and errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """A file's content: tensors by name (read when asked for) inside whatever nesting it has.
+    """The content of a file of weights.
 
     Attributes:
-      path: of the file.
-      content: a mapping; of tensors for safetensors, of anything for a pickle.
-      inert: globals of a pickle that were not looked up.
+      path: the path of the file.
+      content: a mapping. Of a safetensors file it maps names to tensors, which are read when they
+        are looked up. Of a pickle it may be nested and hold values of any kind.
+      inert: the globals of a pickle that were not looked up, each as "module.name".
     """
 
     path: Path
@@ -51,11 +52,11 @@ class _Safetensors(Mapping):
 
 
 def read_weight_file(path: str | os.PathLike) -> WeightFile:
-    """Opens a safetensors file, or a pickle of tensors through the restricted reader.
+    """Opens a safetensors file or a pickle of tensors; nothing in a pickle is executed.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is a Git LFS pointer, truncated, or not a file of weights.
+      ValueError: if it is a Git LFS pointer, is truncated, or is not a file of weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,14 +84,19 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
 
 
 def tensors(content: Mapping[str, Any]) -> dict[str, Any] | Mapping[str, Any]:
-    """The entries of a mapping that are tensors; the others are listed by `others`."""
+    """Returns those entries of a mapping whose names are text and whose values are arrays."""
     if isinstance(content, _Safetensors):
         return content
     return {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, np.ndarray)}
 
 
 def others(content: Mapping[str, Any], chosen: str | None = None) -> list[str]:
-    """Names of the entries that are no tensors, but for the `chosen` one that was gone into."""
+    """Returns the names of the entries of a mapping that `tensors` leaves out.
+
+    Args:
+      content: the mapping.
+      chosen: the name of one entry that is left out too, because its content is used.
+    """
     if isinstance(content, _Safetensors):
         return []
     taken = {chosen, *tensors(content)}

@@ -1,7 +1,4 @@
-"""What foreign layouts have in common.
-
-PyTorch's kernels, and strict matching of names and shapes.
-"""
+"""What foreign layouts share: PyTorch's kernels, and strict matching of names and shapes."""
 
 from __future__ import annotations
 
@@ -21,20 +18,32 @@ Progress = Callable[[Iterable], Iterable]
 
 
 def to_kernel(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "kt k k c d"]:
-    """PyTorch's [O, I], [O, I, k, k] or [O, I, kt, k, k] as our [kt, k, k, I, O]."""
+    """Returns a weight of PyTorch as a kernel of this package, [kt, k, k, I, O].
+
+    The weight is [O, I], [O, I, k, k] or [O, I, kt, k, k].
+    """
     o, i, *sides = weight.shape
     kt, kh, kw = [1] * (3 - len(sides)) + sides
     return weight.reshape(o, i, kt, kh, kw).transpose(2, 3, 4, 1, 0)
 
 
 def from_kernel(kernel: Float[np.ndarray, "kt k k c d"], axes: int) -> Float[np.ndarray, "..."]:
-    """Our kernel as PyTorch's of 2, 4 or 5 axes."""
+    """Returns a kernel [kt, k, k, I, O] of this package as a weight of PyTorch.
+
+    Args:
+      kernel: the kernel; its sides must be 1 along the axes that are left out.
+      axes: the number of axes of the weight: 2 for [O, I], 4 for [O, I, k, k], 5 for [O, I, kt, k,
+        k].
+    """
     weight = kernel.transpose(4, 3, 0, 1, 2)
     return np.ascontiguousarray(weight.reshape(*weight.shape[:2], *weight.shape[2:][5 - axes :]))
 
 
 def torch_leaf(name: str) -> tuple[str, str]:
-    """`encoder.conv_in.kernel` as ("encoder.conv_in", "weight")."""
+    """Returns the layer and PyTorch's name of a parameter of this package.
+
+    For "encoder.conv_in.kernel" they are "encoder.conv_in" and "weight".
+    """
     layer, leaf = name.rsplit(".", 1)
     return layer, "bias" if leaf == "bias" else "weight"
 
@@ -46,17 +55,21 @@ def build(
     source: Path,
     progress: Progress = iter,
 ) -> ODVAE:
-    """The model `config` with the parameters in `state`, every one of them and no other.
+    """Builds the model of a config from PyTorch's tensors.
+
+    The tensors must be exactly the model's parameters, neither more nor fewer.
 
     Args:
-      config: what to build.
-      state: PyTorch's tensors by name; those to be ignored are left out already.
-      their_name: our name of a parameter to the names that it may have in `state`.
-      source: for messages.
-      progress: wraps the loop over parameters.
+      config: the config of the model.
+      state: PyTorch's tensors by name, without those that are to be ignored.
+      their_name: a function from this package's name of a parameter to the names that it may have
+        in `state`.
+      source: the file of the tensors, for error messages.
+      progress: wraps the loop over parameters, for example in a progress bar.
 
     Raises:
-      ValueError: naming the first few missing, unexpected and wrongly shaped names.
+      ValueError: if names are missing or unexpected, or shapes are wrong. The message lists the
+        first few.
     """
     vae = abstract_model(config)
     expected = {n: tuple(p.shape) for n, p in named_parameters(vae).items()}

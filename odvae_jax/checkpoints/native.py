@@ -1,4 +1,4 @@
-"""Our own layout: a folder with `config.json` and `model.safetensors`."""
+"""The package's own layout: a folder with `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
 ENCODER = ("encoder.", "quant_conv.")
-"""How the names begin of the parameters that decide what latents are."""
+"""The first part of the names of all parameters that decide what the latents are."""
 Module = TypeVar("Module", bound=nnx.Module)
 _CHANGEABLE = (
     "upsample",
@@ -42,7 +42,12 @@ _CHANGEABLE = (
 
 
 def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:
-    """Sixteen hexadecimal digits of these fields and arrays by name."""
+    """Returns sixteen hexadecimal digits that tell a config and its parameters from others.
+
+    Args:
+      config: the fields of the config by name.
+      parameters: the arrays by name.
+    """
     found = hashlib.blake2b(json.dumps(config, sort_keys=True).encode())
     for name, value in sorted(parameters.items()):
         found.update(name.encode())
@@ -51,7 +56,17 @@ def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:
 
 
 def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """See `ODVAE.save_pretrained`."""
+    """Writes a model into a folder, as `config.json` and `model.safetensors`.
+
+    Args:
+      vae: the model.
+      path: the folder.
+      overwrite: whether a model that the folder holds already is replaced.
+
+    Raises:
+      FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
+        holds files that are not a model's.
+    """
     config = {"format": FORMAT, **vae.config.to_dict()}
     arrays = {n: np.asarray(jax.device_get(v)) for n, v in named_parameters(vae).items()}
     metadata = {"format": FORMAT}
@@ -67,16 +82,27 @@ def write_folder(
     overwrite: bool,
     metadata: dict[str, str],
 ) -> None:
-    """Writes `config.json` and a safetensors file; a new folder appears whole or not at all.
+    """Writes `config.json` and a safetensors file into a folder.
+
+    A folder that did not exist appears complete or not at all.
+
+    Args:
+      path: the folder.
+      config: the content of `config.json`.
+      weights_file: the name of the safetensors file.
+      arrays: the arrays of the safetensors file by name.
+      overwrite: whether files of these names are replaced.
+      metadata: the metadata of the safetensors file.
 
     Raises:
-      FileExistsError: if `path` holds something already and `overwrite` is not set.
+      FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
+        holds files of other names.
     """
     path = check_destination(path, (CONFIG_FILE, weights_file), overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        building.chmod(0o755)
+        building.chmod(0o755)  # mkdtemp lets nobody else in
         (building / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_file(arrays, building / weights_file, metadata=metadata)
         # safetensors lets nobody else read what it writes.
@@ -93,10 +119,16 @@ def write_folder(
 
 
 def check_destination(path: str | os.PathLike, ours: tuple[str, ...], *, overwrite: bool) -> Path:
-    """The folder to write, links followed; only files named in `ours` are ever replaced.
+    """Returns the real path of a folder that may be written, with links followed.
+
+    Args:
+      path: the folder.
+      ours: the names of files that may be replaced; files of other names never are.
+      overwrite: whether they may be replaced.
 
     Raises:
-      FileExistsError: if it holds something and `overwrite` is not set, or files of other names.
+      FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
+        holds files of other names.
     """
     path = Path(path).resolve()
     if not path.exists():
@@ -117,7 +149,17 @@ def check_destination(path: str | os.PathLike, ours: tuple[str, ...], *, overwri
 def load(
     path: str | os.PathLike, *, progress: Callable[[Iterable], Iterable] = iter, **overrides: Any
 ) -> ODVAE:
-    """See `ODVAE.from_pretrained`."""
+    """Loads a model from a folder of the package's own layout.
+
+    Args:
+      path: the folder.
+      progress: wraps the loop over parameters, for example in a progress bar.
+      **overrides: config fields to change that change no parameter's shape.
+
+    Raises:
+      FileNotFoundError: if one of the folder's files is missing.
+      ValueError: if the weights do not fit the config, or a field is unknown or cannot be changed.
+    """
     path = Path(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
@@ -139,7 +181,16 @@ def load(
 
 
 def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
-    """The config in a `config.json` of ours, with fields changed that change no parameter."""
+    """Reads the config of a model from a `config.json` of the package's own layout.
+
+    Args:
+      path: the file.
+      **overrides: config fields to change that change no parameter's shape.
+
+    Raises:
+      ValueError: if the file is another model's, a field is missing or unknown, or a field cannot
+        be changed.
+    """
     fields = read_json(path)
     if fields.pop("format", None) != FORMAT:
         raise ValueError(
@@ -155,10 +206,15 @@ def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
 
 
 def with_overrides(config: ODVAEConfig, source: Path, overrides: dict[str, Any]) -> ODVAEConfig:
-    """The config with fields changed that a set of weights leaves open.
+    """Returns a config with some fields changed that the weights do not decide.
+
+    Args:
+      config: the config of the weights.
+      source: the file of the weights, for error messages.
+      overrides: the new values by field.
 
     Raises:
-      ValueError: for a field that is unknown, or that the weights decide.
+      ValueError: if a field is unknown, or the weights decide it.
     """
     if fixed := [n for n in overrides if hasattr(config, n) and n not in _CHANGEABLE]:
         raise ValueError(
@@ -169,10 +225,10 @@ def with_overrides(config: ODVAEConfig, source: Path, overrides: dict[str, Any])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
-      ValueError: if it holds none.
+      ValueError: if the file holds no JSON object.
     """
     try:
         fields = json.loads(path.read_text())

@@ -1,8 +1,8 @@
 """The released PyTorch OD-VAE: Open-Sora-Plan version 1.2's `CausalVAEModel` (July 2024).
 
-Its layers are called as ours; a 3D convolution is wrapped in a module of its own, whose parameter
-is called `.conv`, and per-frame convolutions are 2D, with kernels of four axes. The one exception
-is the decoder's upsampling at level 1, a wrapped 1×3×3 convolution.
+Its layers have the same names as this package's. A 3D convolution is wrapped in a module of its
+own, whose parameter is called `.conv`. Per-frame convolutions are 2D, with kernels of four axes.
+The one exception is the decoder's upsampling at level 1, a wrapped 1×3×3 convolution.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from odvae_jax.parameters import named_parameters
 CLASS_NAME = "CausalVAEModel"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 HOLDABLE = ("v1", "v3", "v4")
-"""Structures that its classes can hold; variant 2's mixed blocks they cannot."""
+"""The structures that its classes can hold; they cannot hold variant 2's mixed blocks."""
 _FUNCTION = {"upsample": "linear", "norm": "clip", "time_upsample": "linear"}
 _GROUPS = 32
 
 
 def released_config(config: ODVAEConfig) -> dict[str, Any]:
-    """The `config.json` of a model in version 1.2's classes.
+    """Returns the `config.json` that describes a model with version 1.2's classes.
 
     Raises:
-      ValueError: if they cannot hold it, or would compute another function, naming the field.
+      ValueError: if these classes cannot hold the model or would compute another function. The
+        message names the field.
     """
     for field in LEVELS:
         theirs, ours = (getattr(row, field) for row in (STRUCTURES["v4"], config.parts))
@@ -102,7 +103,7 @@ def released_config(config: ODVAEConfig) -> dict[str, Any]:
     }
 
 
-# Fields whose value changes neither parameters nor function; the later ones are of training.
+# Fields whose value changes neither the parameters nor the function of a model.
 _FREE = (
     "_class_name",
     "_diffusers_version",
@@ -115,17 +116,21 @@ _FREE = (
     "in_channels",
     "out_channels",
 )
-# Where the class's default is what every variant has, a missing field does no harm.
+# For these the class's default is what every variant has, so they may be missing.
 _DEFAULTS = {"attn_resolutions": [], "double_z": True, "use_quant_layer": True}
 
 
 def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
-    """Our config of a released `config.json`.
+    """Returns the config of a released model from its `config.json`.
+
+    Args:
+      fields: the content of `config.json`.
+      source: the path of `config.json`, for error messages.
 
     Raises:
-      ValueError: for a structure that no variant has, a field that is missing (its class's default
-        is not version 1.2's) or unknown, or AttnBlock3D, which mixes frames and channels by
-        mistake.
+      ValueError: if no variant has the structure; if a field is unknown, or is missing and would
+        take its class's default, which is not version 1.2's; or if a layer is AttnBlock3D, which
+        mixes frames and channels by mistake.
     """
     for name in ("encoder_attention", "decoder_attention"):
         if fields.get(name) == "AttnBlock3D":
@@ -171,17 +176,24 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
 
 
 def released_name(ours: str, config: ODVAEConfig) -> str:
-    """A parameter's name in the released layout."""
+    """Returns the name in the released layout of a parameter with this package's name `ours`."""
     layer, leaf = torch_leaf(ours)
     is_norm = re.search(r"norm\w*$", layer)
     return f"{layer}.{leaf}" if is_norm or _is_2d(layer, config) else f"{layer}.conv.{leaf}"
 
 
 def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
-    """The config of a bare file of weights, from its names and shapes.
+    """Returns the config of a file of weights without a `config.json`, from names and shapes.
+
+    Weights whose convolutions fit no variant are taken for variant 4; `build` then says what
+    differs.
+
+    Args:
+      state: the tensors by name.
+      source: the file, for error messages.
 
     Raises:
-      ValueError: if it is none of the variants that can be held.
+      ValueError: if `conv_in` or `post_quant_conv` is missing.
     """
     name = next(
         (n for n in ("encoder.conv_in.weight", "encoder.conv_in.conv.weight") if n in state), None
@@ -203,25 +215,28 @@ def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
 
 
 def is_released(file: WeightFile) -> bool:
-    """Whether the file holds, by its names, a released OD-VAE."""
+    """Returns whether the names in a file are those of a released OD-VAE."""
     return any(name.endswith(".conv.weight") for name in _state(file)[0] if ".mid.attn_1." in name)
 
 
 def load(
     file: WeightFile, config: ODVAEConfig | None = None, progress: Progress = iter, **overrides: Any
 ) -> tuple[ODVAE, list[str]]:
-    """The model in a file of weights or a training checkpoint, and the names deliberately ignored.
+    """Loads the model of a file of weights or of a training checkpoint.
 
-    EMA weights are preferred; the training losses' parameters are ignored.
+    EMA weights are preferred. The parameters of the training losses are ignored.
 
     Args:
-      file: safetensors or pickle.
-      config: from the `config.json` beside it; without, read off names and shapes.
-      progress: wraps the loop over parameters.
-      **overrides: config fields.
+      file: the opened file.
+      config: the config of the `config.json` next to the file; None reads it off names and shapes.
+      progress: wraps the loop over parameters, for example in a progress bar.
+      **overrides: config fields to change that change no parameter's shape.
+
+    Returns:
+      The model, and the names in the file that were ignored on purpose.
 
     Raises:
-      ValueError: if the parameters are not exactly the model's.
+      ValueError: if the parameters are not exactly those of the model.
     """
     state, ignored = _state(file)
     config = config or infer_config(state, file.path)
@@ -231,11 +246,17 @@ def load(
 
 
 def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Writes the folder that the released implementation loads, strictly.
+    """Writes a model as a folder that the released implementation loads strictly.
+
+    Args:
+      vae: the model.
+      path: the folder.
+      overwrite: whether a model that the folder holds already is replaced.
 
     Raises:
-      ValueError: if it cannot hold the model, or would compute another function, naming the field.
-      FileExistsError: if `path` holds something already and `overwrite` is not set.
+      ValueError: if the released implementation cannot hold the model or would compute another
+        function. The message names the field.
+      FileExistsError: if the folder holds something already and `overwrite` is not set.
     """
     config = released_config(vae.config)
     state = {}
@@ -262,7 +283,7 @@ def _is_2d(layer: str, config: ODVAEConfig) -> bool:
 
 
 def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
-    """The model's tensors, EMA preferred, and the names left out."""
+    """Returns the model's tensors, those of the EMA if there are any, and the names left out."""
     content, left_out = file.content, []
     for keys in (("ema_state_dict",), ("state_dict", "gen_model"), ("gen_model",), ("state_dict",)):
         inner: Any = content

@@ -1,9 +1,9 @@
-"""Reading PyTorch and NumPy pickles without executing what they say, and without PyTorch.
+"""Reading PyTorch and NumPy pickles without PyTorch, and without executing what they say.
 
-A pickle is a program that may call any importable function. Here only what tensors are made of is
-looked up; any other global becomes an inert object, which takes whatever the pickle does to it, is
-never executed, and is reported. Tensors of PyTorch's zip format are mapped from the file, not
-copied.
+A pickle is a program that may call any function that can be imported. This reader looks up only
+what tensors are made of. Every other global becomes an inert object, which accepts whatever the
+pickle does to it, executes nothing, and is reported. Tensors of PyTorch's zip format are mapped
+from the file, not copied.
 """
 
 from __future__ import annotations
@@ -51,24 +51,30 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class PickleError(ValueError):
-    """A file that is no pickle of tensors, or is damaged; the message says why."""
+    """A file is no pickle of tensors, or is damaged. The message says why."""
 
 
 @dataclasses.dataclass
 class Pickle:
-    """What a file held, and the globals that were made inert instead of being looked up."""
+    """The content of a pickle.
+
+    Attributes:
+      content: the object that was pickled, with NumPy arrays in place of tensors.
+      inert: the globals that were made inert instead of being looked up, each as "module.name".
+    """
 
     content: Any
     inert: list[str]
 
 
 class Inert:
-    """Stands for an object of a class that is not looked up; keeps nothing and does nothing."""
+    """A stand-in for an object of a class that is not looked up; it keeps and does nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
 
     def __call__(self, *args, **kwargs):
+        """Returns another inert object, whatever the arguments are."""
         return Inert()
 
     def __setstate__(self, state):
@@ -78,12 +84,15 @@ class Inert:
         pass
 
     def append(self, item):
+        """Does nothing with an item, as pickles of lists ask for it."""
         pass
 
     def extend(self, items):
+        """Does nothing with items, as pickles of lists ask for it."""
         pass
 
     def add(self, item):
+        """Does nothing with an item, as pickles of sets ask for it."""
         pass
 
     def __hash__(self):
@@ -94,12 +103,12 @@ class Inert:
 
 
 def read_pickle(path: str | os.PathLike) -> Pickle:
-    """Reads a file written by `torch.save` (either format) or a plain pickle of NumPy arrays.
+    """Reads a file that `torch.save` wrote, in either format, or a plain pickle of NumPy arrays.
 
-    Tensors become NumPy arrays; those of bfloat16 have ml_dtypes' dtype.
+    Tensors become NumPy arrays. Those of bfloat16 have the dtype of ml_dtypes.
 
     Raises:
-      PickleError: if it is none of these, or damaged.
+      PickleError: if the file is none of these, or is damaged.
     """
     with open(path, "rb") as file:
         try:
@@ -114,14 +123,14 @@ def read_pickle(path: str | os.PathLike) -> Pickle:
 
 
 class _Sealed:
-    """What a pickle may name, call or be given, but not change."""
+    """Something that a pickle may name, call or be given, but not change."""
 
     def __setstate__(self, state):
         raise PickleError(f"the pickle tries to change a {type(self).__name__.strip('_')}")
 
 
 class _Function(_Sealed):
-    """A function of ours that a pickle may call."""
+    """A function of this package that a pickle may call."""
 
     def __init__(self, function):
         self._function = function
@@ -147,7 +156,7 @@ class _Storage(_Sealed):
 
 
 class _NumpyDtype(_Sealed):
-    """A plain number's dtype; NumPy's own could be given a state that reads anywhere."""
+    """The dtype of plain numbers; NumPy's own dtype could be given a state that reads anywhere."""
 
     def __init__(self, code, *_):
         if not (isinstance(code, str) and re.fullmatch(r"[<>|=]?[fiu][1248]|[|]?b1", code)):
@@ -162,7 +171,7 @@ class _NumpyDtype(_Sealed):
 
 
 class _NumpyArray(_Sealed):
-    """An array before its state has come; `value` is None until then."""
+    """An array whose state comes later in the pickle; `value` is None until then."""
 
     value: np.ndarray | None = None
 

@@ -19,21 +19,21 @@ from odvae_jax.checkpoints.native import read_json
 
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
-"""Where a training run leaves its model, in the run's own folder."""
+"""The folder inside a training run's folder where the run leaves its model."""
 _FOREIGN = {"open-sora-plan": open_sora_plan, "sd-vae": sd_vae}
 _FOREIGN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model and where it came from.
+    """A model, and where it was loaded from.
 
     Attributes:
       vae: the model.
       layout: "native", "open-sora-plan" or "sd-vae".
       source: the file that the weights were read from.
-      ignored: names in it that were deliberately left out.
-      inert: globals of a pickle that were not looked up.
+      ignored: the names in the file that were ignored on purpose.
+      inert: the globals of a pickle that were not looked up, each as "module.name".
     """
 
     vae: ODVAE
@@ -50,23 +50,25 @@ def from_pretrained(
     subfolder: str | None = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """Loads the model that a source holds, whatever model it is.
+    """Loads the model that a source holds, whatever kind of model it is.
 
     Args:
-      source: a folder that `save_pretrained` or a training run wrote; a released OD-VAE's folder or
-        training `.ckpt`; a diffusers SD-VAE's folder; a file of SD-VAE weights in either layout, or
-        a whole Stable Diffusion checkpoint; or the hub id of such a folder.
-      revision: of the hub's repository: a branch, tag or commit.
-      subfolder: folder in the repository, or in the local folder, such as "vae".
+      source: a folder that `save_pretrained` or a training run wrote; the folder or the training
+        `.ckpt` of a released OD-VAE; the folder of a diffusers SD-VAE; a file of SD-VAE weights in
+        either layout, or a whole Stable Diffusion checkpoint; the name of a model that comes with
+        the package; or the hub id of such a folder.
+      revision: the branch, tag or commit of the hub's repository.
+      subfolder: the folder inside the repository, or inside the local folder, such as "vae".
       **overrides: config fields to change that change no parameter's shape, such as
         `dtype="bfloat16"`.
 
     Returns:
-      The model: each has `encode`, `decode` and `reconstruct`.
+      The model. Every model has `encode`, `decode` and `reconstruct`.
 
     Raises:
       FileNotFoundError: if the source or one of its files is missing.
-      ValueError: if the files do not hold a model that is known, saying which names differ and how.
+      ValueError: if the files hold no model that is known. The message says which names differ and
+        how.
     """
     return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
 
@@ -82,7 +84,20 @@ def load_pretrained(
     progress: Progress = iter,
     **overrides: Any,
 ) -> Loaded:
-    """`from_pretrained`, and where the model came from; `progress` wraps loops over parameters."""
+    """Loads the model that a source holds, and tells where it was loaded from.
+
+    Args:
+      source: a path, a shipped name or a hub id, as `from_pretrained` takes it.
+      revision: the branch, tag or commit of the hub's repository.
+      subfolder: the folder inside the repository, or inside the local folder, such as "vae".
+      progress: wraps the loop over parameters, for example in a progress bar.
+      **overrides: config fields to change that change no parameter's shape.
+
+    Raises:
+      FileNotFoundError: if the source or one of its files is missing.
+      ValueError: if the files hold no model that is known. The message says which names differ and
+        how.
+    """
     path = shipped.model_path(source)
     if not path.exists() and shipped.is_hub_id(str(source)):
         path = _download(str(source), revision, subfolder)
@@ -120,7 +135,7 @@ def load_pretrained(
 
 
 def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loaded:
-    """A single file: a released training checkpoint, or an SD-VAE in either layout."""
+    """Loads a single file: a released training checkpoint, or an SD-VAE in either layout."""
     file = read_weight_file(path)
     if "quant_conv.kernel" in file.content:
         raise ValueError(f"{path} is of odvae_jax's own layout: pass its folder, {path.parent}.")
@@ -136,7 +151,7 @@ def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loa
 
 
 def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
-    """Builds the model of a foreign layout, and says what of the file was not looked up."""
+    """Builds the model of a foreign layout, and logs what was not looked up in the file."""
     vae, ignored = _FOREIGN[layout].load(file, config, progress, **overrides)
     if file.inert:
         logger.warning(
@@ -148,9 +163,9 @@ def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
 
 
 def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
-    """The folder's weights.
+    """Opens the file of weights in a folder.
 
-    A `.ckpt` beside a released model's config goes before them, as there.
+    With `prefer_checkpoint` a `.ckpt` goes before other files, as in the released implementation.
     """
     checkpoints = sorted(folder.glob("*.ckpt")) if prefer_checkpoint else []
     files = [folder / name for name in _FOREIGN_WEIGHTS if (folder / name).is_file()]
@@ -166,7 +181,7 @@ def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
 
 
 def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
-    """The folder in the hub's cache with a model's config and weights, downloaded if need be."""
+    """Downloads a model's config and weights, and returns their folder in the hub's cache."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,7 +1,7 @@
 """SD-VAE, the 2D ancestor, in its two layouts: diffusers' AutoencoderKL and the original one.
 
-Decoder levels count the other way round in the two: diffusers' `up_blocks.0` is the original's
-`up.3`. Attention has newer and older names in diffusers (`to_q`, `query`), and weights of two or
+The two count decoder levels in opposite directions: diffusers' `up_blocks.0` is the original's
+`up.3`. In diffusers, attention has newer and older names (`to_q`, `query`), and weights of two or
 four axes.
 """
 
@@ -53,7 +53,7 @@ _REQUIRED = {
 
 
 def diffusers_names(ours: str) -> tuple[str, ...]:
-    """A parameter's possible names in diffusers' layout, the newest first."""
+    """Returns the names that a parameter may have in diffusers' layout, the newest one first."""
     layer, leaf = torch_leaf(ours)
     layer = re.sub(r"^encoder\.down\.(\d)", r"encoder.down_blocks.\1", layer)
     layer = re.sub(r"^decoder\.up\.(\d)", lambda m: f"decoder.up_blocks.{_TOP - int(m[1])}", layer)
@@ -70,15 +70,22 @@ def diffusers_names(ours: str) -> tuple[str, ...]:
 
 
 def original_names(ours: str) -> tuple[str, ...]:
-    """A parameter's name in the original layout, whose layers are called as ours."""
+    """Returns the one name that a parameter has in the original layout.
+
+    Layers have the same names there as in this package.
+    """
     return (".".join(torch_leaf(ours)),)
 
 
 def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
-    """Our config of a diffusers `config.json`.
+    """Returns the config of a diffusers SD-VAE from its `config.json`.
+
+    Args:
+      fields: the content of `config.json`.
+      source: the path of `config.json`, for error messages.
 
     Raises:
-      ValueError: if it is not SD-VAE's architecture, naming the field.
+      ValueError: if the architecture is not that of SD-VAE. The message names the field.
     """
     for name, value in _REQUIRED.items():
         if name in fields and fields[name] != value:
@@ -100,17 +107,21 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
 def load(
     file: WeightFile, config: ODVAEConfig | None = None, progress: Progress = iter, **overrides: Any
 ) -> tuple[ODVAE, list[str]]:
-    """The image model in a weight file, and the names that were deliberately ignored.
+    """Loads the image model of a weight file.
 
     Args:
-      file: of either layout; in a whole Stable Diffusion checkpoint everything but
-        `first_stage_model.` is ignored, in an autoencoder's training file its `loss.`.
-      config: from the `config.json` beside it; without, width and latent channels are read off.
-      progress: wraps the loop over parameters.
-      **overrides: config fields.
+      file: the opened file, of either layout. In a whole Stable Diffusion checkpoint everything but
+        `first_stage_model.` is ignored; in an autoencoder's training file its `loss.` is ignored.
+      config: the config of the `config.json` next to the file; None reads width and latent channels
+        off the shapes.
+      progress: wraps the loop over parameters, for example in a progress bar.
+      **overrides: config fields to change that change no parameter's shape.
+
+    Returns:
+      The model, and the names in the file that were ignored on purpose.
 
     Raises:
-      ValueError: if the parameters are not exactly an SD-VAE's.
+      ValueError: if the parameters are not exactly those of an SD-VAE.
     """
     state, ignored = _state(file)
     if not any(n.startswith("encoder.") for n in state):
@@ -145,9 +156,14 @@ def load(
 def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Writes an image model as a folder that diffusers' `AutoencoderKL.from_pretrained` loads.
 
+    Args:
+      vae: the model.
+      path: the folder.
+      overwrite: whether a model that the folder holds already is replaced.
+
     Raises:
       ValueError: if it is a video model.
-      FileExistsError: if `path` holds something already and `overwrite` is not set.
+      FileExistsError: if the folder holds something already and `overwrite` is not set.
     """
     c = vae.config
     if c.structure != "image":
@@ -173,7 +189,7 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
 
 
 def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
-    """The autoencoder's tensors, prefix taken off, and the names left out."""
+    """Returns the autoencoder's tensors, without their names' prefix, and the names left out."""
     content = file.content
     inner = content.get("state_dict")
     nested = isinstance(inner, Mapping)

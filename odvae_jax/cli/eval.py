@@ -245,7 +245,7 @@ def _speed(arguments: argparse.Namespace) -> int:
     )
     print(
         f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {name}, clips of "
-        f"{frames}×{size}×{size}; clips a second: median (10th–90th percentile)"
+        f"{frames}×{size}×{size}; clips per second: median (10th–90th percentile)"
     )
     print(
         f"{'model':24}{'work':>8}{'batch 1':>26}{'GB':>8}{'best batch':>12}{'':>26}{'GB':>8}"

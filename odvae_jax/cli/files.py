@@ -132,11 +132,12 @@ def transcode(arguments: argparse.Namespace, work: str) -> int:
     """Encodes, decodes or reconstructs as the arguments say; returns the exit status.
 
     Args:
-      arguments: of the command line.
+      arguments: the arguments of the command line.
       work: "encode", "decode" or "reconstruct".
 
     Raises:
-      ValueError, OSError: for arguments that do not fit, and for what cannot be read or written.
+      ValueError: if the arguments do not fit together or with the files.
+      OSError: if something cannot be read or written.
     """
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     join_hosts(arguments)

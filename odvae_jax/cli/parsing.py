@@ -145,10 +145,10 @@ def labelled(text: str) -> str:
 
 
 def part(text: str) -> tuple[int, int]:
-    """Of "i/n", the numbers i and n.
+    """Returns the numbers i and n of "i/n".
 
     Raises:
-      ValueError: unless i is one of 0 to n - 1.
+      ValueError: if i is not one of 0 to n - 1.
     """
     which, slash, count = text.partition("/")
     if not (slash and which.isdigit() and count.isdigit() and int(which) < int(count)):

@@ -78,7 +78,7 @@ def log_to_stderr(level: int | None = None) -> None:
     """Sends the log to stderr, each line with its time.
 
     Args:
-      level: of this library's own messages; None leaves them at warnings, as all others are.
+      level: the level of this library's own messages; None leaves it at warnings, like all others.
     """
     from absl import flags
     from absl import logging as absl_logging

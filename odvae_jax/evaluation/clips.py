@@ -1,4 +1,4 @@
-"""The clips that models are compared on: one of every video, the same whenever it is read."""
+"""The clips that models are compared on: one per video, the same whenever it is read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import UInt8
 
 from odvae_jax.data.sources import Sampling, open_sources
 from odvae_jax.data.video import VideoError, centre_crop
@@ -19,37 +20,50 @@ from odvae_jax.data.video import VideoError, centre_crop
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A clip's number among the source's videos, its video's name, frames a second, and frames.
+    """One clip of one video of a source.
 
-    `frames` is uint8 [T, H, W, 3]; None where the video could not be used, and `reason` says why.
+    Attributes:
+      index: the number of the video in its source, counted from 0.
+      name: the name of the video.
+      fps: the frames per second of the clip.
+      frames: uint8 [T, H, W, 3], from 0 to 255; None if the video could not be used.
+      reason: why the video could not be used; empty if it could.
     """
 
     index: int
     name: str
     fps: float = 0.0
-    frames: np.ndarray | None = None
+    frames: UInt8[np.ndarray, "t h w 3"] | None = None
     reason: str = ""
 
     @property
     def digest(self) -> str:
-        """Of the frames."""
+        """Sixteen hexadecimal digits that tell the clip's frames from other frames."""
         return hashlib.blake2b(np.ascontiguousarray(self.frames), digest_size=8).hexdigest()
 
 
 class FixedClips:
-    """One clip of every video: the short side scaled to `size`, the centre cropped (section 4.1).
+    """One clip per video: the short side is scaled to `size`, the centre cropped (section 4.1).
 
     Args:
-      source: what `odvae_jax.data.sources.open_source` takes.
-      frames: of a clip.
-      size: side of the square clips.
-      start: first frame; negative counts from the video's end; None takes the last clip that fits.
-      stride: distance of the frames.
-      fps: the clips' frames a second, instead of a stride.
-      limit: of the videos only so many, from the first on; 0 takes all.
+      source: names one source of videos, as `odvae_jax.data.sources.open_sources` takes it.
+      frames: the number T of frames in a clip.
+      size: the side of the square clips in pixels.
+      start: the frame of the video at which the clip begins. A negative number counts from the end
+        of the video. None takes the last clip that fits.
+      stride: the distance between the frames of a clip, in frames of the video.
+      fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      limit: the number of videos that are used, from the first one on; 0 uses all.
+
+    Attributes:
+      source: the text that names the source.
+      sampling: how clips are cut out of videos.
+      size: the side of the clips in pixels.
+      start: the frame at which clips begin, or None.
+      stride: the distance between the frames of a clip.
 
     Raises:
-      ValueError: for a source that is a mixture, or as `open_source` does.
+      ValueError: if the source is a mixture of several, or cannot be opened.
       FileNotFoundError: if the data is missing.
     """
 
@@ -73,14 +87,15 @@ class FixedClips:
         self._count = min(limit, len(self._source)) if limit else len(self._source)
 
     def __len__(self) -> int:
+        """Returns the number of videos that are used."""
         return self._count
 
     def name(self, index: int) -> str:
-        """The video's name."""
+        """Returns the name of the video number `index`."""
         return self._source.name(index)
 
     def settings(self) -> dict:
-        """What decides which frames the clips hold, as JSON can hold it."""
+        """Returns what decides which frames the clips hold, as values that JSON can hold."""
         videos = [(self.name(i), self._source.bytes_behind(i)) for i in range(len(self))]
         return {
             "data": self.source,
@@ -94,7 +109,10 @@ class FixedClips:
         }
 
     def read(self, index: int) -> Clip:
-        """A clip, without frames if the video is too short or cannot be read."""
+        """Returns the clip of the video number `index`.
+
+        It has no frames, but a reason, if the video is too short or cannot be read.
+        """
         name = self.name(index)
         try:
             rate = self._source.rate(index)
@@ -106,7 +124,10 @@ class FixedClips:
         return Clip(index, name, fps, centre_crop(frames, self.size, self.size))
 
     def read_all(self, indices: Iterable[int], *, threads: int = 2) -> Iterator[Clip]:
-        """Clips in the order of `indices`, decoded ahead in threads."""
+        """Yields the clips of several videos in the order of `indices`.
+
+        They are decoded ahead in `threads` threads.
+        """
         indices = iter(indices)
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             ahead = [pool.submit(self.read, i) for i in itertools.islice(indices, 2 * threads)]
@@ -116,16 +137,20 @@ class FixedClips:
                 yield clip
 
     def span(self, rate: float) -> int:
-        """How many frames of a video of `rate` frames a second a clip stretches over."""
+        """Returns how many frames of a video one clip covers, from its first to its last.
+
+        Args:
+          rate: the frames per second of the video.
+        """
         step = rate / self.sampling.fps if self.sampling.fps else self.stride
         return int((self.sampling.frames - 1) * step + 0.5) + 1
 
     def rate(self, index: int) -> float:
-        """A video's frames a second."""
+        """Returns the frames per second of the video number `index`."""
         return self._source.rate(index)
 
     def _place(self, span: int, places: int) -> int:
-        """Which of the places at which a clip can begin; the last ends with the video."""
+        """Returns the chosen one of the places where a clip can begin; the last ends at the end."""
         if self.start is None:
             return places - 1
         place = self.start if self.start >= 0 else places - 1 + span + self.start

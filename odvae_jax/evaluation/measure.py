@@ -1,4 +1,4 @@
-"""Measuring reconstructions clip by clip, so that it can be interrupted and continued."""
+"""Measuring reconstructions clip by clip, so that a run can be interrupted and continued."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from odvae_jax.evaluation.clips import Clip, FixedClips
@@ -28,18 +28,18 @@ from odvae_jax.sharding import clip_sharding, make_mesh, replicated
 from odvae_jax.tiling import TemporalTiling
 
 METRICS = ("psnr", "ssim", "lpips")
-_CLIPS = "clips"  # the file of what was found out about the clips themselves
+_CLIPS = "clips"  # the name of the file with the records of the clips themselves
 _SETTINGS = "settings.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Meters:
-    """The trained networks that measure, each None if it is missing, and why.
+    """The trained networks that some of the metrics need.
 
     Attributes:
-      lpips: with AlexNet.
-      features: for the Fréchet distance.
-      missing: metric to what is said of it.
+      lpips: LPIPS with AlexNet; None if it is missing.
+      features: the network whose features the Fréchet distance compares; None if it is missing.
+      missing: the reason why a metric cannot be computed, by the metric's name.
     """
 
     lpips: LPIPS | None = None
@@ -47,7 +47,12 @@ class Meters:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def for_clips(self, frames: int, size: int) -> Meters:
-        """Without what these clips are too small or too short for."""
+        """Returns the meters that can measure clips of this size; the others are noted as missing.
+
+        Args:
+          frames: the number of frames in a clip.
+          size: the side of a clip in pixels.
+        """
         lpips, features = self.lpips, self.features
         absent = {"lpips": lpips is None, "rfvd": features is None}
         missing = {name: "no network was given" for name, is_absent in absent.items() if is_absent}
@@ -65,34 +70,38 @@ class Meters:
 
 @dataclasses.dataclass
 class Measurements:
-    """What was measured, clips in the source's order.
+    """Everything that was measured, with the clips in the order of their source.
 
     Attributes:
-      settings: which frames of which data.
-      names: of the clips that could be used, by their number.
-      skipped: names of those that could not, to the reason.
-      frames: digests of the clips' frames, by number.
-      originals: feature vectors of the clips, by number.
-      values: a model's digest to clip numbers to its record: "psnr", "ssim" and "lpips" by frame,
-        and "features"; or "finite", False, where the reconstruction was not.
-      missing: metrics that could not be had, and why.
+      settings: what decides which frames of which data were measured.
+      names: the names of the clips that could be used, by the clip's number.
+      skipped: the reason why a video could not be used, by the video's name.
+      frames: the digests of the clips' frames, by the clip's number.
+      originals: the feature vectors of the original clips, [d], by the clip's number.
+      values: the record of each clip, by the model's digest and then by the clip's number. A record
+        holds "psnr", "ssim" and "lpips", [T] each with one value per frame, and "features", [d]. If
+        the reconstruction is not finite, its record holds only "finite", which is False.
+      missing: the reason why a metric could not be computed, by the metric's name.
     """
 
     settings: dict[str, Any]
     names: dict[int, str]
     skipped: dict[str, str]
     frames: dict[int, str]
-    originals: dict[int, np.ndarray]
+    originals: dict[int, Float[np.ndarray, " d"]]
     values: dict[str, dict[int, dict[str, np.ndarray]]]
     missing: dict[str, str]
 
 
 class Store:
-    """Records of what is measured, a file of lines a model; in memory only if `folder` is None.
+    """The records of what was measured, in one file of JSON lines per model.
 
     Args:
-      folder: where the files lie; several processes may write, each its `shard`.
-      shard: which part of how many this process writes.
+      folder: the folder of the files; None keeps the records in memory only.
+      settings: what decides which frames of which data are measured. It is written into the folder,
+        or compared with what the folder holds.
+      shard: (i, n) for the process that writes part i, counted from 0, of n parts. Several
+        processes can write into one folder at once, each its own part.
 
     Raises:
       ValueError: if the folder holds measurements of other clips.
@@ -121,7 +130,13 @@ class Store:
             write_whole(path, json.dumps(settings, indent=1) + "\n")
 
     def read(self, name: str) -> dict[int, dict]:
-        """A file's records by clip, those of one clip as one; torn lines are left out."""
+        """Returns the records of one file, by the clip's number.
+
+        Lines about the same clip are merged. Torn lines are left out.
+
+        Args:
+          name: the name of the file: a model's digest, or "clips".
+        """
         if name not in self._memory:
             records: dict[int, dict] = {}
             paths = sorted(self._folder.glob(f"{name}*.jsonl")) if self._folder else []
@@ -135,7 +150,13 @@ class Store:
         return self._memory[name]
 
     def add(self, name: str, index: int, record: dict) -> None:
-        """Writes a record at the end of its file; its fields join those that are known already."""
+        """Appends a record to its file, and merges it with what is known about the clip.
+
+        Args:
+          name: the name of the file: a model's digest, or "clips".
+          index: the number of the clip.
+          record: values by name. A name that is known already keeps its value.
+        """
         known = self.read(name).setdefault(index, {})
         new = {field: value for field, value in record.items() if field not in known}
         if record.get("skipped") not in (None, known.get("skipped")):
@@ -145,7 +166,7 @@ class Store:
             return
         with (self._folder / f"{name}{self._suffix}.jsonl").open("a+b") as file:
             file.seek(0, 2)
-            if file.tell():  # a line that was torn is ended first
+            if file.tell():  # end a torn line first, so that the new one is whole
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
@@ -153,7 +174,7 @@ class Store:
 
 
 def _to_json(record):
-    """Arrays as their bytes, so that they come back bit by bit."""
+    """A record for JSON; arrays become their bytes, so that they come back bit by bit."""
     return {
         name: {"float32": base64.b64encode(np.asarray(value, "<f4").tobytes()).decode()}
         if isinstance(value, np.ndarray)
@@ -184,23 +205,27 @@ def measure(
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> Measurements | None:
-    """Measures every model on every clip; what `folder` holds already is not measured again.
+    """Measures every model on every clip, except what `folder` holds already.
 
     Args:
       contenders: the models.
-      clips: what they reconstruct.
-      meters: the networks that measure.
-      tiling: of encoder and decoder in time.
-      folder: where records go after every batch; None keeps them in memory.
-      batch: clips a device at once. Results do not depend on it, nor on the devices.
-      devices: this process's, unless told.
-      shard: measure only the i-th of n parts of the clips, and return None; the last call, without
-        it, reads all.
-      progress: show a bar.
+      clips: the clips that the models reconstruct.
+      meters: the trained networks that some metrics need.
+      tiling: how clips are cut in time for encoder and decoder; None takes them whole.
+      folder: the folder where records are written after every batch; None keeps them in memory.
+      batch: the number of clips per device and call. The results depend neither on it nor on the
+        devices.
+      devices: the devices to use; None uses all devices of this process.
+      shard: (i, n) measures only part i, counted from 0, of n parts of the clips, and returns None.
+        A last call without it reads the records of all parts.
+      progress: whether a progress bar is shown.
+
+    Returns:
+      All measurements, or None for one of several parts.
 
     Raises:
-      ValueError: if no clip can be used, with the reasons; if a video is another than when it was
-        measured; or as `Store` does.
+      ValueError: if no clip can be used, with the reasons; if a video has changed since it was
+        measured; or if the folder holds measurements of other clips.
     """
     meters = meters.for_clips(clips.sampling.frames, clips.size)
     settings = clips.settings() | {"tiling": tiling.group if tiling else None}
@@ -235,7 +260,7 @@ def measure(
 
 
 class _Wanted:
-    """Which fields records must have, for what can be measured now."""
+    """Which fields a record must have, given what can be measured now."""
 
     def __init__(self, meters: Meters):
         self.meters = meters
@@ -250,12 +275,15 @@ class _Wanted:
         return "frames" in record and (self.features is None or self.features in record)
 
     def has_model(self, record: dict) -> bool:
-        """Whether a model's record is."""
+        """Whether a model's record of a clip is complete; one that is not finite always is."""
         return record.get("finite") is False or self._model <= record.keys()
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
-    """Groups of `size` that can be used, with those that cannot; the last may be smaller."""
+    """Yields groups of `size` usable clips, with the unusable ones between them.
+
+    The last group may be smaller.
+    """
     group: list[Clip] = []
     for clip in clips:
         group.append(clip)
@@ -290,7 +318,15 @@ def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
 
 
 def check_unchanged(clip: Clip, digest: str) -> None:
-    """Raises ValueError if a clip's frames are not those with the digest, which were measured."""
+    """Checks that a clip holds the same frames as when it was measured.
+
+    Args:
+      clip: the clip, with frames.
+      digest: the digest of the frames that were measured.
+
+    Raises:
+      ValueError: if the clip's frames have another digest.
+    """
     if clip.digest != digest:
         raise ValueError(
             f"{clip.name} holds other frames than when it was measured: choose another --output."
@@ -298,22 +334,22 @@ def check_unchanged(clip: Clip, digest: str) -> None:
 
 
 class Reconstructor:
-    """Reconstructions to look at.
+    """Makes reconstructions for people to look at.
 
     Args:
-      tiling: of encoder and decoder in time.
+      tiling: how clips are cut in time for encoder and decoder; None takes them whole.
     """
 
     def __init__(self, tiling: TemporalTiling | None = None):
         self._tiling = tiling
 
     def __call__(self, clip: Clip, c: Contender) -> UInt8[np.ndarray, "t h w 3"]:
-        """A clip through a model."""
+        """Returns a clip as the model `c` reconstructs it, uint8 from 0 to 255."""
         return jax.device_get(_shown(c.model, clip.frames[None], tiling=self._tiling))[0]
 
 
 class _Runner:
-    """Batches through the models, spread over the devices, the last padded."""
+    """Runs batches through the models, spread over the devices; the last one is padded."""
 
     def __init__(
         self, wanted: _Wanted, store: Store, tiling, batch: int, devices: Sequence[jax.Device]
@@ -325,7 +361,7 @@ class _Runner:
         self._placed: dict[str, Any] = {}
 
     def measure(self, clips: list[Clip], contenders: Sequence[Contender]) -> None:
-        """Adds the records that are not complete, the clips' own last."""
+        """Completes the records of some clips; the clips' own records come last."""
         own = self._store.read(_CLIPS)
         for clip in clips:
             check_unchanged(clip, own.get(clip.index, {}).get("frames", clip.digest))
@@ -370,7 +406,7 @@ class _Runner:
 
 @functools.partial(jax.jit, static_argnames="tiling")
 def _measured(model, clips, lpips, *, tiling):
-    """Reconstructions [B, T, H, W, 3], metrics [B, T] each, and whether all is finite, [B]."""
+    """Returns reconstructions [B, T, H, W, 3], metrics [B, T] each, and what is finite, [B]."""
     video = to_unit_range(clips)
     decoded = reconstruct(model, video, tiling)
     reconstruction = jnp.clip(decoded, -1.0, 1.0)

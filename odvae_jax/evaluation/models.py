@@ -1,4 +1,4 @@
-"""What is compared: autoencoders of every layout, and the mean over blocks as their floor."""
+"""The models that are compared: autoencoders of every layout, and the mean over blocks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from odvae_jax.types import AnyArray
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class BlockMean:
-    """The mean of each block of pixels that one latent of a model stands for.
+    """A model that replaces each block of pixels by its mean, as a floor for the autoencoders.
+
+    A block holds the pixels that one position of an autoencoder's latents stands for.
 
     Attributes:
-      time_compression: frames of a block.
-      space_compression: rows and columns of a block.
+      time_compression: the number of frames in a block.
+      space_compression: the number of rows and of columns in a block.
     """
 
     time_compression: int
@@ -36,13 +38,14 @@ class BlockMean:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model that is compared.
+    """A model that is compared with others.
 
     Attributes:
-      label: in tables and figures.
-      source: where it came from.
-      model: the autoencoder, or the floor.
-      digest: of its config and parameters.
+      label: the model's name in tables and figures.
+      source: the path or hub id that the model was loaded from.
+      model: the autoencoder, or the mean over blocks.
+      digest: hexadecimal digits that tell the model's config and parameters from others; for the
+        mean over blocks, the sides of a block.
     """
 
     label: str
@@ -52,14 +55,14 @@ class Contender:
 
     @property
     def time_compression(self) -> int:
-        """How many frames one latent frame stands for."""
+        """The number of frames that one latent frame stands for, after the first."""
         if isinstance(self.model, BlockMean):
             return self.model.time_compression
         return self.model.config.time_compression
 
     @property
     def space_compression(self) -> int:
-        """Rows, and columns, that one position of the latents stands for."""
+        """The number of rows, and of columns, that one position of the latents stands for."""
         if isinstance(self.model, BlockMean):
             return self.model.space_compression
         return self.model.config.space_compression
@@ -71,23 +74,34 @@ class Contender:
 
     @property
     def vcpr(self) -> int:
-        """Positions of the video per position of the latents (VCPR, Table 1)."""
+        """The number of video positions per position of the latents (VCPR, Table 1)."""
         return self.time_compression * self.space_compression**2
 
     @property
     def parameters(self) -> int:
-        """How many parameters the model has."""
+        """The number of parameters that the model has."""
         return sum(p.size for p in jax.tree.leaves(self.model))
 
 
 def contender(label: str, source: str, model: ODVAE) -> Contender:
-    """A model with its digest."""
+    """Returns a model as a contender, with the digest of its config and parameters.
+
+    Args:
+      label: the model's name in tables and figures.
+      source: the path or hub id that the model was loaded from.
+      model: the autoencoder.
+    """
     found = digest(model.config.to_dict(), named_parameters(model))
     return Contender(label, source, model, found)
 
 
 def floor(time_compression: int, space_compression: int) -> Contender:
-    """The mean over the blocks that one latent stands for: what a model must beat."""
+    """Returns the mean over blocks as a contender, which every autoencoder must beat.
+
+    Args:
+      time_compression: the number of frames in a block.
+      space_compression: the number of rows and of columns in a block.
+    """
     block = f"{time_compression}×{space_compression}×{space_compression}"
     label = f"mean of {block} blocks"
     return Contender(label, label, BlockMean(time_compression, space_compression), block)
@@ -96,16 +110,17 @@ def floor(time_compression: int, space_compression: int) -> Contender:
 def load_contenders(
     checkpoints: Sequence[str], *, raw: bool = False, **overrides: str
 ) -> list[Contender]:
-    """Loads models, each named by `LABEL=PATH` or by a path alone, with labels that differ.
+    """Loads models and gives each a label of its own.
 
     Args:
-      checkpoints: paths or hub ids, as `ODVAE.from_pretrained` takes them; of training runs, the
-        EMA weights.
-      raw: take training runs' raw weights instead, from their last checkpoints.
-      **overrides: config fields, such as `dtype`.
+      checkpoints: one `LABEL=PATH`, or a path alone, per model. A path may also be a hub id, as
+        `ODVAE.from_pretrained` takes it. Of a training run the EMA weights are loaded.
+      raw: whether the raw weights of training runs are loaded instead, from their last checkpoints.
+      **overrides: config fields to change, such as `dtype`.
 
     Raises:
-      ValueError, FileNotFoundError: as `ODVAE.from_pretrained`; and for two equal labels.
+      ValueError: if two labels are equal, or a file holds no model that is known.
+      FileNotFoundError: if a model is missing.
     """
     named = []
     for text in checkpoints:
@@ -122,7 +137,7 @@ def load_contenders(
 
 
 def _shortest(path: str, paths: list[str]) -> str:
-    """As many of a path's last parts as tell it from the others."""
+    """Returns as many of the last parts of a path as tell it from the other paths."""
     parts = Path(path).parts
     for count in range(1, len(parts) + 1):
         tail = parts[-count:]
@@ -134,7 +149,15 @@ def _shortest(path: str, paths: list[str]) -> str:
 def reconstruct(
     model: ODVAE | BlockMean, video: Float[Array, "b t h w 3"], tiling: TemporalTiling | None
 ) -> Float[Array, "b t h w 3"]:
-    """A video in [-1, 1] through encoder and decoder; latents are the posterior's mean."""
+    """Returns a video in [-1, 1] after the encoder and the decoder.
+
+    The latents are the posterior's mean. The result is float32 and not clipped to [-1, 1].
+
+    Args:
+      model: the autoencoder, or the mean over blocks.
+      video: [B, T, H, W, 3] in [-1, 1].
+      tiling: how the video is cut in time; None takes it whole.
+    """
     if isinstance(model, BlockMean):
         sides = model.time_compression, model.space_compression
         return jax.vmap(lambda clip: block_mean(clip, *sides))(video)
@@ -143,9 +166,9 @@ def reconstruct(
 
 
 def block_mean(clip: Float[AnyArray, "t h w c"], time: int, space: int) -> Float[Array, "t h w c"]:
-    """The clip with each block of `time` × `space` × `space` pixels averaged.
+    """Returns a clip with each block of `time` × `space` × `space` pixels averaged.
 
-    The first frame's blocks are 1 × `space` × `space`.
+    The blocks of the first frame are 1 × `space` × `space`.
     """
     parts = [clip[:1]] if time > 1 else []
     grid = dict(y=space, x=space)
@@ -163,5 +186,5 @@ def block_mean(clip: Float[AnyArray, "t h w c"], time: int, space: int) -> Float
 
 
 def parameter_count(value: int) -> str:
-    """239189991 as 239.19M."""
+    """Returns a number of parameters as text for a table, such as "239.19M" for 239189991."""
     return "–" if value == 0 else f"{value / 1e6:.2f}M" if value >= 1e4 else str(value)

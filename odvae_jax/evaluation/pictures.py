@@ -1,4 +1,4 @@
-"""Figures of metrics by frame, and clips beside their reconstructions."""
+"""Figures of metrics by frame, and clips next to their reconstructions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf
 
 
 def plot_by_frame(results: Results, output: Path) -> None:
-    """Draws each metric by frame, the first frames of groups marked, in a PNG."""
+    """Draws each metric by frame into a PNG file.
+
+    A dot marks the first frame of every group of temporal tiling.
+    """
     metrics = [m for m in TITLES if any(m in row.by_frame for row in results.rows)]
     figure = Figure(figsize=(5 * len(metrics), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -45,7 +48,12 @@ def side_by_side(
     original: UInt8[np.ndarray, "t h w 3"],
     reconstructions: dict[str, UInt8[np.ndarray, "t h w 3"]],
 ) -> UInt8[np.ndarray, "t y x 3"]:
-    """The original and each reconstruction in a row; below them the magnified differences."""
+    """Returns the original and each reconstruction in a row, above their magnified differences.
+
+    Args:
+      original: the original clip, from 0 to 255.
+      reconstructions: the reconstructed clips by the model's name.
+    """
     t, h, w, _ = original.shape
     top = [_named("original", original)]
     bottom = [np.full((t, h + _HEADER, w, 3), 255, np.uint8)]
@@ -62,9 +70,19 @@ def side_by_side(
 
 
 def write_side_by_side(
-    folder: Path, stem: str, frames: np.ndarray, fps: float
+    folder: Path, stem: str, frames: UInt8[np.ndarray, "t h w 3"], fps: float
 ) -> tuple[Path, Path]:
-    """Writes what `side_by_side` made as an mp4, and its first, middle and last frame as a PNG."""
+    """Writes frames as an mp4 file, and the first, middle and last of them as a PNG file.
+
+    Args:
+      folder: the folder of the files.
+      stem: the name of the files, without the extension.
+      frames: what `side_by_side` returned, uint8 [T, H, W, 3].
+      fps: the frames per second of the mp4 file.
+
+    Returns:
+      The paths of the mp4 and of the PNG file.
+    """
     video, picture = folder / f"{stem}.mp4", folder / f"{stem}.png"
     _, h, w, _ = frames.shape
     even = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
@@ -74,8 +92,15 @@ def write_side_by_side(
     return video, picture
 
 
-def overview(pairs: Sequence[tuple[np.ndarray, np.ndarray]], output: Path) -> None:
-    """Four frames of each of some clips, and below them of its reconstruction, in a PNG."""
+def overview(
+    pairs: Sequence[tuple[UInt8[np.ndarray, "t h w 3"], UInt8[np.ndarray, "t h w 3"]]], output: Path
+) -> None:
+    """Draws four frames of each clip, above the same frames of its reconstruction, into a PNG file.
+
+    Args:
+      pairs: one pair of original and reconstruction per clip, uint8 [T, H, W, 3] each.
+      output: the path of the PNG file.
+    """
     rows = []
     for original, made in pairs:
         shown = np.linspace(0, len(original) - 1, num=min(4, len(original)), dtype=int)
@@ -86,7 +111,7 @@ def overview(pairs: Sequence[tuple[np.ndarray, np.ndarray]], output: Path) -> No
 
 
 def _named(name: str, frames: np.ndarray) -> np.ndarray:
-    """Frames with their name above."""
+    """Frames with their name above them."""
     width = frames.shape[2]
     header = Image.new("RGB", (width, _HEADER), "white")
     font = ImageFont.truetype(_FONT, 13)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: numbers, figures, clips, and a page that shows them."""
+"""The files of an evaluation: numbers, figures, clips, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,22 @@ def write_report(
     reconstructor: Reconstructor,
     output: Path,
 ) -> list[Path]:
-    """Writes numbers, figures, clips and the page into a folder; returns the paths.
+    """Writes numbers, figures, clips and a page into a folder.
 
-    `frames_digests` are those of the clips that were measured, by number.
+    The files are `results.json`, `results.md`, `by_frame.png`, `frames.png`, `clips/best.*` and
+    `clips/worst.*` (by the mean of the models' PSNR), and `results.html`, which holds everything in
+    one file.
 
-    `results.json`, `results.md`, `by_frame.png`, `frames.png`, `clips/best.*`, `clips/worst.*` by
-    the models' mean PSNR, and `results.html`, which holds all of it in one file.
+    Args:
+      results: the numbers of the evaluation.
+      contenders: the models whose reconstructions are shown.
+      clips: the clips that were measured.
+      frames_digests: the digests of the clips' frames, by the clip's number.
+      reconstructor: makes the reconstructions.
+      output: the folder.
+
+    Returns:
+      The paths of the files.
     """
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "results.json", json.dumps(as_json(results), indent=1) + "\n")
@@ -62,7 +72,7 @@ def write_report(
         pictures.plot_by_frame(results, output / "by_frame.png")
         written.append(output / "by_frame.png")
     elif (output / "by_frame.png").exists():
-        (output / "by_frame.png").unlink()  # of an earlier call
+        (output / "by_frame.png").unlink()  # it is from an earlier call
     shown = _chosen(results, clips)
     captions = {}
     folder = output / "clips"
@@ -89,7 +99,7 @@ def write_report(
 
 
 def markdown(results: Results) -> str:
-    """The tables and the notes."""
+    """Returns the tables and the notes of an evaluation as Markdown."""
     parts = [as_markdown(*table(results)), "\n".join(_as_list(notes(results)))]
     parts += ["First frames of groups against the others:", as_markdown(*first_and_rest(results))]
     return "\n\n".join(parts) + "\n"
@@ -100,7 +110,7 @@ def _as_list(lines: list[str]) -> list[str]:
 
 
 def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
-    """The clips that are best and worst by the models' mean PSNR, by what they are called."""
+    """Returns the numbers of the best and the worst clip by the models' mean PSNR, by file stem."""
     rows = [r for r in results.rows if r.clips and not isinstance(r.contender.model, BlockMean)]
     if not rows:
         return {}
@@ -122,7 +132,7 @@ def _read(clips: FixedClips, index: int, digests: dict[int, str]) -> Clip:
 
 
 def _page(results: Results, output: Path, captions: dict[str, str]) -> str:
-    """One file that needs no network."""
+    """Returns a page that holds all pictures and videos, so that it needs no network."""
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',

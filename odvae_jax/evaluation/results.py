@@ -1,4 +1,4 @@
-"""From measurements to the numbers of a table (Table 1), as data, Markdown and text."""
+"""The numbers of a table (Table 1) from measurements, as data, Markdown and text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Bool, Float
 
 from odvae_jax.evaluation.measure import METRICS, Measurements
 from odvae_jax.evaluation.models import Contender, parameter_count
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 FEW_CLIPS = 400
-"""Under so many clips a Fréchet distance says little."""
+"""Below this number of clips a Fréchet distance says little."""
 _RESAMPLES = 10_000
 TITLES = {"psnr": "PSNR [dB] ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "rfvd": "rFVD ↓"}
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
@@ -22,7 +23,13 @@ _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A mean over clips with a 95% bootstrap interval; without one for a single clip."""
+    """A mean over clips, with a 95% bootstrap interval if there are several clips.
+
+    Attributes:
+      mean: the mean.
+      low: the lower end of the interval; None for a single clip.
+      high: the upper end of the interval; None for a single clip.
+    """
 
     mean: float
     low: float | None = None
@@ -31,17 +38,19 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What came out for one model.
+    """The numbers of one model.
 
     Attributes:
       contender: the model.
-      clips: that the numbers are means of, the same for all models; 0 if it has no finite
-        reconstruction at all.
-      scores: metric to mean and interval; a metric that could not be had is left out.
-      first, rest: metric to mean over the first frame of every group, and over the other frames.
-      by_frame: metric to means by frame, [T].
-      by_clip: clip's name to metric to its mean.
-      not_finite: names of clips whose reconstruction was not; they are in no mean.
+      clips: the number of clips that the means are taken over, the same for all models; 0 if no
+        reconstruction of the model is finite.
+      scores: the mean and interval over all clips, by the metric's name. A metric that could not be
+        computed is left out.
+      first, rest: the mean over the first frame of every group, and over the other frames, by the
+        metric's name.
+      by_frame: the mean of each frame over all clips, [T], by the metric's name.
+      by_clip: the mean of each metric over the frames of a clip, by the clip's name.
+      not_finite: the names of clips whose reconstruction is not finite; they are in no mean.
     """
 
     contender: Contender
@@ -49,20 +58,20 @@ class Row:
     scores: dict[str, Score]
     first: dict[str, float]
     rest: dict[str, float]
-    by_frame: dict[str, np.ndarray]
+    by_frame: dict[str, Float[np.ndarray, " t"]]
     by_clip: dict[str, dict[str, float]]
     not_finite: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All of an evaluation's numbers.
+    """All numbers of an evaluation.
 
     Attributes:
-      settings: which frames of which data, and the tiling.
-      rows: a model each, in the order given.
-      skipped: videos that could not be used, and why.
-      missing: metrics that could not be had, and why.
+      settings: what decides which frames of which data were measured, and the tiling.
+      rows: one row per model, in the order in which the models were given.
+      skipped: the reason why a video could not be used, by the video's name.
+      missing: the reason why a metric could not be computed, by the metric's name.
     """
 
     settings: dict[str, Any]
@@ -72,7 +81,11 @@ class Results:
 
 
 def summarise(measurements: Measurements, contenders: Sequence[Contender]) -> Results:
-    """Means, intervals and Fréchet distances of what was measured."""
+    """Returns the means, intervals and Fréchet distances of what was measured.
+
+    The means are taken over the clips of which every model's reconstruction is finite. A model
+    without any such clip does not count here, and gets no numbers.
+    """
     finite = {
         c.digest: {i for i, r in measurements.values[c.digest].items() if r.get("finite", True)}
         for c in contenders
@@ -86,10 +99,15 @@ def summarise(measurements: Measurements, contenders: Sequence[Contender]) -> Re
     return Results(measurements.settings, tuple(rows), measurements.skipped, missing)
 
 
-def first_of_group(frames: int, tiling: int | None) -> np.ndarray:
-    """Which frames are the first shown of a group: of the clip, and after every seam of tiling.
+def first_of_group(frames: int, tiling: int | None) -> Bool[np.ndarray, " t"]:
+    """Returns which frames are the first ones shown of a group of temporal tiling, bool [T].
 
-    A group's very first frame is the one before's last, and is shown there.
+    They are the first frame of the clip, and the first frame after every seam. A group begins with
+    the last frame of the group before it, which is shown as part of that group.
+
+    Args:
+      frames: the number T of frames.
+      tiling: the number of frames in a group; None if the clip is one group.
     """
     starts = np.zeros(frames, bool)
     starts[0] = True
@@ -138,7 +156,10 @@ def _interval(means) -> Score:
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows as in Table 1; a metric that could not be had is marked "missing"."""
+    """Returns titles and rows of a table like Table 1.
+
+    A metric that could not be computed is marked "missing".
+    """
     titles = ["model", "VCPR", "parameters", *TITLES.values()]
     rows = []
     for row in results.rows:
@@ -150,7 +171,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of the means over first frames of groups, and over the others."""
+    """Returns titles and rows of a table of means over first frames of groups and over others."""
     titles = ["model", *(f"{TITLES[m]}, {part}" for m in METRICS for part in ("first", "rest"))]
     rows = []
     for row in results.rows:
@@ -174,7 +195,7 @@ def _cell(metric: str, score: Score | None, without: str) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader of the table has to know."""
+    """Returns the lines that a reader of the table has to know, such as what was measured."""
     settings, said = results.settings, []
     clips = [row.clips for row in results.rows]
     tiling = f", temporal tiling {settings['tiling']}" if settings["tiling"] else ""
@@ -213,7 +234,7 @@ def notes(results: Results) -> list[str]:
 
 
 def as_text(titles: list[str], rows: list[list[str]]) -> str:
-    """A table for the terminal."""
+    """Returns a table as text for the terminal, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -226,7 +247,7 @@ def as_text(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def as_markdown(titles: list[str], rows: list[list[str]]) -> str:
-    """A table as Markdown."""
+    """Returns a table as Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(
         "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
@@ -234,7 +255,7 @@ def as_markdown(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """All numbers, as JSON can hold them."""
+    """Returns all numbers of an evaluation as values that JSON can hold."""
 
     def row(r: Row) -> dict[str, Any]:
         c = r.contender

@@ -22,14 +22,15 @@ MEASUREMENTS_FOLDER = "measurements"
 
 
 def load_meters(*, fvd: bool = True, i3d: str | os.PathLike | None = None) -> Meters:
-    """The trained networks that measure; what cannot be had is noted as missing.
+    """Loads the trained networks that metrics need; what is not installed is noted as missing.
 
     Args:
-      fvd: whether to compute the Fréchet video distance, which takes most of the time.
-      i3d: an `i3d_torchscript.pt` instead of the network of our own.
+      fvd: whether the Fréchet video distance is computed, which takes most of the time.
+      i3d: the path of an `i3d_torchscript.pt` to use instead of this package's I3D.
 
     Raises:
-      FileNotFoundError: if `i3d` is given and cannot be had.
+      FileNotFoundError: if `i3d` is given and cannot be loaded.
+      ValueError: if `i3d` is given and is no TorchScript file.
     """
     lpips, features, missing = None, None, {}
     try:
@@ -65,23 +66,24 @@ def evaluate(
 
     Args:
       contenders: the models.
-      clips: what they reconstruct.
-      meters: the networks that measure.
-      tiling: frames of a group of temporal tiling; None reconstructs clips whole.
-      output: folder of the report, and of what was measured so far: the same call continues. None
-        keeps all in memory and writes nothing.
-      batch: clips a device at once.
-      devices: all of this process's, unless told.
-      shard: measure only the i-th of n parts, without a report; a call without it then writes it.
-      with_floor: add, as a model, the mean over the blocks that one latent stands for.
-      progress: show a bar.
+      clips: the clips that the models reconstruct.
+      meters: the trained networks that some metrics need.
+      tiling: the number of frames in a group of temporal tiling; None takes clips whole.
+      output: the folder of the report and of what was measured so far. The same call continues an
+        evaluation that was interrupted. None keeps everything in memory and writes nothing.
+      batch: the number of clips per device and call.
+      devices: the devices to use; None uses all devices of this process.
+      shard: (i, n) measures only part i, counted from 0, of n parts, and writes no report. A last
+        call without it writes the report.
+      with_floor: whether the mean over the blocks that one latent stands for is added as a model.
+      progress: whether a progress bar is shown.
 
     Returns:
-      The numbers, None for a shard, and the paths of what was written.
+      The numbers, which are None for one of several parts, and the paths of the files written.
 
     Raises:
-      ValueError: for clips that a model does not take, a group that is not 4k + 1, no clip that can
-        be used, or an output folder that holds an evaluation on other clips.
+      ValueError: if a model does not take such clips, if a group does not have 4k + 1 frames, if no
+        clip can be used, or if the output folder holds an evaluation on other clips.
     """
     shape = (1, clips.sampling.frames, clips.size, clips.size, 3)
     for c in contenders:

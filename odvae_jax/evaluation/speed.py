@@ -1,4 +1,4 @@
-"""Compression speed as in Table 3: clips a second, batch 1 and the best batch, with memory."""
+"""Compression speed as in Table 3: clips per second and memory, by batch size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from odvae_jax.compilation import bytes_needed
 from odvae_jax.inference import decode, encode
 
 IN_FLIGHT = 4
-"""Calls between waits, so that the host's work on one overlaps with another."""
-_GAIN = 1.02  # by which a batch twice as large must be faster for a larger one to be tried
+"""How many calls are started before waiting, so that the host's work overlaps with the device's."""
+_GAIN = 1.02  # how much faster a batch twice as large must be for a larger one to be tried
 _LARGEST_BATCH = 64
-_CHAIN = 10  # matrix products a call, so that launching costs nothing
-_SIDES = {"cpu": (1024,)}  # of matrices
+_CHAIN = 10  # matrix products per call, so that launching costs nothing
+_SIDES = {"cpu": (1024,)}  # sides of matrices, by platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Speed:
 
     Attributes:
       work: "encode" or "decode".
-      batch: clips a call.
-      clips_per_second: the median over calls in flight.
-      spread: 10th and 90th percentile of it.
-      gigabytes: that the compiled program needs, model, input and output included, 1e9 bytes.
-      compile_seconds: of this batch's program; short where the compilation cache holds it.
+      batch: the number of clips per call.
+      clips_per_second: the median over the timings.
+      spread: the 10th and the 90th percentile of the clips per second.
+      gigabytes: the memory that the compiled program needs, in units of 1e9 bytes, with the model,
+        the input and the output.
+      compile_seconds: the seconds that it took to compile the program; few if the compilation cache
+        holds it.
     """
 
     work: str
@@ -45,7 +47,11 @@ class Speed:
 
 
 def time_calls(function: Callable[..., Any], *args: Any, repeats: int) -> list[float]:
-    """Seconds a call, `repeats` times, each over a few calls in flight as in a stream of clips."""
+    """Returns the seconds per call of a function, measured `repeats` times.
+
+    Each measurement takes the mean over a few calls in flight at once, as in a stream of clips. Two
+    calls before the first measurement are not timed.
+    """
     for _ in range(2):
         jax.block_until_ready(function(*args))
     seconds = []
@@ -57,11 +63,18 @@ def time_calls(function: Callable[..., Any], *args: Any, repeats: int) -> list[f
 
 
 def matrix_rate(dtype: str, repeats: int) -> float:
-    """Operations a second of products of random square matrices, of the side that does best."""
+    """Returns the operations per second of products of random square matrices.
+
+    It is the rate of the side length that does best. A multiply-add counts as two operations.
+
+    Args:
+      dtype: the dtype of the matrices.
+      repeats: the number of timings.
+    """
     rates = []
     for side in _SIDES.get(jax.default_backend(), (4096, 8192, 16384)):
         a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
-        b = b / side**0.5  # so that products of products stay of one size
+        b = b / side**0.5  # so that products of products neither grow nor shrink
         chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, _CHAIN, lambda _, x: x @ b, a))
         seconds = statistics.median(time_calls(chain, a, b, repeats=repeats))
         rates.append(_CHAIN * 2 * side**3 / seconds)
@@ -69,14 +82,17 @@ def matrix_rate(dtype: str, repeats: int) -> float:
 
 
 def speeds(vae: ODVAE, work: str, frames: int, size: int, *, repeats: int = 10) -> Iterator[Speed]:
-    """Times batch 1, 2, 4 … as long as that makes clips a second more and memory suffices.
+    """Times batches of 1, 2, 4, ... clips while larger ones are faster and fit in memory.
 
     Args:
       vae: the model; its weights do not matter.
       work: "encode" or "decode".
-      frames: of a clip.
-      size: side of a clip.
-      repeats: timings, of four calls each.
+      frames: the number of frames in a clip.
+      size: the side of a clip in pixels.
+      repeats: the number of timings per batch size, each of four calls.
+
+    Yields:
+      The speed of each batch size.
     """
     best, batch = 0.0, 1
     while batch <= _LARGEST_BATCH:
@@ -114,5 +130,5 @@ def _speed(vae, work, shape, repeats):
 
 
 def best_of(measured: list[Speed]) -> Speed:
-    """The one with most clips a second."""
+    """Returns the speed with the most clips per second."""
     return max(measured, key=lambda speed: speed.clips_per_second)

@@ -1,1 +1,1 @@
-"""The network's layers, one idea a file."""
+"""The layers of the network, one idea per file."""

@@ -14,17 +14,19 @@ from odvae_jax.layers.carry import WHOLE, Carry
 from odvae_jax.layers.causal_conv import CausalConv, Generator
 from odvae_jax.layers.group_norm import GroupNorm
 
-_MOST_SCORES = 2**28  # attention scores that are in memory at once, in float32: 1 GiB
+_MOST_SCORES = 2**28  # the most attention scores in memory at once; in float32 they take 1 GiB
 
 
 class Attention(nnx.Module):
-    """Residual self-attention of one head over the H·W positions of each frame; frames do not meet.
+    """Residual self-attention with one head over the H·W positions of each frame.
+
+    Frames do not see each other.
 
     Args:
-      features: channels, which are also the width of the head.
-      kind: "2d" takes the norm's statistics per frame.
-      config: the model's.
-      rng: for the initial kernels.
+      features: the number of channels, which is also the width of the head.
+      kind: with "2d" the norm takes its statistics per frame.
+      config: the config of the model.
+      rng: draws the initial kernels.
     """
 
     def __init__(self, features: int, kind: Kind, *, config: ODVAEConfig, rng: Generator):
@@ -38,13 +40,16 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b t h w c"]:
-        """The layer's output; frames do not meet, so that chunks leave nothing in the carry."""
+        """Returns the clip, or its next chunk, after the layer.
+
+        It leaves nothing in the carry, because frames do not see each other.
+        """
         b, t, h, w, c = x.shape
         y = self.norm(x).array()
         q, k, v = (layer(y).reshape(b, t, h * w, c) for layer in (self.q, self.k, self.v))
         if b * t * (h * w) ** 2 <= _MOST_SCORES:
             y = self._attend(q, k, v)
-        else:  # a frame at a time, whose scores a gradient computes again
+        else:  # one frame after another; a gradient computes its scores again
             by_frame = (jnp.moveaxis(a, 1, 0)[:, :, None] for a in (q, k, v))
             one = jax.checkpoint(lambda frame: self._attend(*frame)[:, 0])
             y = jnp.moveaxis(jax.lax.map(one, tuple(by_frame)), 0, 1)

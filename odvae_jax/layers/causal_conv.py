@@ -1,8 +1,8 @@
-"""Causal 3D convolution (section 3.1): what it is. How it is computed fast: odvae_jax/lowering/.
+"""The causal 3D convolution (section 3.1): what it is.
 
-A kernel of length 3 in time sees the frame itself and the two before it; before the first frame
-stand two copies of the first. A kernel of length 1 in time is a 2D convolution of each frame.
-Kernels are [kt, kh, kw, in, out] in both cases.
+How it is computed fast is in odvae_jax/lowering/. A kernel of length 3 in time sees a frame and the
+two frames before it. Before the first frame of a clip stand two copies of it. A kernel of length 1
+in time is a 2D convolution of each frame. Kernels are [kt, kh, kw, in, out] in both cases.
 """
 
 from __future__ import annotations
@@ -21,39 +21,42 @@ from odvae_jax.layers.carry import WHOLE, Carry
 from odvae_jax.layers.group_norm import Normed
 
 Generator = np.random.Generator | nnx.RngStream | None
-"""Where initial kernels come from; None makes them zero, for models whose shapes alone matter."""
+"""What draws initial kernels; None makes them zero, for models of which only shapes matter."""
 
 
 def gaussian_kernel(
     rng: Generator, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
-) -> jax.Array:
-    """A kernel [..., in, out] of Gaussian values with variance 1/fan_in.
+) -> Float[Array, "..."]:
+    """Returns a kernel [..., in, out] of Gaussian values with variance 1/fan_in.
 
-    NumPy draws them: JAX would compile a program for every shape, half a minute for a whole model.
-    Under a trace, where NumPy cannot, JAX draws from the same distribution, other values.
+    Args:
+      rng: draws the values; None gives zeros.
+      shape: the shape of the kernel.
+      dtype: the dtype of the kernel.
     """
     if rng is None:
         return jnp.zeros(shape, dtype)
     deviation = np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
-    if isinstance(rng, nnx.RngStream):
+    if isinstance(rng, nnx.RngStream):  # under a trace, where NumPy cannot draw
         return (jax.random.normal(rng(), shape, jnp.float32) / deviation).astype(dtype)
+    # JAX would compile a program for every shape, which takes half a minute for a whole model.
     return jnp.asarray((rng.standard_normal(shape, np.float32) / deviation).astype(dtype))
 
 
 class CausalConv(nnx.Module):
-    """Convolution over [B, T, H, W, C], causal in time, zeros around in space.
+    """A convolution over [B, T, H, W, C] that is causal in time and padded with zeros in space.
 
     Args:
-      in_features: input channels.
-      out_features: output channels.
-      kernel_size: (kt, k): length in time, 1 or 3, and side in space, 1 or 3.
-      strides: (st, s) in time and space. With stride 2 in space, one row of zeros is added below
-        and one column to the right, none above or left; with stride 2 in time, output j sees the
-        inputs 2j - 2, 2j - 1 and 2j.
-      doubling: rows and columns are doubled before the convolution, in that way.
-      out_dtype: dtype of the result; the compute dtype unless told.
-      config: gives dtype, param_dtype and precision.
-      rng: for the initial kernel, Gaussian with variance 1/fan_in; the bias starts at zero.
+      in_features: the number of input channels.
+      out_features: the number of output channels.
+      kernel_size: (kt, k), the length in time, 1 or 3, and the side in space, 1 or 3.
+      strides: (st, s), the strides in time and in space, 1 or 2. With stride 2 in space, one row of
+        zeros is added below and one column to the right, none above or left. With stride 2 in time,
+        output j sees the inputs 2j - 2, 2j - 1 and 2j.
+      doubling: how rows and columns are doubled before the convolution; None keeps their number.
+      out_dtype: the dtype of the result; None takes the dtype of the computation.
+      config: gives the dtypes and the precision.
+      rng: draws the initial kernel, Gaussian with variance 1/fan_in; the bias starts at zero.
     """
 
     def __init__(
@@ -79,15 +82,17 @@ class CausalConv(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"] | Normed, carry: Carry = WHOLE
     ) -> Float[Array, "b u v y d"]:
-        """The convolution of a clip, or of the next chunk of a clip.
+        """Returns the convolution of a clip, or of the next chunk of a clip.
 
         Args:
-          x: [B, T, H, W, C], or a norm that is computed on the way. With stride 2 in time a clip's
-            first chunk has an odd number of frames, the others an even one.
-          carry: keeps the last kt - 1 input frames.
+          x: [B, T, H, W, C], or a norm that is not computed yet and can be computed on the way.
+            With stride 2 in time, a clip's first chunk has an odd number of frames, the others have
+            an even one.
+          carry: keeps the last kt - 1 input frames from chunk to chunk.
 
         Returns:
-          [B, ceil(T / st), H / s, W / s, D], twice the rows and columns with `doubling`.
+          [B, ceil(T / st), H / s, W / s, D], with twice the rows and columns if there is
+          `doubling`.
         """
         kernel, before, scales = self.kernel[...], None, None
         if isinstance(x, Normed):
@@ -112,7 +117,7 @@ class CausalConv(nnx.Module):
 
 
 def _last_frames(before, x, count):
-    """The last `count` frames of a clip so far; a clip's first frame stands for those before it."""
+    """Returns the last `count` frames so far; a clip's first frame stands for those before it."""
     seen = x if before is None else jnp.concatenate([before, x], axis=1)
     missing = max(count - seen.shape[1], 0)
     seen = jnp.concatenate([seen[:, :1]] * missing + [seen], axis=1)

@@ -1,4 +1,4 @@
-"""Group normalisation over a clip or over each frame, with its activation."""
+"""Group normalisation over a clip or over each frame, together with its activation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from odvae_jax.config import GROUP_NORM_EPSILON, ODVAEConfig
 
 @dataclasses.dataclass(frozen=True)
 class Normed:
-    """A clip and the norm that it goes through, not yet computed.
+    """A clip and the norm that it goes through, which is not computed yet.
 
-    A convolution takes it as it takes an array, and can compute the norm on its own way.
+    A convolution takes it in place of an array, and can compute the norm on the way.
 
     Attributes:
-      x: [B, T, H, W, C].
-      scales: what each channel is multiplied by and what is added, float32, [B, S, 1, 1, C] each,
-        with S = T per frame or S = 1 per clip.
+      x: the clip, [B, T, H, W, C].
+      scales: what each channel is multiplied by, and what is then added, in float32, [B, S, 1, 1,
+        C] each. S is T if statistics are per frame, and 1 if they are per clip.
       activation: whether SiLU follows.
     """
 
@@ -31,19 +31,19 @@ class Normed:
     activation: bool
 
     def array(self) -> Float[Array, "b t h w c"]:
-        """The norm, computed."""
+        """Returns the clip after the norm and the activation, in the dtype of `x`."""
         return lowering.normalise(self.x, *self.scales, activation=self.activation)
 
 
 class GroupNorm(nnx.Module):
-    """Group norm over [B, T, H, W, C], epsilon 1e-6, statistics in float32.
+    """Group normalisation over [B, T, H, W, C], with epsilon 1e-6 and statistics in float32.
 
     Args:
-      features: channels.
-      over_time: take statistics over all frames of the clip together, else per frame. With
-        `config.norm == "frame"` they are per frame whatever is said here.
-      activation: apply SiLU to the result.
-      config: gives groups, norm and dtypes.
+      features: the number of channels.
+      over_time: whether statistics are taken over all frames of a clip together; otherwise they are
+        taken per frame. With `config.norm == "frame"` they are always taken per frame.
+      activation: whether SiLU follows.
+      config: gives the groups, the norm and the dtypes.
     """
 
     def __init__(self, features: int, *, over_time: bool, activation: bool, config: ODVAEConfig):
@@ -54,10 +54,10 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), config.param_dtype))
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Normed:
-        """The norm of a clip, with its statistics known and the rest not yet computed."""
+        """Returns the norm of a clip: its statistics are known, the rest is not computed yet."""
         return Normed(x, self._scales(x), self.activation)
 
-    @jax.named_scope("norm")  # in profiles
+    @jax.named_scope("norm")  # the name that profiles show
     def _scales(self, x):
         axes = (1, 2, 3) if self.over_time else (2, 3)
         mean, variance = _group_statistics(x, axes, self.groups)
@@ -70,9 +70,9 @@ class GroupNorm(nnx.Module):
 def _group_statistics(x, axes, groups):
     """Mean and variance of each channel's group, in float32, shaped to broadcast against `x`.
 
-    Sums are taken per channel, which leaves the large array as it lies, and folded to groups as
-    small vectors. bfloat16 input takes one pass, E[x²] - E[x]²: its own rounding is coarser than
-    what cancels there. float32 input is centred first.
+    Sums are taken per channel, because splitting the channel axis of the large array would copy it.
+    They are folded to groups as small vectors. bfloat16 input takes one pass, E[x²] - E[x]²: its
+    own rounding is coarser than what cancels there. float32 input is centred first.
     """
     if x.dtype == jnp.float32:
         centre = _group_mean(jnp.mean(x, axes, keepdims=True), groups)

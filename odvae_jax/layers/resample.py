@@ -1,4 +1,4 @@
-"""Changing the number of frames and pixels by two."""
+"""Halving and doubling the number of frames, rows and columns."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from odvae_jax.lowering.doubled_linear import interpolated
 
 
 class Downsample(nnx.Module):
-    """A strided convolution.
+    """A convolution with strides.
 
     Args:
-      features: channels, in and out.
-      kind: "2d" or "3d", the convolution's.
-      strides: in time and in space, 1 or 2 each. With 2 in time, T = 2m + 1 frames become m + 1;
-        with 2 in space, half of the rows and columns are left.
-      config: the model's.
-      rng: for the initial kernel.
+      features: the number of channels, in and out.
+      kind: the kind of the convolution, "2d" or "3d".
+      strides: the strides in time and in space, 1 or 2 each. With 2 in time, T = 2m + 1 frames
+        become m + 1. With 2 in space, half of the rows and columns are left.
+      config: the config of the model.
+      rng: draws the initial kernel.
     """
 
     def __init__(
@@ -39,20 +39,20 @@ class Downsample(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y c"]:
-        """The smaller clip, or the next chunk of it."""
+        """Returns the smaller clip, or the next chunk of it."""
         return self.conv(x, carry)
 
 
 class Upsample(nnx.Module):
-    """Twice the rows and columns, and T to 2T - 1 frames, where asked; then a convolution.
+    """Doubling in time, in space or in both, followed by a convolution.
 
     Args:
-      features: channels, in and out.
-      kind: "2d" or "3d", the convolution's.
+      features: the number of channels, in and out.
+      kind: the kind of the convolution, "2d" or "3d".
       space: how rows and columns are doubled; None keeps their number.
-      time: how frames are doubled; None keeps their number.
-      config: the model's.
-      rng: for the initial kernel.
+      time: how T frames become 2T - 1; None keeps their number.
+      config: the config of the model.
+      rng: draws the initial kernel.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Upsample(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b u v y c"]:
-        """The larger clip, or the next chunk of it."""
+        """Returns the larger clip, or the next chunk of it."""
         if self.time is not None:
             x = double_time(x, self.time, carry)
         return self.conv(x, carry)
@@ -81,11 +81,17 @@ class Upsample(nnx.Module):
 def double_time(
     x: Float[Array, "b t *rest"], how: Interpolation, carry: Carry = WHOLE
 ) -> Float[Array, "b u *rest"]:
-    """T to 2T - 1 frames: the first is left aside, the others are doubled among themselves.
+    """Returns a clip with 2T - 1 frames in place of T.
 
-    "linear" interpolates with half-pixel centres, edges clamped; "nearest" repeats. Of a clip's
-    chunks "linear" owes each its last frame, which waits for the next chunk; the final one pays it.
-    So it carries the last of the frames that are doubled; "nearest" carries none.
+    The first frame is kept as it is, and the others are doubled among themselves. If a clip comes
+    in chunks, "linear" holds back the last frame of each chunk, which needs the next chunk, and
+    carries the last of the frames that it doubles. The final chunk gives that frame too. "nearest"
+    holds back nothing.
+
+    Args:
+      x: the clip, or its next chunk.
+      how: "linear" interpolates with half-pixel centres and clamped edges; "nearest" repeats.
+      carry: takes and keeps frames from chunk to chunk.
     """
     before = carry.take()
     first, x = (x[:, :1], x[:, 1:]) if before is None else (x[:, :0], x)

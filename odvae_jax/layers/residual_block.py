@@ -1,4 +1,4 @@
-"""The residual block: norm, SiLU, convolution, twice, plus a skip."""
+"""The residual block: norm, SiLU and convolution, twice, plus a skip connection."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from odvae_jax.layers.group_norm import GroupNorm
 
 
 class ResidualBlock(nnx.Module):
-    """Norm, SiLU, 3×3(×3) convolution, twice, plus a skip.
+    """Norm, SiLU and 3×3 or 3×3×3 convolution, twice, plus a skip connection.
 
     Args:
-      in_features: input channels.
-      out_features: output channels; where they differ, the skip is a 1×1×1 convolution.
-      kind: "2d": both convolutions and the norms' statistics per frame; "3d": both causal 3D;
-        "mixed": the first 3D, the second per frame (variant 2), norms over the clip.
-      config: the model's.
-      rng: for the initial kernels.
+      in_features: the number of input channels.
+      out_features: the number of output channels. If it differs from `in_features`, the skip
+        connection is a 1×1×1 convolution.
+      kind: "2d": both convolutions are 2D and norms take their statistics per frame. "3d": both
+        convolutions are causal 3D. "mixed": the first is 3D, the second 2D (variant 2). Except for
+        "2d", norms take their statistics over the clip.
+      config: the config of the model.
+      rng: draws the initial kernels.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class ResidualBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], carry: Carry = WHOLE
     ) -> Float[Array, "b t h w d"]:
-        """The block's output for a clip, or for the next chunk of a clip."""
+        """Returns the clip, or its next chunk, after the block."""
         y = self.conv1(self.norm1(x), carry)
         y = checkpoint_name(y, FIRST_CONVOLUTION)  # kept for the gradient with remat="convolutions"
         y = self.conv2(self.norm2(y), carry)

@@ -1,16 +1,17 @@
 """How convolutions and norms are computed fast, and the one table that chooses.
 
 `reference.py` says what is computed. Every other file here is one way to compute it, with its
-reasons and its limits; none of them knows another's conditions. The first way of a column that
-applies is taken. Which column it is, the program's platform says, which nobody knows when Python
-runs: a program holds a branch for each, and XLA keeps one.
+reasons and its limits; no file knows the conditions of another. The first way of a column that
+applies is taken. The column depends on the platform of the program, which is not known when Python
+runs. So a program holds one branch per platform, and XLA keeps one of them.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -45,23 +46,26 @@ __all__ = [
 ]
 
 Scales = tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]
-"""What a norm multiplies by and what it adds, in float32, per frame (s = t) or per clip (s = 1)."""
+"""Two float32 values for each channel, per frame (s = t) or per clip (s = 1).
 
-# By platform, ways to convolve, the first that applies. Each is a module of two plain functions,
+For a norm they are what it multiplies by and what it adds.
+"""
+
+# Ways to convolve by platform; the first that applies is taken. Each is a module of two functions,
 # `forward(x, kernel, before, window)` and, where autodiff would be slower or keep more,
 # `backward(x, kernel, dy, window)`, with the condition `applies(x, kernel, before, window)`.
-# Measured on H100 and H200 (docs/performance.md); a TPU's column was never timed.
+# The column "cuda" was timed on H100 and H200 (docs/performance.md); "tpu" was never timed.
 TABLE = {
     "cuda": (taps_summed, columns_joined, pairs, evenly_padded, per_frame, frames_joined),
     "tpu": (taps_summed, per_frame, plain_3d),
     "default": (taps_summed, per_frame, frames_joined),
 }
-# By platform, ways to normalise: `forward`, `backward` and `moments`.
+# Ways to normalise by platform, with functions `forward`, `backward` and `moments`.
 NORMS = {"cuda": (norm_kernels, norm), "default": (norm,)}
-# On every platform, ways to make a smaller convolution of one; it is then looked up above.
+# Ways that make a smaller convolution of one, on every platform. It is then looked up above.
 LONE, DOUBLINGS = lone_frame, (doubled_nearest, doubled_linear)
 
-_named = jax.named_scope("norm")  # in profiles
+_named = jax.named_scope("norm")  # the name that profiles show
 
 
 def convolve(
@@ -75,18 +79,19 @@ def convolve(
     precision: str = "default",
     out_dtype: str | None = None,
 ) -> Float[Array, "b u v y d"]:
-    """A causal 3D convolution without bias; `reference.convolve` is its definition.
+    """Returns a causal 3D convolution without bias, which `reference.convolve` defines.
 
     Args:
       x: a clip, or the part of a clip that follows `before`.
-      kernel: [kt, k, k, C, D] with kt and k of 1 or 3.
-      strides: in time and in space.
-      scales: of a norm that `x` goes through first, and then through SiLU; only at the beginning of
-        a clip, without doubling.
-      before: the kt - 1 frames before `x`, where `x` does not begin a clip.
-      doubling: rows and columns are doubled first, in that way.
-      precision: of float32 products.
-      out_dtype: dtype of the result, that of `x` unless told.
+      kernel: [kt, k, k, C, D], where kt and k are 1 or 3 each.
+      strides: the strides in time and in space, 1 or 2 each.
+      scales: what a norm multiplies by and adds. `x` goes first through this norm and then through
+        SiLU. They are allowed only at the beginning of a clip and without doubling; None leaves the
+        norm and SiLU out.
+      before: the kt - 1 frames before `x`; None if `x` begins a clip.
+      doubling: how rows and columns are doubled first; None keeps their number.
+      precision: the precision of float32 products, as in `ODVAEConfig`.
+      out_dtype: the dtype of the result; None takes that of `x`.
     """
     if LONE.applies(x, kernel, before):
         kernel = LONE.reduced(kernel)
@@ -112,8 +117,8 @@ def _prepared(x, kernel, scales, before, window):
     return jax.tree.unflatten(tree, varying_alike(*leaves))
 
 
-# One gradient for all ways, by hand, so that nothing is kept for it but what stands here: branches
-# that keep their own would keep all of them.
+# All ways share one hand-written gradient, which keeps only the arguments. Branches with gradients
+# of their own would each keep something, and a program would keep all of it.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(x, kernel, scales, before, window):
     ways = ways_to_convolve(x, kernel, before, window)
@@ -165,8 +170,20 @@ def _normed(x, scales):
     return x if scales is None else normalise(x, *scales, activation=True)
 
 
-def ways_to_convolve(x, kernel, before, window: Window) -> dict:
-    """The way that each platform takes, by the platform's name."""
+def ways_to_convolve(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    before: Float[Array, "b s h w c"] | None,
+    window: Window,
+) -> dict[str, ModuleType]:
+    """Returns the way that each platform takes to convolve, by the platform's name.
+
+    Args:
+      x: a clip, or the part of a clip that follows `before`.
+      kernel: [kt, k, k, C, D].
+      before: the kt - 1 frames before `x`; None if `x` begins a clip.
+      window: how the kernel goes over the clip.
+    """
     return {
         platform: next(way for way in column if way.applies(x, kernel, before, window))
         for platform, column in TABLE.items()
@@ -181,7 +198,16 @@ def normalise(
     *,
     activation: bool,
 ) -> Float[Array, "b t h w c"]:
-    """A norm whose scales are known, and SiLU if `activation`; see `reference.normalise`."""
+    """Returns a clip after a norm whose scales are known, and after SiLU if `activation` is set.
+
+    `reference.normalise` defines it. The result has the dtype of `x`.
+
+    Args:
+      x: the clip, [B, T, H, W, C].
+      multiplier: what the norm multiplies by, float32.
+      addend: what the norm adds, float32.
+      activation: whether SiLU follows.
+    """
     return _normalise(*varying_alike(x, multiplier, addend), activation)
 
 
@@ -207,8 +233,15 @@ def _normalise_backward(activation, residuals, dy):
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def moments(x: Float[Array, "b t h w c"], axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The mean of each channel and of its squares, in float32; see `reference.moments`."""
+def moments(x: Float[Array, "b t h w c"], axes: tuple[int, ...]) -> Scales:
+    """Returns the mean of each channel, and of its squares, in float32.
+
+    `reference.moments` defines them.
+
+    Args:
+      x: the clip, [B, T, H, W, C].
+      axes: the axes that the means are taken over; they stay with length 1.
+    """
     return _moments(x, axes) if norm_kernels.applies(x) else norm.moments(x, axes)
 
 
@@ -231,25 +264,25 @@ def _moments_backward(axes, x, gradients):
 _moments.defvjp(_moments_forward, _moments_backward)
 
 
-def ways_to_normalise(x) -> dict:
-    """The way that each platform takes, by the platform's name."""
+def ways_to_normalise(x: Float[Array, "b t h w c"]) -> dict[str, ModuleType]:
+    """Returns the way that each platform takes to normalise a clip, by the platform's name."""
     return {p: next(way for way in column if way.applies(x)) for p, column in NORMS.items()}
 
 
 def _branches(ways: dict, run_of: Callable) -> dict[str, Callable]:
-    """A function per platform; none for platforms that take the same way as all others."""
+    """Returns one function per platform, except for platforms that take the default way."""
     default = ways["default"]
     taken = {platform: way for platform, way in ways.items() if way is not default}
     return {platform: run_of(way) for platform, way in (taken | {"default": default}).items()}
 
 
-def by_platform(*arrays, default: Callable, **others: Callable):
-    """What the branch of the platform returns that the program is compiled for.
+def by_platform(*arrays: Any, default: Callable, **others: Callable) -> Any:
+    """Returns what the branch of the platform returns for which the program is compiled.
 
     Args:
-      arrays: what each branch is called with.
+      *arrays: the arrays that each branch is called with.
       default: the branch of platforms that have none of their own.
-      others: branches by platform, "cuda" and "tpu".
+      **others: the branches by platform, "cuda" and "tpu".
     """
     if not others:
         return default(*arrays)

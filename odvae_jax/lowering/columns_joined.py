@@ -1,7 +1,7 @@
 """The columns (and frames) that a kernel sees, side by side as channels: for RGB on NVIDIA GPUs.
 
 cuDNN takes as long for three input channels as for many. With the kernel's columns joined, and in
-3D its frames, there are enough of them. Their number is made a multiple of 16.
+3D its frames too, there are many. Their number is made a multiple of 16.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _NARROW_INPUT = 32  # joined channels up to which joining pays
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For kernels that see few input values in a row, and take no stride in space."""
+    """Returns whether a kernel sees few input values in a row, and takes no stride in space."""
     kt, _, kw, c, _ = kernel.shape
     return kw > 1 and window.stride == 1 and kt * kw * c <= _NARROW_INPUT
 
 
 def forward(x, kernel, before, window):
-    """The convolution of a clip, or of what follows `before`."""
+    """Returns the convolution of a clip, or of what follows `before`."""
     x, kernel = frames_joined.joined(x, kernel, before, window)
     kh, kw, c, d = kernel.shape
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), window.columns, (0, 0)))
@@ -33,6 +33,6 @@ def forward(x, kernel, before, window):
 
 
 def backward(x, kernel, dy, window):
-    """The gradients for input and kernel: those of the ways without joined columns."""
+    """Returns the gradients for input and kernel, computed without joined columns."""
     way = per_frame if kernel.shape[0] == 1 else frames_joined
     return way.backward(x, kernel, dy, window)

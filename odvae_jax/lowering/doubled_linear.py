@@ -1,8 +1,9 @@
-"""A convolution after rows and columns were interpolated, from the clip as it is: 1/4 of the work.
+"""A convolution after linear interpolation of rows and columns, at a quarter of the work.
 
-Interpolation and a product at each place commute. So each of the kernel's 3×3 places is applied to
-the small clip, as one 1×1 convolution to nine times the channels; the results are interpolated and
-moved to their places, columns first. Interpolation has half-pixel centres and clamped edges.
+It is computed from the clip as it is before it is doubled. Interpolation and a product at each
+place commute. So each of the kernel's 3×3 places is applied to the small clip, as one 1×1
+convolution to nine times the channels. The results are interpolated and moved to their places,
+columns first. Interpolation has half-pixel centres and clamped edges.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from odvae_jax.lowering.reference import Window
 
 
 def applies(doubling) -> bool:
-    """For clips whose rows and columns are doubled by linear interpolation."""
+    """Returns whether rows and columns are doubled by linear interpolation."""
     return doubling == "linear"
 
 
 def forward(x, kernel, before, precision, convolve):
-    """The convolution of the doubled clip, [B, T, 2 H, 2 W, D].
+    """Returns the convolution of the doubled clip, [B, T, 2 H, 2 W, D].
 
     Args:
       x: the clip before it is doubled.
       kernel: [kt, 3, 3, C, D].
       before: the frames before `x`, not doubled, or None.
-      precision: of float32 products.
-      convolve: (x, kernel, before, window) to the convolution without doubling.
+      precision: the precision of float32 products.
+      convolve: a function of (x, kernel, before, window) to the convolution without doubling.
     """
     kt, kh, kw, c, d = kernel.shape
     every = jnp.moveaxis(kernel, 3, 1).swapaxes(2, 3).reshape(kt, 1, 1, c, kw * kh * d)
@@ -39,7 +40,7 @@ def forward(x, kernel, before, precision, convolve):
 
 
 def interpolated(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """An array twice as long along `axis`, by linear interpolation, summed in float32."""
+    """Returns an array twice as long along an axis, interpolated linearly and summed in float32."""
     return _interleaved(*_interpolations(x, axis), axis, x.dtype)
 
 
@@ -62,7 +63,7 @@ def _interpolation_convolved(taps: Sequence[Array], axis: int) -> Array:
 
 
 def _interpolations(x, axis):
-    """The values at even and at odd places, in float32."""
+    """Returns the values at the even and at the odd places, in float32."""
     n = x.shape[axis]
     before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
     after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)

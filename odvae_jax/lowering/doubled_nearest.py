@@ -1,10 +1,11 @@
-"""A convolution after rows and columns were repeated, from the clip as it is: 4/9 of the work.
+"""A convolution after repetition of rows and columns, at 4/9 of the work.
 
-An even row of the result meets the row above once and its own twice; an odd row meets its own twice
-and the row below once; columns likewise. So the kernel's rows and columns that meet the same are
-summed, in float32, which makes it a kernel of 2×2 for each of the four places. The two columns are
-computed together, on one column more; rows apart, so that each result has the input's rows, which
-can lie on several devices.
+It is computed from the clip as it is before it is doubled. An even row of the result meets the row
+above once and its own row twice. An odd row meets its own row twice and the row below once. The
+same holds for columns. So the kernel's rows and columns that meet the same row or column are
+summed, in float32, which makes a kernel of 2×2 for each of the four places. The even and the odd
+columns are computed together, on one column more. The rows are computed apart, so that each result
+has the input's rows, which can lie on several devices.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from odvae_jax.lowering.reference import Window
 
 
 def applies(doubling) -> bool:
-    """For clips whose rows and columns are doubled by repetition."""
+    """Returns whether rows and columns are doubled by repetition."""
     return doubling == "nearest"
 
 
 def forward(x, kernel, before, precision, convolve):
-    """The convolution of the doubled clip, [B, T, 2 H, 2 W, D], in the dtype of `x`.
+    """Returns the convolution of the doubled clip, [B, T, 2 H, 2 W, D], in the dtype of `x`.
 
     Args:
       x: the clip before it is doubled.
-      kernel: [kt, 3, 3, C, D], in float32 for the sums.
+      kernel: [kt, 3, 3, C, D], whose sums are taken in float32.
       before: the frames before `x`, not doubled, or None.
-      precision: of float32 products.
-      convolve: (x, kernel, before, window) to the convolution without doubling.
+      precision: the precision of float32 products.
+      convolve: a function of (x, kernel, before, window) to the convolution without doubling.
     """
     b, t, h, w, _ = x.shape
     rows = []
@@ -43,7 +44,7 @@ def forward(x, kernel, before, precision, convolve):
 
 
 def _pair_sums(kernel, axis):
-    """The kernel for the even and for the odd places of an axis that was doubled."""
+    """Returns the kernels for the even and for the odd places of an axis that was doubled."""
     first, second, third = (jax.lax.index_in_dim(kernel, i, axis) for i in range(3))
     return (
         jnp.concatenate([first, second + third], axis),

@@ -1,7 +1,8 @@
-"""A 2D convolution with a stride of two, its zeros on both sides alike: for NVIDIA GPUs.
+"""A 2D convolution with stride 2, padded alike on all sides: for NVIDIA GPUs.
 
-With no zeros above and one row below, XLA would write the whole input again with its zeros for
-cuDNN. With two on each side it does not; what comes of the first two is cut off.
+With no zeros above and one row of them below, XLA would write the whole input again, with its
+zeros, for cuDNN. With two rows or columns of zeros on each side it does not. The outputs that only
+the additional zeros give are cut off.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ __all__ = ["applies", "backward", "forward"]
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For kernels that see one frame and take a stride in space."""
+    """Returns whether a kernel sees one frame and takes a stride in space."""
     return kernel.shape[0] == 1 and window.stride == 2
 
 
 def forward(x, kernel, before, window):
-    """The convolution of every frame that is seen."""
+    """Returns the convolution of every frame that is seen."""
     h, w = (
         (n + sum(pad) - k) // 2 + 1
         for n, pad, k in zip(

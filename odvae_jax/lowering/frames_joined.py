@@ -1,6 +1,6 @@
 """The frames that a kernel sees, side by side as channels, then one 2D convolution.
 
-The way of CPUs, and of NVIDIA GPUs where there is a stride in time, 1×1 kernels, or float16.
+It is the way of CPUs, and of NVIDIA GPUs if there is a stride in time, a 1×1 kernel, or float16.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from odvae_jax.lowering.reference import Window, preceded
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For every kernel that sees several frames."""
+    """Returns whether a kernel sees several frames."""
     return kernel.shape[0] > 1
 
 
 def forward(x, kernel, before, window):
-    """The convolution of a clip, or of what follows `before`."""
+    """Returns the convolution of a clip, or of what follows `before`."""
     return convolve_frames(*joined(x, kernel, before, window), window)
 
 
 def joined(x, kernel, before, window):
-    """The frames that each output sees as one frame of kt * C channels, and the kernel for it."""
+    """Returns the frames that each output sees, as kt * C channels, and the kernel for them."""
     kt, kh, kw, c, d = kernel.shape
     frames = jnp.concatenate(seen_frames(x, kt, window.time_stride, before), axis=-1)
     return frames, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d)
 
 
 def seen_frames(x, kt: int, time_stride: int, before=None) -> list[jax.Array]:
-    """For each of the kernel's `kt` places in time, the frames that it meets."""
+    """Returns the frames that each of the kernel's `kt` places in time meets."""
     padded = preceded(x, kt, time_stride, before)
     t = padded.shape[1] - kt + 1
     return [padded[:, i : i + t : time_stride] for i in range(kt)]
 
 
 def backward(x, kernel, dy, window):
-    """The gradients for input and kernel of a clip from its beginning.
+    """Returns the gradients for the input and the kernel of a clip from its beginning.
 
-    The kernel's is taken one place in time after another, so that joined frames, three times the
-    input, are not made again.
+    The kernel's gradient is taken one place in time after another. So the joined frames, three
+    times as large as the input, are not made again.
     """
     if (window.time_stride, window.stride) != (1, 1):
         (dx,) = jax.vjp(lambda x: forward(x, kernel, None, window), x)[1](dy)
@@ -55,17 +55,18 @@ def backward(x, kernel, dy, window):
 
 
 def input_gradient(dy, kernel, window: Window, convolve):
-    """The gradient for the input of a convolution without strides: a convolution of later frames.
+    """Returns the gradient for the input of a convolution without strides.
 
-    Input t is met by outputs t to t + kt - 1. The first input also stands for those before it; what
-    it gets as such is added afterwards.
+    It is a convolution of later frames: outputs t to t + kt - 1 meet input t. The first input also
+    stands for the frames before it; the gradient that it gets for this is added afterwards.
 
     Args:
       dy: the gradient of the output.
-      kernel: of the convolution.
-      window: of the convolution.
-      convolve: maps `dy` with kt - 1 frames of zeros after it, a kernel whose places in time are in
-        the order of these frames, and a window, to the convolution over each kt frames in a row.
+      kernel: the kernel of the convolution.
+      window: how the kernel goes over the clip.
+      convolve: a function of `dy` with kt - 1 frames of zeros after it, a kernel whose places in
+        time are in the order of these frames, and a window, to the convolution over each kt frames
+        in a row.
     """
     kt, kh, kw = kernel.shape[:3]
     window = window._replace(
@@ -90,7 +91,10 @@ def _convolve_later(padded, kernel, window):
 
 
 def _input_gradient_of_wide(dy, kernel, window):
-    """The same for a 1×1 kernel: it has many outputs, of which joined frames would be too many."""
+    """Returns the gradient for the input of a convolution with a 1×1 kernel, without strides.
+
+    Such a kernel has many outputs, so that joining their frames would take too much memory.
+    """
     kt, _, _, c, d = kernel.shape
     wide = kernel.transpose(1, 2, 4, 0, 3).reshape(1, 1, d, kt * c)
     taps = jnp.split(convolve_frames(dy, wide, window).astype(jnp.float32), kt, axis=-1)

@@ -1,6 +1,7 @@
-"""A lone frame at a clip's beginning: all the frames that a kernel sees are the same.
+"""A single frame at a clip's beginning: all frames that a kernel sees are equal.
 
-So its places in time are summed beforehand, and a 2D convolution is left, on every platform.
+So the kernel's places in time are summed beforehand, and a 2D convolution is left, on every
+platform.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 
 
 def applies(x, kernel, before) -> bool:
-    """For kernels that see several frames, where there is only one."""
+    """Returns whether a kernel sees several frames although the clip has only one."""
     return x.shape[1] == 1 and kernel.shape[0] > 1 and before is None
 
 
 def reduced(kernel):
-    """The kernel of length 1 in time that gives the same."""
+    """Returns the kernel of length 1 in time that has the same effect on equal frames."""
     return jnp.sum(kernel, axis=0, keepdims=True)

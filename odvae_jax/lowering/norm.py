@@ -12,20 +12,18 @@ __all__ = ["applies", "backward", "forward", "moments"]
 
 
 def applies(x) -> bool:
-    """For every clip."""
+    """Returns True: this way takes every clip."""
     return True
 
 
 def backward(x, multiplier, addend, activation, dy):
-    """The gradients for input, multiplier and addend.
-
-    By hand for the dtype in which SiLU's gradient lies in memory until it is summed and multiplied:
-    that of `x`. XLA would keep float32, twice the bytes; the barrier keeps it from that.
-    """
+    """Returns the gradients for the input, the multiplier and the addend."""
     x32 = x.astype(jnp.float32)
     if activation:
         _, pull = jax.vjp(jax.nn.silu, x32 * multiplier + addend)
         (dy,) = pull(dy.astype(jnp.float32))
+        # SiLU's gradient lies in memory until it is summed and multiplied. XLA would keep it in
+        # float32, twice the bytes; the barrier makes it keep the dtype of `x`.
         dy = jax.lax.optimization_barrier(dy.astype(x.dtype))
     dy32 = dy.astype(jnp.float32)
     axes = (1, 2, 3) if multiplier.shape[1] == 1 else (2, 3)

@@ -1,8 +1,9 @@
-"""Norms on an NVIDIA GPU, each in one pass at the memory's speed.
+"""Norms on an NVIDIA GPU, each in one pass at the speed of the memory.
 
-XLA's own are slower: its reductions over positions, its elementwise loops, which read the scales
-again for each value, and most of all the inputs of pairs (odvae_jax/lowering/pairs.py), of which it
-makes three passes. Where these kernels do not run, and for gradients, the same is written out.
+XLA's own operations are slower: its reductions over positions; its elementwise loops, which read
+the scales again for each value; and most of all the inputs of pairs (odvae_jax/lowering/pairs.py),
+of which it makes three passes. Where these kernels do not run, and for gradients, XLA's operations
+compute the same.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 _BLOCK = 4096  # values that a program takes at a time
-_ROWS = 4  # of a frame that a program sums
-_CAPABILITY = 8.0  # of NVIDIA's GPUs from which on they compute in bfloat16
-_wanted = jax.make_user_context(True)  # a part of the key under which JAX keeps what it has traced
+_ROWS = 4  # rows of a frame that a program sums
+_CAPABILITY = 8.0  # the least compute capability of NVIDIA's GPUs that compute in bfloat16
+_wanted = jax.make_user_context(True)  # JAX keeps traced functions apart by its value
 
 
 def without_kernels() -> contextlib.AbstractContextManager[None]:
-    """A context in which programs are traced without the GPU's own kernels, as for `jax.export`.
+    """Returns a context in which programs are traced without this package's GPU kernels.
 
-    On a machine with an NVIDIA GPU a bfloat16 model's program holds kernels that JAX can neither
-    serialise nor lower for other platforms too. Within this context XLA's own operations stand in
-    their place, a little slower.
+    `jax.export` needs it: on a machine with an NVIDIA GPU, the program of a bfloat16 model holds
+    kernels that JAX can neither serialise nor lower for other platforms too. Within the context,
+    XLA's own operations take their place, which are a little slower.
     """
     return _wanted(False)
 
 
-def applies(x: jax.Array) -> bool:
-    """Whether the kernels take this clip [B, T, H, W, C] on the devices of this process.
+def applies(x: Float[Array, "b t h w c"]) -> bool:
+    """Returns whether the kernels take a clip [B, T, H, W, C] on the devices of this process.
 
-    Their blocks are powers of two, and so must C be. In float16 they could overflow. Inside
-    `shard_map`, over explicit mesh axes and within `without_kernels` they do not run.
+    Their blocks are powers of two, and so must C be. In float16 they could overflow. They do not
+    run inside `shard_map`, over explicit mesh axes, or within `without_kernels`.
     """
     axes = jax.typeof(x).sharding.mesh.axis_types
     return (
@@ -61,12 +62,12 @@ def _devices_can() -> bool:
 
 
 def _spread(rule: str, together: tuple[str, ...]) -> Callable:
-    """Makes a kernel's call one that can be spread over devices, and under `vmap` takes more clips.
+    """Returns a decorator that lets a kernel be spread over devices, and take more clips in `vmap`.
 
     Args:
-      rule: which axes of its arrays are the same, as `custom_partitioning` has it; the first array
-        is a clip.
-      together: axes that must lie on one device.
+      rule: which axes of its arrays are the same, in the notation of `custom_partitioning`; the
+        first array is a clip.
+      together: the axes that must lie on one device.
     """
     arrays, results = (part.split(",") for part in rule.split("->"))
 
@@ -149,12 +150,12 @@ def _silu(y):
 
 
 def forward(x, multiplier, addend):
-    """The norm whose scales are known, and SiLU; see `lowering.normalise`."""
+    """Returns a clip after a norm whose scales are known, and SiLU; see `lowering.normalise`."""
     return norm_silu(x, *(a[:, :, 0, 0] for a in (multiplier, addend)))[0]
 
 
 def moments(x, axes):
-    """The mean of each channel and of its squares; see `lowering.moments`."""
+    """Returns the mean of each channel and of its squares; see `lowering.moments`."""
     count = math.prod(x.shape[axis] for axis in axes)
     sums = channel_sums(x)
     return tuple(jnp.sum(y[:, :, :, None], axes, keepdims=True) / count for y in sums)
@@ -162,9 +163,9 @@ def moments(x, axes):
 
 @_spread("b t h w c -> b t h c, b t h c", together=("t", "w", "c"))
 def channel_sums(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b t n c"]]:
-    """The sums, in float32, of each channel and of its squares over parts of each frame.
+    """Returns the sums, in float32, of each channel and of its squares over parts of each frame.
 
-    Those are rows where a program may be spread over devices, and some rows where it may not.
+    A part is one row if the program may be spread over devices, and several rows if not.
     """
     b, t, h, w, c = x.shape
     count = h if jax.device_count() > 1 else h // math.gcd(h, _ROWS)
@@ -181,7 +182,7 @@ def channel_sums(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b t n c"]]:
 
 
 def _sum_channels(x, sums, squares, *, rows):
-    """Part i of clip j, for program (i, j)."""
+    """Sums part i of clip j, in program (i, j)."""
     part, clip = pl.program_id(0), pl.program_id(1)
 
     def add(i, totals):
@@ -200,7 +201,10 @@ def norm_silu(
     multiplier: Float[Array, "b s c"],
     addend: Float[Array, "b s c"],
 ) -> list[Float[Array, "b t h w c"]]:
-    """SiLU of x · multiplier + addend, these for each frame or for all; a list of one."""
+    """Returns a list of one array: SiLU of x · multiplier + addend, in the dtype of `x`.
+
+    The multiplier and the addend are per frame (s = t) or per clip (s = 1).
+    """
     b, t, h, w, c = x.shape
     per_frame = multiplier.shape[1] > 1
     clips, positions = (b * t, h * w) if per_frame else (b, t * h * w)
@@ -217,7 +221,7 @@ def norm_silu(
 
 
 def _norm_silu(x, multiplier, addend, output, *, rows):
-    """Positions `rows` i and on, of clip or frame j, for program (i, j)."""
+    """Computes `rows` positions from `rows` i on, of clip or frame j, in program (i, j)."""
     clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
     y = _activated(x[clip, block, :], multiplier[clip, :], addend[clip, :])
     output[clip, block, :] = y.astype(x.dtype)
@@ -232,11 +236,11 @@ def norm_silu_pairs(
     multiplier: Float[Array, "b s c"],
     addend: Float[Array, "b s c"],
 ) -> list[Float[Array, "b _ h w c"]]:
-    """What the four products of a clip's pairs convolve, of two frames at least.
+    """Returns what `pairs.pair_inputs` makes of the result of `norm_silu`, in one pass.
 
-    As `pairs.pair_inputs` makes it of `norm_silu`'s result. A program takes some positions and goes
-    through their frames, each of which is read and activated once: what a pair needs of the frames
-    before it stays in registers.
+    The clip has at least two frames. A program takes some positions and goes through their frames.
+    Each frame is read and activated once: what a pair needs of the frames before it stays in
+    registers.
     """
     b, t, h, w, c = x.shape
     positions, pairs = h * w, t // 2
@@ -255,7 +259,7 @@ def norm_silu_pairs(
 
 
 def _norm_silu_pairs(x, multiplier, addend, *outputs, rows):
-    """Positions `rows` i and on, of clip j, for program (i, j)."""
+    """Computes `rows` positions from `rows` i on, of clip j, in program (i, j)."""
     clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
     frames, per_frame = x.shape[1], multiplier.shape[1] > 1
 

@@ -25,9 +25,9 @@ from odvae_jax.lowering.reference import Window, preceded
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For kernels that see three frames, without a stride in time.
+    """Returns whether a kernel sees three frames, has no stride in time, and is worth it.
 
-    1×1 kernels do little work for each value that pairs would write. In float16 the sum of two
+    A 1×1 kernel does little work for each value that pairs would write. In float16 the sum of two
     frames could overflow.
     """
     worth_it = kernel.shape[0] == 3 and kernel.shape[1] > 1
@@ -35,12 +35,12 @@ def applies(x, kernel, before, window) -> bool:
 
 
 def takes_norm(x, before) -> bool:
-    """Whether a norm and SiLU before the convolution are computed on the way, by a kernel."""
+    """Returns whether a kernel computes a norm and SiLU on the way to the convolution."""
     return before is None and x.shape[1] > 1 and norm_kernels.applies(x)
 
 
 def forward(x, kernel, before, window, scales=None):
-    """The convolution of a clip, or of what follows `before`."""
+    """Returns the convolution of a clip, or of what follows `before`."""
     if before is None:
         inputs = _clip_inputs(x, scales)
     else:
@@ -49,7 +49,7 @@ def forward(x, kernel, before, window, scales=None):
 
 
 def backward(x, kernel, dy, window, scales=None):
-    """The gradients for input (after its norm) and kernel, in pairs too."""
+    """Returns the gradients for input (after its norm) and kernel, computed in pairs too."""
     dx = frames_joined.input_gradient(dy, kernel, window, _convolve_later)
     taps = _kernel_gradient(_clip_inputs(x, scales), kernel[0].astype(x.dtype), dy, window)
     return dx, taps.astype(kernel.dtype)
@@ -92,7 +92,7 @@ def _kernel_gradient(inputs, kernel, dy, window: Window):
 
 
 def _clip_inputs(x, scales=None):
-    """`pair_inputs` of a clip from its beginning, after a norm and SiLU if there are scales."""
+    """Returns `pair_inputs` of a whole clip, after a norm and SiLU if there are scales."""
     if scales is not None:
         return _in_one_pass(x, *scales)
     return pair_inputs(preceded(x, 3, 1, None), still=True)
@@ -121,14 +121,14 @@ _in_one_pass.defvjp(_forward, _backward)
 def pair_inputs(
     frames: Float[Array, "b s h w c"], *, still: bool
 ) -> list[Float[Array, "b _ h w c"]]:
-    """The four sums of frames that the four products convolve.
+    """Returns the four sums of frames that the four products convolve.
 
-    Where the number of outputs T is odd, one more output is added before the first. At a still
-    beginning all products but the second are zero there, and are left out.
+    If the number of outputs T is odd, one more output is added before the first. At the beginning
+    of a clip all products but the second are zero there, and are left out.
 
     Args:
       frames: the T + 2 frames that the T outputs see.
-      still: whether the first three frames are the same, as at a clip's beginning.
+      still: whether the first three frames are equal, as at the beginning of a clip.
     """
     odd_count = frames.shape[1] % 2
     if odd_count:

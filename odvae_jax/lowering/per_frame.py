@@ -1,6 +1,6 @@
 """A 2D convolution of every frame: for kernels that see one frame, on every platform.
 
-`convolve_frames` and `kernel_gradient` serve the ways that make 2D convolutions of a 3D one, too.
+`convolve_frames` and `kernel_gradient` also serve the ways that make 2D convolutions of a 3D one.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from odvae_jax.lowering.reference import Window
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For kernels of length 1 in time."""
+    """Returns whether a kernel has length 1 in time."""
     return kernel.shape[0] == 1
 
 
 def forward(x, kernel, before, window):
-    """The convolution of every frame that is seen; nothing lies before it that counts."""
+    """Returns the convolution of every frame that is seen; frames before the clip do not matter."""
     return convolve_frames(x[:, :: window.time_stride], kernel[0], window)
 
 
 def backward(x, kernel, dy, window):
-    """The gradients for input and kernel."""
+    """Returns the gradients for the input and the kernel."""
     seen, pull_stride = jax.vjp(lambda x: x[:, :: window.time_stride], x)
     (dseen,) = jax.vjp(lambda seen: convolve_frames(seen, kernel[0], window), seen)[1](dy)
     return pull_stride(dseen)[0], kernel_gradient(seen, kernel[0], dy, window)[None]
 
 
 def convolve_frames(x, kernel, window: Window):
-    """The 2D convolution of each frame [B, T, H, W, C] with a kernel [kh, kw, C, D]."""
+    """Returns the 2D convolution of each frame [B, T, H, W, C] with a kernel [kh, kw, C, D]."""
     b, t = x.shape[:2]
     y = jax.lax.conv_general_dilated(
         x.reshape(b * t, *x.shape[2:]),
@@ -43,10 +43,10 @@ def convolve_frames(x, kernel, window: Window):
 
 
 def kernel_gradient(x, kernel, dy, window: Window):
-    """The gradient of `convolve_frames` for its kernel, in the kernel's dtype.
+    """Returns the gradient of `convolve_frames` for its kernel, in the kernel's dtype.
 
     Without a stride, XLA takes cuDNN's own operation for it only if as many zeros stand above as
-    below. Otherwise the kernel gets one row more, of which the gradient is thrown away.
+    below. Otherwise the kernel gets one row more, and the gradient of this row is thrown away.
     """
     above, below = window.rows
     more = (max(below - above, 0), max(above - below, 0)) if window.stride == 1 else (0, 0)

@@ -1,7 +1,7 @@
 """XLA's own 3D convolution: for TPUs.
 
-On an NVIDIA GPU cuDNN's 3D convolution is slower than the other ways, and at large sizes far
-slower (docs/performance.md).
+On an NVIDIA GPU, cuDNN's 3D convolution is slower than the other ways, and far slower at large
+sizes (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ __all__ = ["applies", "forward"]
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For kernels that see several frames and give many channels; see `lowering.TABLE`."""
+    """Returns whether a kernel sees several frames."""
     return kernel.shape[0] > 1

@@ -1,6 +1,7 @@
 """What every way of computing a convolution or a norm must agree with.
 
-The definitions, in as few lines as they take. The tests hold each way, and its gradient, to them.
+These are the definitions, in as few lines as they take. The tests compare each way, and its
+gradient, with them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ class Window(NamedTuple):
     """How a kernel goes over a clip.
 
     Attributes:
-      time_stride: distance of the outputs in frames.
-      stride: distance of the outputs in rows and in columns.
-      rows: rows of zeros above and below the frame.
-      columns: columns of zeros left and right of the frame.
-      precision: of float32 products, one of `ODVAEConfig.precision`'s values.
+      time_stride: the distance of the outputs in frames.
+      stride: the distance of the outputs in rows and in columns.
+      rows: the number of rows of zeros above and below the frame.
+      columns: the number of columns of zeros left and right of the frame.
+      precision: the precision of float32 products, one of the values of `ODVAEConfig.precision`.
     """
 
     time_stride: int
@@ -31,10 +32,10 @@ class Window(NamedTuple):
 
 
 def window_of(side: int, strides: tuple[int, int], precision: str) -> Window:
-    """The window of a kernel of `side` rows and columns, with strides in time and in space.
+    """Returns the window of a kernel of `side` rows and columns, with strides in time and in space.
 
-    With stride 2 in space, one row of zeros is added below and one column to the right, as the
-    released model does; else the same number on both sides.
+    With stride 2 in space, one row of zeros is added below and one column to the right, as in the
+    released model. Otherwise both sides get the same number.
     """
     zeros = (0, 1) if strides[1] == 2 else (side // 2, side // 2)
     return Window(*strides, zeros, zeros, precision)
@@ -46,12 +47,14 @@ def convolve(
     before: Float[Array, "b s h w c"] | None,
     window: Window,
 ) -> Float[Array, "b u v y d"]:
-    """The causal 3D convolution: output j sees the frames that end with frame `time_stride` * j.
+    """Returns the causal 3D convolution of a clip.
+
+    Output j sees the frames that end with frame `time_stride` * j.
 
     Args:
       x: a clip, or the part of it that follows `before`.
       kernel: [kt, kh, kw, C, D]; it is rounded to the dtype of `x`.
-      before: the kt - 1 frames before `x`; None where `x` begins a clip: then its first frame
+      before: the kt - 1 frames before `x`. None means that `x` begins a clip: then its first frame
         stands for them.
       window: how the kernel goes over the clip.
     """
@@ -71,24 +74,36 @@ def normalise(
     addend: Float[Array, "b s 1 1 c"],
     activation: bool,
 ) -> Float[Array, "b t h w c"]:
-    """A norm whose scales are known, and SiLU if `activation`; in float32, rounded once."""
+    """Returns a clip after a norm whose scales are known, and after SiLU if `activation` is set.
+
+    It is computed in float32 and rounded once, to the dtype of `x`.
+    """
     y = x.astype(jnp.float32) * multiplier + addend
     return (jax.nn.silu(y) if activation else y).astype(x.dtype)
 
 
-def moments(x: Float[Array, "b t h w c"], axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The mean of each channel and of its squares over `axes`, which stay with length 1."""
+def moments(
+    x: Float[Array, "b t h w c"], axes: tuple[int, ...]
+) -> tuple[Float[Array, "b s 1 1 c"], Float[Array, "b s 1 1 c"]]:
+    """Returns the mean of each channel and of its squares over some axes, in float32.
+
+    The axes stay with length 1.
+    """
     x = x.astype(jnp.float32)
     return jnp.mean(x, axes, keepdims=True), jnp.mean(x**2, axes, keepdims=True)
 
 
 def preceded(
-    x: Float[Array, "b t h w c"], kt: int, time_stride: int, before: jax.Array | None
+    x: Float[Array, "b t h w c"],
+    kt: int,
+    time_stride: int,
+    before: Float[Array, "b _ h w c"] | None,
 ) -> Float[Array, "b s h w c"]:
-    """The frames of `x` after those that its first output sees before them.
+    """Returns the frames of `x` after those that its first output sees before them.
 
-    At a clip's beginning the first output is the first frame's, which stands `kt` - 1 times more.
-    After `before`, the first output is that of the frame that ends the first step of `time_stride`.
+    At the beginning of a clip, the first output is that of the first frame, which is repeated `kt`
+    - 1 times before it. After `before`, the first output is that of the frame that ends the first
+    step of `time_stride` frames.
     """
     if before is None:
         return jnp.concatenate([x[:, :1]] * (kt - 1) + [x], axis=1)

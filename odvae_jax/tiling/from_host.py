@@ -1,7 +1,7 @@
 """Clips of any length, part by part from the host; each shape of a part is compiled once.
 
-A part here is what a group or a chunk adds to those before it: `tiling.step` frames, one more for
-the first. So neither host nor device ever holds the whole clip.
+A part is what a group or a chunk adds to those before it: `tiling.step` frames, and one more for
+the first. So neither the host nor the device ever holds the whole clip.
 """
 
 from __future__ import annotations
@@ -37,9 +37,20 @@ def encode_part(
     *,
     space: SpatialTiling | None,
 ) -> tuple[Float[Array, "b u v x c2"], State]:
-    """Moments of one part of a clip, uint8 or in [-1, 1], and the state after it.
+    """Encodes one part of a clip.
 
-    uint8 is scaled here, so that a whole clip is never there in float32.
+    A uint8 part is scaled here, so that a whole clip is never in memory as float32.
+
+    Args:
+      vae: the model.
+      video: the part, uint8 from 0 to 255 or floating point in [-1, 1].
+      state: the state before the part; START at the beginning of a clip, None if nothing is
+        carried.
+      final: whether it is the last part of the clip.
+      space: how frames are cut; None takes them whole.
+
+    Returns:
+      The moments, and the state after the part.
     """
 
     def part(video, state, final):
@@ -61,7 +72,20 @@ def decode_part(
     space: SpatialTiling | None,
     uint8: bool,
 ) -> tuple[Shaped[Array, "b u v x 3"], State]:
-    """Frames of one part of a clip's latents, float32 or uint8, and the state after it."""
+    """Decodes one part of a clip.
+
+    Args:
+      vae: the model.
+      latents: the unscaled latents of the part.
+      state: the state before the part; START at the beginning of a clip, None if nothing is
+        carried.
+      final: whether it is the last part of the clip.
+      space: how frames are cut; None takes them whole.
+      uint8: whether the frames are uint8, from 0 to 255, instead of float32, about [-1, 1].
+
+    Returns:
+      The frames, and the state after the part.
+    """
 
     def part(latents, state, final):
         carry = Carry(state, final)
@@ -90,18 +114,21 @@ def encode_blocks(
     *,
     mesh: Mesh | None = None,
 ) -> Iterator[Float[Array, "b u v x c2"]]:
-    """Moments of a clip that comes in blocks, as soon as the device is given them.
+    """Encodes a clip that comes in blocks of frames.
+
+    Moments are yielded as soon as the device has the work, before they are computed.
 
     Args:
       vae: the model.
-      blocks: of frames, uint8 or in [-1, 1]; `time.step` + 1, then `time.step` each. The last may
-        be shorter and its frames no 4k: it is padded, as rows and columns are, by repetition.
-      time: how the clip is cut.
-      space: how frames are.
-      mesh: to spread clips and rows over.
+      blocks: the blocks, uint8 from 0 to 255 or floating point in [-1, 1]. The first one has
+        `time.step` + 1 frames, the others have `time.step`. The last one may have any smaller
+        number: it is padded by repetition, as rows and columns are.
+      time: how the clip is cut in time.
+      space: how frames are cut; None takes them whole.
+      mesh: the devices that share clips and rows; None uses one device.
 
     Yields:
-      [B, n, h, w, 2 C], float32, on the device, for each block in turn.
+      The moments of each block, float32 [B, n, h, w, 2 C], on the device.
     """
     vae = vae if mesh is None else replicate(vae, mesh)
     run = functools.partial(_encode_part, space=space)
@@ -128,20 +155,21 @@ def decode_blocks(
     uint8: bool = False,
     mesh: Mesh | None = None,
 ) -> Iterator[Shaped[Array, "b u v x 3"]]:
-    """Frames of latents that come in blocks.
+    """Decodes a clip whose latents come in blocks.
 
     Args:
       vae: the model.
-      blocks: of unscaled latents; n + 1 of them, then n each, with n = `time.step` over the model's
-        compression in time; the last may be shorter.
-      time: how the clip is cut.
-      space: how frames are.
-      uint8: frames from 0 to 255 instead of float32 about [-1, 1].
-      mesh: to spread clips and rows over.
+      blocks: the blocks of unscaled latents. The first one has n + 1 latent frames, the others have
+        n, where n is `time.step` divided by the model's compression in time. The last one may have
+        fewer.
+      time: how the clip is cut in time.
+      space: how frames are cut; None takes them whole.
+      uint8: whether the frames are uint8, from 0 to 255, instead of float32, about [-1, 1].
+      mesh: the devices that share clips and rows; None uses one device.
 
     Yields:
-      [B, t, H, W, 3], on the device; with streaming and linear upsampling in time some frames of a
-      block come with the next.
+      The frames of each block, [B, t, H, W, 3], on the device. With streaming and linear upsampling
+      in time, some frames of a block come with the next block.
     """
     vae = vae if mesh is None else replicate(vae, mesh)
     run = functools.partial(_decode_part, space=space, uint8=uint8)
@@ -162,7 +190,10 @@ def decode_blocks(
 def cut_in_blocks(
     x: Shaped[AnyArray, "b t ..."], step: int
 ) -> Iterator[Shaped[AnyArray, "b u ..."]]:
-    """Blocks of `step` + 1, then of `step` along axis 1, and what is left; NumPy in, views out."""
+    """Yields blocks of an array along axis 1: first `step` + 1 long, then `step`, then the rest.
+
+    Blocks of a NumPy array are views of it.
+    """
     start, stop = 0, min(step + 1, x.shape[1])
     while start < x.shape[1]:
         if isinstance(x, np.ndarray):
@@ -172,11 +203,11 @@ def cut_in_blocks(
         start, stop = stop, min(stop + step, x.shape[1])
 
 
-def fetched(parts: Iterable[jax.Array]) -> Iterator[np.ndarray]:
-    """Copies to the host, each while the device is at work on the next."""
+def fetched(parts: Iterable[Shaped[Array, "..."]]) -> Iterator[Shaped[np.ndarray, "..."]]:
+    """Yields a copy on the host of each part, while the device works on the next one."""
     waiting = None
     for part in parts:
-        part.copy_to_host_async()
+        part.copy_to_host_async()  # the copy runs while the caller asks for the next part
         if waiting is not None:
             yield np.asarray(waiting)
         waiting = part

@@ -13,17 +13,17 @@ from odvae_jax.types import AnyArray
 
 
 class LiveEncoder:
-    """Takes frames as they come and gives latents as soon as they are settled.
+    """An encoder that takes frames as they come, and returns latents as soon as they are certain.
 
-    The first frame gives a latent frame, and every four after it; others wait. Two programs are
-    compiled, whatever is pushed. For models with `norm="frame"`; the result is that of the whole
-    clip.
+    The first frame gives a latent frame, and so do every four frames after it; other frames wait.
+    Whatever is pushed, only two programs are compiled. It is for models with `norm="frame"`, and
+    gives exactly the result of the whole clip.
 
     Args:
       vae: the model.
 
     Raises:
-      ValueError: if the model's norms are taken over time.
+      ValueError: if the model's norms take their statistics over time.
     """
 
     def __init__(self, vae: ODVAE):
@@ -33,7 +33,13 @@ class LiveEncoder:
         self._waiting: Array | None = None
 
     def push(self, frames: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian | None:
-        """The posterior of what frames in [-1, 1] settle, None if they settle nothing yet."""
+        """Takes frames in [-1, 1] and returns the posterior of the latents that are now certain.
+
+        It returns None if there are none yet.
+
+        Raises:
+          ValueError: if the shape of the frames cannot be encoded.
+        """
         frames = jnp.asarray(frames)
         if self._waiting is not None:
             frames = jnp.concatenate([self._waiting, frames], axis=1)
@@ -48,9 +54,10 @@ class LiveEncoder:
         return _joined(settled)
 
     def flush(self) -> DiagonalGaussian | None:
-        """The posterior of the frames that still wait, the last of them repeated to make four.
+        """Ends the clip and returns the posterior of the frames that still wait.
 
-        None if none waits. The next frame that is pushed begins another clip.
+        The last of them is repeated to make four. It returns None if no frame waits. The next frame
+        that is pushed begins another clip.
         """
         waiting, posterior = self._waiting, None
         if waiting is not None and waiting.shape[1]:
@@ -61,17 +68,17 @@ class LiveEncoder:
 
 
 class LiveDecoder:
-    """Takes latents as they come and gives the frames that they settle.
+    """A decoder that takes latents as they come, and returns frames as soon as they are certain.
 
-    A latent frame waits for the next one, or for `flush`, before it is decoded; with linear
-    upsampling in time so do three more of the frames. For models with `norm="frame"`; the result is
-    that of the whole clip.
+    A latent frame waits for the next one, or for `flush`, before it is decoded. With linear
+    upsampling in time three of its frames wait for the next one too. It is for models with
+    `norm="frame"`, and gives exactly the result of the whole clip.
 
     Args:
       vae: the model.
 
     Raises:
-      ValueError: if the model's norms are taken over time.
+      ValueError: if the model's norms take their statistics over time.
     """
 
     def __init__(self, vae: ODVAE):
@@ -81,7 +88,13 @@ class LiveDecoder:
         self._next: Array | None = None
 
     def push(self, latents: Float[AnyArray, "b t h w c"]) -> Float[Array, "b u v x 3"] | None:
-        """The frames, about [-1, 1], that unscaled latents settle; None if there are none yet."""
+        """Takes unscaled latents and returns the frames that are now certain, about [-1, 1].
+
+        It returns None if there are none yet.
+
+        Raises:
+          ValueError: if the latents cannot be decoded.
+        """
         latents = jnp.asarray(latents)
         frames = []
         for i in range(latents.shape[1]):
@@ -91,9 +104,9 @@ class LiveDecoder:
         return jnp.concatenate(frames, axis=1) if frames else None
 
     def flush(self) -> Float[Array, "b u v x 3"] | None:
-        """The frames that still wait, None if there are none.
+        """Ends the clip and returns the frames that still wait, about [-1, 1].
 
-        The next latents that are pushed begin another clip.
+        It returns None if there are none. The next latents that are pushed begin another clip.
         """
         frames = None if self._next is None else self._decode(final=True)
         self._state, self._next = START, None

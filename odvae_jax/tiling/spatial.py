@@ -1,4 +1,4 @@
-"""Tiles of frames, for frames too large for the device."""
+"""Tiles of frames, for frames that are too large for the device."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from odvae_jax.tiling.parts import Part
 
 @dataclasses.dataclass(frozen=True)
 class SpatialTiling:
-    """Square tiles of frames, each computed alone and blended linearly where two overlap.
+    """Square tiles of frames, each computed alone and blended linearly where two of them overlap.
 
-    For frames too large for the device. Tiles are spread evenly, the last ends with the frame, and
-    neighbours overlap by at least `overlap`. What it costs: convolutions meet zeros at a tile's
-    edges, and norms and attention see a tile instead of the frame. A frame no larger than a tile is
-    computed whole.
+    It is meant for frames that are too large for the device. Tiles are spread evenly, the last one
+    ends with the frame, and neighbours overlap by at least `overlap`. The result is an
+    approximation: convolutions meet zeros at the edges of a tile, and norms and attention see a
+    tile instead of the frame. A frame no larger than a tile is computed whole.
 
     Args:
-      tile: side in pixels, a multiple of 8 for the paper's variants.
-      overlap: pixels, likewise, less than `tile`.
+      tile: the side of a tile in pixels, a multiple of 8 for the paper's variants.
+      overlap: the least overlap of neighbours in pixels, a multiple of 8 for the paper's variants
+        and less than `tile`.
     """
 
     tile: int = 256
     overlap: int = 64
 
     def check(self, config: ODVAEConfig) -> None:
-        """Raises ValueError unless a model can take such tiles, naming the nearest it can."""
+        """Checks that a model can take such tiles.
+
+        Raises:
+          ValueError: if it cannot. The message has the nearest number of pixels that it can take.
+        """
         unit = config.space_compression
         for name, least in (("tile", unit), ("overlap", 0)):
             value = getattr(self, name)
@@ -60,15 +65,20 @@ class SpatialTiling:
         config: ODVAEConfig,
         encodes: bool,
     ) -> tuple[Float[Array, "b u v x d"], State]:
-        """What `part` makes of each tile of `x`, blended, and the states of all tiles, stacked.
+        """Runs a function on each tile and blends what it returns.
 
         Args:
-          part: float32 out of one tile.
-          x: video or latents.
-          state: of all tiles; None, or START.
-          final: whether it is the clip's last part.
-          config: of the model.
-          encodes: whether `x` is video and `part` an encoder; else latents and a decoder.
+          part: the function; it returns float32 for one tile.
+          x: the video or the latents.
+          state: the states of all tiles, stacked, as the last call returned them; START at the
+            beginning of a clip, or None if nothing is carried.
+          final: whether `x` is the last part of the clip.
+          config: the config of the model.
+          encodes: whether `x` is video and `part` encodes; otherwise `x` is latents and `part`
+            decodes.
+
+        Returns:
+          The blended result, and the states of all tiles, stacked.
         """
         unit = config.space_compression
         unit_in, unit_out = (unit, 1) if encodes else (1, unit)
@@ -76,7 +86,7 @@ class SpatialTiling:
         rows, columns = (_cover(side // unit_in, tile, overlap) for side in x.shape[2:4])
         if len(rows) == len(columns) == 1:
             return part(x, state, final)
-        height, width = (min(side // unit_in, tile) for side in x.shape[2:4])  # of a tile
+        height, width = (min(side // unit_in, tile) for side in x.shape[2:4])  # the sides of a tile
         row, column = (g.ravel() for g in np.meshgrid(*map(np.arange, map(len, (rows, columns)))))
         places = np.stack([rows[row], columns[column]], axis=1)
         of_rows = _weights(rows * unit_out, height * unit_out)[row]
@@ -105,7 +115,10 @@ class SpatialTiling:
 
 
 def _cover(length: int, tile: int, overlap: int) -> np.ndarray:
-    """Where tiles begin that cover `length`, spread evenly; two share `overlap` or more."""
+    """Returns where tiles begin that cover `length`, spread evenly.
+
+    Two neighbours share at least `overlap`.
+    """
     if length <= tile:
         return np.zeros(1, int)
     count = math.ceil((length - overlap) / (tile - overlap))
@@ -113,9 +126,10 @@ def _cover(length: int, tile: int, overlap: int) -> np.ndarray:
 
 
 def _weights(origins: np.ndarray, side: int) -> np.ndarray:
-    """[n, side]: how much tiles count along one axis; the sum over tiles is 1 everywhere.
+    """Returns how much each tile counts along one axis, [n, side].
 
-    Linear ramps over what two neighbours share.
+    The weights are linear ramps over what two neighbours share. Their sum over tiles is 1
+    everywhere.
     """
     weights = np.ones((len(origins), side))
     for i, shared in enumerate(side - np.diff(origins)):

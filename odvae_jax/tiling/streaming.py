@@ -1,4 +1,4 @@
-"""Exact streaming: chunks of frames, with what each needs of those before."""
+"""Exact streaming: chunks of frames, and what each chunk needs of the frames before it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from odvae_jax.tiling.parts import Part, joined
 
 @dataclasses.dataclass(frozen=True)
 class Streaming:
-    """Chunks of frames, each with what it needs of those before: exactly the whole clip's result.
+    """Chunks of frames that together give exactly the result of the whole clip.
 
-    For models with `norm="frame"`. Each causal convolution carries the two frames before a chunk,
-    and each linear upsampling in time the one that waits for the next, so that no frame is computed
-    twice. Inside `jit` the program's size does not depend on the clip's length, and its memory is
-    that of input, output and one chunk.
+    It is for models with `norm="frame"`. Each causal convolution carries the two frames before a
+    chunk, and each linear upsampling in time carries the one frame that waits for the next. So no
+    frame is computed twice. Inside `jit`, the size of the program does not depend on the clip's
+    length, and it needs memory for the input, the output and one chunk.
 
     Args:
-      chunk: frames after the first, a multiple of 4 for the paper's variants.
+      chunk: the number of frames in a chunk, a multiple of 4 for the paper's variants. A clip's
+        first chunk has one frame more.
     """
 
     chunk: int = 32
 
     def check(self, config: ODVAEConfig) -> None:
-        """Raises ValueError unless a model can be streamed, and in such chunks.
+        """Checks that a model can be streamed in such chunks.
 
-        Of a wrong number it names the nearest that would do.
+        Raises:
+          ValueError: if it cannot. The message has the nearest number of frames that it can take.
         """
         check_streams(config)
         step = config.time_compression
@@ -45,11 +47,17 @@ class Streaming:
 
     @property
     def step(self) -> int:
-        """Frames that a part adds to those before it; the first part has one more."""
+        """The number of frames that a part adds to those before it; the first part has one more."""
         return self.chunk
 
     def run(self, part: Part, x: Shaped[Array, "b t ..."], step: int) -> Shaped[Array, "b u ..."]:
-        """What `part` makes of chunks of `step`, of which the first has one more, joined."""
+        """Runs a function on each chunk along axis 1 of `x`, and joins what it returns.
+
+        Args:
+          part: the function.
+          x: the video or the latents.
+          step: the number of frames in a chunk; the first chunk has one more.
+        """
         rest = x.shape[1] - 1 - step
         if rest <= 0:
             return part(x, None, True)[0]

@@ -14,20 +14,25 @@ from odvae_jax.tiling.parts import Part, joined
 
 @dataclasses.dataclass(frozen=True)
 class TemporalTiling:
-    """Groups of frames, each encoded and decoded alone; the first of each is the last before it.
+    """Groups of frames, each encoded and decoded alone (section 3.3).
 
-    What it costs: a group does not see what came before its first frame, and where norms are taken
-    over time, their statistics are the group's. Inside `jit` the program's size does not depend on
-    the clip's length, and its memory is that of input, output and one group.
+    Each group begins with the last frame of the group before it. The result is an approximation: a
+    group does not see what came before its first frame, and norms over time take their statistics
+    over the group. Inside `jit`, the size of the program does not depend on the clip's length, and
+    it needs memory for the input, the output and one group.
 
     Args:
-      group: frames, 4k + 1 and at least 5 for the paper's variants.
+      group: the number of frames in a group, 4k + 1 and at least 5 for the paper's variants.
     """
 
     group: int = 33
 
     def check(self, config: ODVAEConfig) -> None:
-        """Raises ValueError unless a model can take such groups, naming the nearest it can."""
+        """Checks that a model can take such groups.
+
+        Raises:
+          ValueError: if it cannot. The message has the nearest number of frames that it can take.
+        """
         step = config.time_compression
         if self.group < step + 1 or (self.group - 1) % step:
             nearest = step * max(round((self.group - 1) / step), 1) + 1
@@ -38,11 +43,17 @@ class TemporalTiling:
 
     @property
     def step(self) -> int:
-        """Frames that a part adds to those before it; the first part has one more."""
+        """The number of frames that a part adds to those before it; the first part has one more."""
         return self.group - 1
 
     def run(self, part: Part, x: Shaped[Array, "b t ..."], step: int) -> Shaped[Array, "b u ..."]:
-        """What `part` makes of each group of `step` + 1 along axis 1 of `x`, joined."""
+        """Runs a function on each group along axis 1 of `x`, and joins what it returns.
+
+        Args:
+          part: the function.
+          x: the video or the latents.
+          step: one less than the number of frames in a group.
+        """
         length = x.shape[1]
         if length <= step + 1:
             return part(x, None, True)[0]

@@ -1,4 +1,4 @@
-"""Saving and restoring a training run, as one atomic unit a step."""
+"""Saving and restoring a training run, as one atomic unit per step."""
 
 from __future__ import annotations
 

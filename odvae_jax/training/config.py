@@ -47,23 +47,23 @@ def default_config() -> ml_collections.ConfigDict:
                 "short_side": 256,  # videos are scaled to this before a random square is cut out
                 "holdout": 0,  # frames at the end of each video that training never sees
                 "in_memory": False,  # keep all videos decoded; for a few short ones
-                "stride": 1,  # distance of a clip's frames, in frames; the least, if
-                "stride_max": 1,  # this is larger: then it is drawn for each clip
-                "fps": 0.0,  # a clip's frames a second, instead of a stride (0: as they come)
+                "stride": 1,  # distance of a clip's frames, in frames of the video; the least if
+                "stride_max": 1,  # this is larger, and then one is drawn for each clip
+                "fps": 0.0,  # frames per second of clips, instead of a stride (0: not used)
                 "crop": "random",  # or "centre"
-                "flip": True,  # mirror every other clip, by chance
+                "flip": True,  # mirror each clip with a probability of one half
                 "max_unusable": 0.2,  # share of unusable videos that ends the run
                 # Batches of pictures (such as "images:DIR") instead of clips, in this share of
                 # the steps.
                 "image_path": "",
                 "image_rate": 0.0,
                 "image_batch_size": 8,
-                "workers": 0,  # processes that decode; 0 for threads of the training's own
-                "threads": 4,  # that decode, in each of them
+                "workers": 0,  # processes that decode; 0 decodes in threads of the training process
+                "threads": 4,  # threads that decode, per process
             },
             "loss": {
                 "reconstruction": "l1",  # or "l2"
-                "perceptual_weight": 1.0,  # of LPIPS with VGG-16; 0 leaves it out
+                "perceptual_weight": 1.0,  # weight of LPIPS with VGG-16; 0 leaves it out
                 "kl_weight": 1e-6,
                 "logvar": 0.0,  # logarithm of the reconstruction loss's scale
                 "train_logvar": False,
@@ -81,7 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
                 # once it has started, the discriminator in odd steps and the autoencoder in even.
                 "turns": "together",
             },
-            "optimizer": {  # of both networks
+            "optimizer": {  # the same for both networks
                 "learning_rate": 1e-5,
                 "b1": 0.9,
                 "b2": 0.999,
@@ -89,9 +89,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "warmup_steps": 0,
                 "decay": "constant",  # or "cosine", to zero at the last step
             },
-            "freeze": "",  # or "encoder": decoder and discriminator alone are trained
+            "freeze": "",  # or "encoder": only decoder and discriminator are trained
             "ema_decay": 0.999,
-            "batch_size": 8,  # clips a step, over all devices
+            "batch_size": 8,  # clips per step, over all devices
             "accumulate": 1,  # parts of the batch that are computed one after another
             "steps": PHASES["phase1"],
             "validation_clips": 3,  # fixed clips that validation measures

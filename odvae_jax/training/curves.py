@@ -12,9 +12,9 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Reads the records of a metrics file.
+    """Returns the records of a metrics file, one per line.
 
-    Lines that are torn, as where a run died, are left out.
+    Torn lines, which a run leaves that dies while it writes, are left out.
     """
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -26,9 +26,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def plot_curves(workdirs: list[Path], output: Path) -> None:
-    """Draws each run's reconstruction loss and held-out PSNR against its steps, in a PNG.
+    """Draws the reconstruction loss and the held-out PSNR of each run by step, into a PNG file.
 
-    Beside them, where a discriminator is trained, its mean logits on real and reconstructed clips.
+    If a discriminator is trained, its mean logits on real and reconstructed clips are drawn too.
+
+    Args:
+      workdirs: the folders of the runs.
+      output: the path of the PNG file.
     """
     runs = {Path(workdir).name: read_metrics(Path(workdir) / METRICS_FILE) for workdir in workdirs}
     panels = [("reconstruction loss a frame", "reconstruction")]

@@ -1,4 +1,4 @@
-"""The 3D PatchGAN that the adversarial term is played against."""
+"""The 3D PatchGAN discriminator, which the autoencoder is trained against."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from jaxtyping import Array, Float
 _LAYERS = ((1, (2, 2)), (2, (2, 2)), (4, (1, 2)), (8, (1, 1)))
 _LEAK = 0.2
 _EPSILON = 1e-5
-_DEVIATION = 0.02  # of initial kernels, and of initial scales around one
+_DEVIATION = 0.02  # the standard deviation of initial kernels, and of initial scales around one
 
 
 class Discriminator(nnx.Module):
     """A logit for every patch of a clip: the released OD-VAE's 3D PatchGAN (version 1.2).
 
-    Five 3×3×3 convolutions with one row of zeros on every side, in time too, LeakyReLU between
-    them. All but the first and the last are followed by a batch norm. It always takes the
-    statistics of the batch at hand, over all clips on all devices, in float32, and has no running
-    ones.
+    It has five 3×3×3 convolutions with LeakyReLU between them. They are padded with one row of
+    zeros on every side, in time too. All but the first and the last are followed by a batch norm.
+    The batch norm always takes the statistics of the current batch, over all clips on all devices,
+    in float32; it has no running statistics.
 
     Args:
-      width: channels of the first convolution; the others have 2, 4 and 8 times as many.
+      width: the number of channels of the first convolution. The next three have 2, 4 and 8 times
+        as many.
       seed: the seed of the initial parameters; None makes them zero, where only shapes matter.
-      dtype: what is computed in; parameters are float32.
+      dtype: the dtype of the computation; parameters are float32.
       precision: the precision of float32 convolutions, as in `ODVAEConfig`.
     """
 

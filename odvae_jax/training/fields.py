@@ -125,12 +125,12 @@ def check_fields(
     """Checks single fields, by dotted name such as "data.path".
 
     Args:
-      config: of the run.
+      config: the config of the run.
       choices: the values that a field may have.
       at_least: the least value of a field, which must be finite.
 
     Raises:
-      ValueError: naming the field and what would do.
+      ValueError: if a field has another value. The message names the field and what would do.
     """
     for name, allowed in (choices or {}).items():
         if _get(config, name) not in allowed:

@@ -17,8 +17,8 @@ def import_named(text: str, field: str) -> Any:
     asked for is given to this function: nothing that was read from a checkpoint.
 
     Args:
-      text: for example "my_losses:smooth" or "package.module:Class".
-      field: the config's field that holds it, for the error.
+      text: the module and the name, such as "my_losses:smooth" or "package.module:Class".
+      field: the config's field that holds it, for the error message.
 
     Raises:
       ValueError: if there is no such module, or no such name in it.

@@ -140,7 +140,9 @@ class _Run:
         self._checkpoints = checkpoints
         self._reporter = reporter
         self._stop = stop
-        self._pending: list[Metrics] = []  # of the steps since the last report, on the devices
+        self._pending: list[
+            Metrics
+        ] = []  # those of the steps since the last report, on the devices
 
     def to_the_end(self, state: Any, first: int) -> Any:
         """The state after `config.steps` steps, or after the one in which a signal came."""

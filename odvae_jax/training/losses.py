@@ -1,4 +1,4 @@
-"""What training minimises (section 4.1; VQGAN's loss, as the released OD-VAE has it)."""
+"""What training minimises (section 4.1): VQGAN's loss, as the released OD-VAE has it."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def reconstruction_loss(
     perceptual: LPIPS | None = None,
     perceptual_weight: float = 1.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The negative log-likelihood of a clip: error and perceptual distance of every value.
+    """Returns the negative log-likelihood of clips under the error and the perceptual distance.
 
-    The error |x - y| (or its square) of a value, plus the LPIPS of its frame times
-    `perceptual_weight`, divided by exp(`logvar`), plus `logvar`; summed over all values and divided
-    by the number of frames, B·T.
+    For each value, the error |x - y| or its square, plus `perceptual_weight` times the LPIPS of its
+    frame, is divided by exp(`logvar`), and `logvar` is added. The loss is the sum over all values,
+    divided by the number of frames, B·T.
 
     Args:
       reconstruction: the decoded clips [B, T, H, W, 3].
       video: the original clips [B, T, H, W, 3], in [-1, 1].
-      logvar: the logarithm of the scale that all values are taken to deviate by.
+      logvar: the logarithm of the scale of the errors, one for all values.
       kind: "l1" for the absolute error of a value, "l2" for its square.
       perceptual: LPIPS with VGG-16; None leaves the perceptual term out.
       perceptual_weight: what LPIPS is multiplied by.
 
     Returns:
       The loss, and its parts before `logvar`: "reconstruction", the errors summed over a frame, and
-      with the perceptual term "perceptual", the mean LPIPS; both are means over frames.
+      with the perceptual term "perceptual", the mean LPIPS. Both are means over frames.
     """
     video = video.astype(jnp.float32)
     difference = reconstruction.astype(jnp.float32) - video
     error = jnp.abs(difference) if kind == "l1" else difference**2
     frames = video.shape[0] * video.shape[1]
-    values = video.size // frames  # of a frame
+    values = video.size // frames  # per frame
     parts = {"reconstruction": jnp.sum(error) / frames}
     total = parts["reconstruction"]
     if perceptual is not None:
@@ -55,12 +55,12 @@ def reconstruction_loss(
 
 
 def kl_loss(posterior: DiagonalGaussian) -> Float[Array, ""]:
-    """KL divergence to the unit Gaussian, in nats: the mean over clips of each clip's sum."""
+    """Returns the mean over clips of the KL divergence to the unit Gaussian, in nats."""
     return jnp.mean(posterior.kl())
 
 
 def generator_loss(logits_fake: Float[Array, "*patches"]) -> Float[Array, ""]:
-    """What the autoencoder minimises against the discriminator.
+    """Returns what the autoencoder minimises against the discriminator.
 
     It is minus the mean logit of the reconstructed patches.
     """
@@ -72,9 +72,13 @@ def discriminator_loss(
     logits_fake: Float[Array, "*patches"],
     kind: AdversarialKind = "hinge",
 ) -> Float[Array, ""]:
-    """What the discriminator minimises: half for real and half for reconstructed patches.
+    """Returns what the discriminator minimises: half for real and half for reconstructed patches.
 
-    "hinge": relu(1 - real) and relu(1 + fake); "vanilla": softplus(-real) and softplus(fake).
+    Args:
+      logits_real: the logits of patches of original clips.
+      logits_fake: the logits of patches of reconstructed clips.
+      kind: "hinge" takes the means of relu(1 - real) and relu(1 + fake); "vanilla" takes those of
+        softplus(-real) and softplus(fake).
     """
     if kind == "hinge":
         real, fake = jax.nn.relu(1.0 - logits_real), jax.nn.relu(1.0 + logits_fake)
@@ -86,10 +90,15 @@ def discriminator_loss(
 def adaptive_weight(
     reconstruction_gradient: Float[Array, "*kernel"], generator_gradient: Float[Array, "*kernel"]
 ) -> Float[Array, ""]:
-    """Weight of the adversarial term that gives it the pull of the reconstruction (VQGAN, Eq. 7).
+    """Returns the weight that gives the adversarial term the pull of the reconstruction.
 
-    The norm of the one gradient over that of the other plus 1e-4, clamped to [0, 1e4]; both are
-    with respect to the decoder's last kernel.
+    It is the norm of the reconstruction's gradient, divided by the norm of the adversarial gradient
+    plus 1e-4, and clamped to [0, 1e4] (VQGAN, Eq. 7).
+
+    Args:
+      reconstruction_gradient: the gradient of the reconstruction loss with respect to the decoder's
+        last kernel.
+      generator_gradient: the gradient of the adversarial loss with respect to the same kernel.
     """
     norms = [jnp.linalg.norm(g.ravel()) for g in (reconstruction_gradient, generator_gradient)]
     return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, 1e4)

@@ -1,4 +1,4 @@
-"""What a run tells: metrics and pictures, to TensorBoard and to a file of JSON lines."""
+"""The reports of a run: metrics and pictures, for TensorBoard and in a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ SAMPLES = "samples"
 
 
 class Reporter:
-    """Writes a run's metrics; of several processes the first one does.
+    """Writes the metrics of a run; if there are several processes, only the first one writes.
 
-    What an earlier part of the run wrote after step `first`, which it continues from, is dropped.
-    A disk that is full is reported once and does not stop the run.
+    What an earlier part of the run wrote about steps after `first` is dropped. A full disk is
+    reported once and does not stop the run.
 
     Args:
-      workdir: the run's folder.
-      first: steps done already.
-      per_step: what a step processes, such as {"clips": 8}: each is reported per second.
-      device_flops: operations of a step that are each device's share; 0 if they are not known.
+      workdir: the folder of the run.
+      first: the number of steps that are done already.
+      per_step: what a step processes, such as {"clips": 8}; each is reported per second.
+      device_flops: the operations per step that each device does; 0 if they are not known.
     """
 
     def __init__(
@@ -68,20 +68,31 @@ class Reporter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time that passes inside as waiting for data."""
+        """Counts the time that passes inside this context as waiting for data."""
         start = time.monotonic()
         yield
         self._data_seconds += time.monotonic() - start
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Leaves the time that passes inside out of the speed: compiling, measuring, saving."""
+        """Leaves the time that passes inside this context out of the speed.
+
+        It is for compiling, measuring and saving.
+        """
         start = time.monotonic()
         yield
         self._away += time.monotonic() - start
 
     def train(self, step: int, metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        """Writes the means of the metrics of all steps since the last call, and the speed."""
+        """Writes the speed, and the means of the metrics over all steps since the last call.
+
+        Args:
+          step: the number of steps done.
+          metrics: the metrics of each of these steps, by name.
+
+        Returns:
+          What was written, by name.
+        """
         values = means(metrics) | self._speed(step)
         self._write(step, values)
         return values
@@ -150,9 +161,9 @@ class Reporter:
 
 
 def means(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """The mean of each metric over the steps that have it, those where it is finite.
+    """Returns the mean of each metric over those steps where it exists and is finite.
 
-    Left out if there is none. Of counters, the last value.
+    A metric without such a step is left out. Of a counter the last value is returned instead.
     """
     values: dict[str, float] = {}
     for name in dict.fromkeys(name for step in metrics for name in step):

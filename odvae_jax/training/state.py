@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Int
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import ENCODER
@@ -19,40 +20,42 @@ Parameters = dict[str, jax.Array]
 """Arrays by dotted name, such as "decoder.conv_in.kernel"."""
 
 LOGVAR = "loss.logvar"
-"""The one parameter that is the loss's and not the model's."""
+"""The name of the one parameter that belongs to the loss and not to the model."""
 
 
 class TrainState(NamedTuple):
-    """All that the next step depends on, but for the clips.
+    """Everything that the next step depends on, except for the clips.
 
     Attributes:
-      step: steps done, those that the guard skipped included.
-      parameters: the model's, and the loss's `LOGVAR`.
-      ema: the moving average of `parameters`.
-      optimizer: Adam's state for those of them that are trained.
-      discriminator: parameters; empty without the adversarial term.
-      discriminator_optimizer: Adam's state for them.
-      skipped: steps that changed nothing, since a loss or a gradient was not finite.
-      skipped_in_a_row: how many of these the last steps were.
+      step: the number of steps done, with those that the guard skipped.
+      parameters: the parameters of the model by name, and the loss's `LOGVAR`.
+      ema: the exponential moving average of `parameters`.
+      optimizer: Adam's state for those parameters that are trained.
+      discriminator: the parameters of the discriminator by name; empty without the adversarial
+        term.
+      discriminator_optimizer: Adam's state for the discriminator.
+      skipped: the number of steps that changed nothing because a loss or a gradient was not finite.
+      skipped_in_a_row: how many of the last steps were skipped without a good one between them.
     """
 
-    step: jax.Array
+    step: Int[Array, ""]
     parameters: Parameters
     ema: Parameters
     optimizer: optax.OptState
     discriminator: Parameters
     discriminator_optimizer: optax.OptState
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
 
 
 class Optimizers(NamedTuple):
-    """What turns gradients into updates.
+    """The optimizers of a run, which turn gradients into updates.
 
     Attributes:
       generator: the autoencoder's optimizer, without the learning rate.
       discriminator: the discriminator's optimizer, without the learning rate.
-      learning_rate: the rate by the run's step, and not by how often a network has been updated.
+      learning_rate: the learning rate as a function of the run's step, not of the number of updates
+        that a network has had.
     """
 
     generator: optax.GradientTransformation
@@ -78,14 +81,14 @@ def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
 
 
 def model_parameters(parameters: Parameters) -> Parameters:
-    """The parameters without the loss's `LOGVAR`, as `with_parameters` takes them."""
+    """Returns the parameters without the loss's `LOGVAR`, as `with_parameters` takes them."""
     return {name: value for name, value in parameters.items() if name != LOGVAR}
 
 
 def split_trained(
     parameters: Parameters, config: ml_collections.ConfigDict
 ) -> tuple[Parameters, Parameters]:
-    """Splits the parameters in those that are trained and those that stay as they are.
+    """Splits parameters into those that are trained and those that stay as they are.
 
     `config.freeze` and `config.loss.train_logvar` decide.
     """

@@ -1,4 +1,4 @@
-"""One step of an autoencoder's training; pure functions."""
+"""One step of an autoencoder's training, as pure functions."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ TrainStep = Callable[
 
 
 class LastLayerGradients(NamedTuple):
-    """Gradients of the losses that are taken on the reconstruction.
+    """The gradients of those losses that are computed on the reconstruction.
 
     Attributes:
       last: the gradient with respect to the last layer's parameters.
-      hidden: the gradient with respect to what the last layer is given.
-      logvar: the gradient with respect to the reconstruction loss's scale.
+      hidden: the gradient with respect to what the last layer is applied to.
+      logvar: the gradient with respect to the logarithm of the reconstruction loss's scale.
       discriminator: the gradient of the discriminator's own loss with respect to its parameters;
         empty without a discriminator.
       posterior: the gradient of the user's own terms with respect to the posterior; None without
@@ -53,14 +53,14 @@ class LastLayerGradients(NamedTuple):
     """
 
     last: Any
-    hidden: jax.Array
-    logvar: jax.Array
+    hidden: Float[Array, "b t h w d"]
+    logvar: Float[Array, ""]
     discriminator: Parameters
     posterior: DiagonalGaussian | None
 
 
 def update_of_step(config: ml_collections.ConfigDict, step: int) -> Update:
-    """Says which networks step number `step`, counted from 0, updates."""
+    """Returns which networks the step number `step`, counted from 0, updates."""
     adversary = config.discriminator
     if not adversary.weight:
         return "generator"
@@ -83,19 +83,20 @@ def last_layer_gradients(
     kind: losses.AdversarialKind = "hinge",
     weight: Float[Array, ""] | float = 0.0,
     update: Update = "both",
-    terms: Callable[[jax.Array, DiagonalGaussian], tuple[jax.Array, Metrics]] | None = None,
+    terms: Callable[[Float[Array, "b t h w 3"], DiagonalGaussian], tuple[Float[Array, ""], Metrics]]
+    | None = None,
     posterior: DiagonalGaussian | None = None,
 ) -> tuple[LastLayerGradients, Metrics]:
-    """Gradients of reconstruction and adversarial loss down to the decoder's last layer.
+    """Returns the gradients of reconstruction and adversarial loss at the decoder's last layer.
 
-    The two meet there: each one's gradient with respect to the last kernel gives the adaptive
-    weight, and their weighted sum goes back through the network once.
+    The two losses meet there. The norms of their gradients with respect to the last kernel give the
+    adaptive weight, and their weighted sum goes back through the network only once.
 
     Args:
       last_layer: a function of its parameters and `hidden` to the reconstruction.
       parameters: the last layer's parameters.
       kernel: a function that picks the kernel, or its gradient, out of such parameters.
-      hidden: what the last layer is given.
+      hidden: what the last layer is applied to.
       video: the original clips, in [-1, 1].
       reconstruction_loss: a function of (reconstruction, video, logvar) to the loss and its parts.
       logvar: the logarithm of the reconstruction loss's scale.
@@ -105,7 +106,7 @@ def last_layer_gradients(
       weight: what the adaptive weight is multiplied by.
       update: with "generator" the discriminator's own loss is not computed.
       terms: a function of (reconstruction, posterior) to the weighted sum of a user's own terms,
-        and metrics. They are outside the adaptive weight. None leaves them out.
+        and metrics. The adaptive weight does not take them into account. None leaves them out.
       posterior: the posterior that `terms` is given.
 
     Returns:
@@ -167,19 +168,20 @@ def autoencoder_step(
     mesh: Mesh,
     update: Update = "both",
 ) -> TrainStep:
-    """Makes the function of (state, uint8 clips, LPIPS or None) to (state, metrics).
+    """Returns the function that does one step of training.
 
-    It is pure, and takes arrays spread over `mesh` as `clip_sharding` and `state_shardings` say.
-    Of `vae` and `discriminator` the structure alone counts. It neither counts steps nor looks
-    whether its results are finite: that is the guard's (`odvae_jax.training.guard.guarded`).
+    It maps (state, uint8 clips, LPIPS or None) to (state, metrics). It is pure, and takes arrays
+    that are spread over `mesh` as `clip_sharding` and `state_shardings` describe. It neither counts
+    steps nor checks whether its results are finite; `odvae_jax.training.guard.guarded` does both.
 
     Args:
       config: the run's config; see `odvae_jax.training.config`.
-      vae: the model's structure.
-      discriminator: the discriminator's structure; None without the adversarial term.
+      vae: the model, of which only the structure matters.
+      discriminator: the discriminator, of which only the structure matters; None without the
+        adversarial term.
       optimizers: what `make_optimizers` returns for this config.
       mesh: the devices, of `odvae_jax.sharding.make_mesh`.
-      update: which networks the step updates; `update_of_step` says it for every step.
+      update: which networks the step updates; `update_of_step` returns it for every step.
 
     Raises:
       ValueError: if a function that `config.loss.terms` names does not exist.
@@ -267,7 +269,7 @@ def autoencoder_step(
 
     def train_step(state: TrainState, clips, lpips: LPIPS | None):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        keys = jax.random.split(key, clips.shape[0])  # one a clip, however the batch is cut
+        keys = jax.random.split(key, clips.shape[0])  # one per clip, however the batch is cut
         whole = state._replace(
             parameters=gathered(state.parameters, mesh),
             discriminator=gathered(state.discriminator, mesh),

@@ -17,11 +17,11 @@ FIELD = "config.loss.terms"
 
 
 class Term(NamedTuple):
-    """One term of a user's own.
+    """One term of the loss that is a user's own function.
 
     Attributes:
-      name: the function's name; the metric is called "term_" and that.
-      function: of (video, reconstruction, posterior, key) to a scalar.
+      name: the name of the function. The metric has the same name with "term_" before it.
+      function: maps (video, reconstruction, posterior, key) to a scalar.
       weight: what the scalar is multiplied by in the loss.
     """
 
@@ -72,12 +72,12 @@ def sum_of_terms(
     posterior: DiagonalGaussian,
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The weighted sum of the terms, and each one's value, unweighted, by its metric's name.
+    """Returns the weighted sum of the terms, and the unweighted value of each by its metric's name.
 
-    Each term is given a key of its own.
+    Each term gets a key of its own.
 
     Raises:
-      ValueError: if a function returns anything but a scalar, naming it.
+      ValueError: if a function returns anything but a scalar. The message names it.
     """
     total, values = jnp.zeros(()), {}
     for i, term in enumerate(terms):

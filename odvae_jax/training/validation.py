@@ -19,9 +19,9 @@ from odvae_jax.training.state import Parameters, model_parameters
 
 
 class Validation:
-    """PSNR, SSIM and LPIPS of fixed clips, and their reconstructions (section 4.1).
+    """Measures PSNR, SSIM and LPIPS of fixed clips, and reconstructs them (section 4.1).
 
-    Latents are the posterior's mean. SSIM and LPIPS are left out where the clips are too small for
+    Latents are the posterior's mean. SSIM and LPIPS are left out if the clips are too small for
     them.
 
     Args:
@@ -29,6 +29,9 @@ class Validation:
       clips: the clips, uint8 [n, T, H, W, 3], the same on every process.
       lpips: LPIPS with AlexNet; None leaves LPIPS out.
       mesh: the devices that the parameters are spread over.
+
+    Attributes:
+      clips: the clips, uint8 [n, T, H, W, 3].
     """
 
     def __init__(
@@ -51,7 +54,8 @@ class Validation:
                 quality["lpips"] = jnp.mean(lpips(video, reconstruction))
             return quality, to_uint8(reconstruction)
 
-        def all_clips(parameters, clips, lpips):  # one after another, so that memory is one's
+        def all_clips(parameters, clips, lpips):
+            # One clip after another, so that they need the memory of one.
             parameters = gathered(parameters, mesh)
             quality, shown = jax.lax.map(lambda clip: one_clip(parameters, clip, lpips), clips)
             return jax.tree.map(jnp.mean, quality), shown
@@ -61,6 +65,6 @@ class Validation:
     def __call__(
         self, parameters: Parameters
     ) -> tuple[dict[str, float], UInt8[np.ndarray, "n t h w 3"]]:
-        """Returns the means over frames and clips by name, and the reconstructions."""
+        """Returns the means over frames and clips by the metric's name, and the reconstructions."""
         quality, shown = self._run(model_parameters(parameters), self.clips, self._lpips)
         return {name: float(value) for name, value in quality.items()}, np.asarray(shown)

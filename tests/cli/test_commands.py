@@ -113,6 +113,8 @@ EVAL = ["eval", "--data=sample-clips"]
         (["train", "--workdir=OUT", "--config=configs/v5.py"], 'Did you mean "v4"?'),
         (["train", "--workdir=OUT", "--config=ablation:x"], "leave out the colon"),
         (["train", "--workdir=OUT"], "--config is missing"),
+        (["train"], "--config is missing"),
+        (["ablate"], "--config is missing"),
         (["train", "--config=v4"], "--workdir"),
         ([*TRAIN, "--cofnig.steps=3"], "the option --cofnig.steps is not known"),
         ([*TRAIN, "--config.setps=3"], 'Did you mean "steps"?'),

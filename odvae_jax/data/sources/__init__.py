@@ -1,4 +1,6 @@
-"""Where videos come from. A source is named by a short string:
+"""Where videos come from.
+
+A source is named by a short string:
 
     folder:PATH          the videos anywhere below a folder, or one video; also PATH alone
     folder:LIST.csv      a manifest, also .jsonl: path, and optionally start and end in seconds

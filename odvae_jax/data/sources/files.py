@@ -27,8 +27,8 @@ class Files(Source):
     """Video files, or parts of video files.
 
     Args:
-      entries: for each video the path of its file, and the start and end of what is used of it, in
-        seconds from the first frame; None for the start or end of the file.
+      entries: each video's path, and the start and end of what is used of it, in seconds from the
+        first frame; None for the start or end of the file.
       in_memory: whether the decoded videos are kept in memory; for a few short ones.
     """
 

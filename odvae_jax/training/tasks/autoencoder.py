@@ -109,7 +109,7 @@ class Autoencoder(Task):
 
     @classmethod
     def defaults(cls) -> ml_collections.ConfigDict:
-        """`default_config`, but that a field of the model is what `ODVAEConfig` makes it."""
+        """Every field of `default_config`, with the defaults of `ODVAEConfig` for the model."""
         config = default_config()
         config.model = ODVAEConfig().to_dict()
         return config
@@ -141,12 +141,15 @@ class Autoencoder(Task):
 
     @classmethod
     def free(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
-        """How long the run is changes nothing either, unless the learning rate depends on it."""
+        """Fields that may change when a run is continued, because they change no result.
+
+        The number of steps is one of them only if the learning rate does not depend on it.
+        """
         return _FREE if config.optimizer.decay == "cosine" else (*_FREE, "steps")
 
     @classmethod
     def fixed(cls, config: ml_collections.ConfigDict) -> tuple[str, ...]:
-        """What the shapes of the arrays and the order of the clips depend on."""
+        """Fields that the shapes of the arrays and the order of the clips depend on."""
         return _FIXED
 
     def initial(self) -> TrainState:
@@ -194,7 +197,7 @@ class Autoencoder(Task):
         return ClipFeeds(self.config, self._clips, self._pictures, self.mesh, position)
 
     def per_step(self) -> dict[str, int]:
-        """Clips and frames of a step."""
+        """The number of clips and of frames that a step processes."""
         clips = self.config.batch_size
         return {"clips": clips, "frames": clips * self.config.data.frames}
 
@@ -370,18 +373,18 @@ def _side_by_side(clip: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 
 class ClipFeeds(Feeds):
-    """Batches on the devices, of clips or, at the rate that is set, of pictures.
+    """Batches of clips or, at the rate that is set, of pictures, on the devices.
 
-    The position, a number in each of the two orders, does not depend on threads, workers,
-    processes or devices. How many videos and pictures there are is saved with it: where that has
-    changed the order has, which is reported.
+    The position is one number for each of the two orders. It does not depend on threads, workers,
+    processes or devices. The number of videos and pictures is saved with it. If that number has
+    changed, the order has changed, which is reported.
 
     Args:
-      config: of the run.
-      clips: the videos' clips.
-      pictures: single frames; None where there are only clips.
+      config: the config of the run.
+      clips: the clips of the videos.
+      pictures: single frames; None if there are only clips.
       mesh: the devices.
-      position: of the first batch, as `position` was saved.
+      position: where in the data the first batch begins, as the attribute `position` was saved.
     """
 
     def __init__(

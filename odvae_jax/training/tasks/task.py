@@ -64,19 +64,17 @@ class Feeds(abc.ABC):
 
 
 class Task(abc.ABC):
-    """What is trained. The loop makes one per run and asks it for all that follows.
+    """Something that can be trained. The loop makes one per run and asks it for everything else.
 
     The state is a NamedTuple of pytrees of arrays. Its fields are the items of a checkpoint. Three
-    of them, which `counters` makes, are the loop's: a step reads them, and the loop writes them.
-    All random numbers of a step come from `config.seed` and the state's `step`, so that a run that
-    was interrupted goes on as if it had not been.
+    of them, which `counters` makes, belong to the loop: a step reads them, and the loop writes
+    them. All random numbers of a step come from `config.seed` and the state's `step`, so that a run
+    that was interrupted goes on as if it had not been. A task's constructor opens the data, so that
+    missing data is reported before anything is written.
 
     Args:
-      config: of the run; it has passed `check`, and lacks no field.
+      config: the config of the run; it has passed `check`, and lacks no field.
       mesh: the devices, of `odvae_jax.sharding.make_mesh`.
-
-    A task's constructor opens the data, so that what is missing is reported before anything is
-    written.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
@@ -154,12 +152,12 @@ class Task(abc.ABC):
     def validate(self, step: int, state: Any) -> Measured:
         """Measures the state after `step` steps, every `config.validate_every` of them.
 
-        Of several processes each calls it, and the first one writes what it returns.
+        If there are several processes, each calls it, and the first one writes what it returns.
         """
         return Measured()
 
     def export(self, state: Any, workdir: Path) -> None:  # noqa: B027 (optional)
-        """Writes what the run was for into its folder, at its end and when it is told to stop.
+        """Writes the result of the run into its folder, at its end and when it is told to stop.
 
-        Of several processes each calls it; only the first one may write.
+        If there are several processes, each calls it; only the first one may write.
         """
