@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
