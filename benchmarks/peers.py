@@ -190,7 +190,7 @@ def child(name):
 
 
 def products():
-    """Name of the device, and operations a second of a large matrix product."""
+    """Name of the device, and operations per second of a large matrix product."""
     from odvae_jax.evaluation.speed import matrix_rate
 
     print("\n" + json.dumps([device(), matrix_rate(DTYPE.value, 5)]))

@@ -2,7 +2,7 @@
 
 python benchmarks/training.py                   # the complete step against the autoencoder alone
 python benchmarks/training.py --largest 80,141  # the largest batches for GPUs of these GB
-python benchmarks/training.py --scaling 1,2,4   # clips a second on so many of the GPUs
+python benchmarks/training.py --scaling 1,2,4   # clips per second on so many of the GPUs
 
 A line a program: devices, clips a step, median time and spread (10th to 90th percentile), clips a
 second, the memory that the compiled step needs on each device (all it keeps included), what the
@@ -121,7 +121,7 @@ class Program:
 
 
 def report(name, program, repeats=None, **options):
-    """Compiles, times and prints; returns clips a second and the median time."""
+    """Compiles, times and prints; returns clips per second and the median time."""
     program.compile(**options)
     seconds = program.time(repeats or _REPEATS.value, warm=2 if repeats is None else 1)
     deciles, median = (

@@ -200,7 +200,7 @@ def notes(results: Results) -> list[str]:
     clips = [row.clips for row in results.rows]
     tiling = f", temporal tiling {settings['tiling']}" if settings["tiling"] else ""
     step = f" every {settings['stride']}" if settings["stride"] > 1 else ""
-    step = f" at {settings['fps']:g} a second" if settings["fps"] else step
+    step = f" at {settings['fps']:g} per second" if settings["fps"] else step
     size = f"{settings['size']}×{settings['size']}"
     start = settings["start"]
     place = "the last frames" if start is None else f"from frame {start}"
