@@ -9,8 +9,9 @@ from flax import nnx
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.parameters import named_parameters
 from tests.conftest import SMALL, random_video
+from tests.two_levels import TWO_LEVELS
 
-CONFIG = ODVAEConfig.image(**SMALL)
+CONFIG = ODVAEConfig(structure=TWO_LEVELS, **SMALL)
 
 
 def test_its_shapes_can_be_had_without_its_values():

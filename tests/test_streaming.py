@@ -17,7 +17,7 @@ from odvae_jax.tiling.live import LiveDecoder, LiveEncoder
 from tests.conftest import full, random_video, small_model
 
 FRAME = {"norm": "frame"}
-TWO_LEVELS = Structure(
+CAUSAL = Structure(
     encoder_in="2d",
     encoder_levels=("3d", "mixed"),
     downsample=("3d",),
@@ -112,7 +112,7 @@ def test_live_frames_in_any_portions_are_the_whole_clip(time):
 
 @pytest.mark.parametrize("remat", ["convolutions", *full("none", "blocks")])
 def test_a_gradient_through_chunks_is_that_of_the_whole_clip(remat):
-    vae = small_model(TWO_LEVELS, **FRAME, remat=remat, upsample="linear")
+    vae = small_model(CAUSAL, **FRAME, remat=remat, upsample="linear")
     video = jnp.asarray(random_video(7, 4, 4))
 
     def in_chunks(vae):

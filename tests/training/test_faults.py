@@ -29,9 +29,11 @@ ROOT = Path(__file__).parents[2]
 
 def arguments(config, workdir):
     """The command that trains with a config of `tiny`."""
-    given = [f"--config.{name}={value}" for name, value in flat(config.to_dict()).items()]
-    program = [sys.executable, "train.py", "--config=configs/v4.py", f"--workdir={workdir}"]
-    return [*program, *given]
+    fields = flat(config.to_dict()).items()
+    row = "model.structure."  # it stands in the config file
+    given = [f"--config.{name}={value}" for name, value in fields if not name.startswith(row)]
+    file = f"--config={ROOT}/tests/two_levels.py"
+    return [sys.executable, "train.py", file, f"--workdir={workdir}", *given]
 
 
 def start(config, workdir, *more, devices=2):

@@ -16,6 +16,7 @@ from odvae_jax.training.config import default_config
 from odvae_jax.training.raw_weights import load_raw
 from odvae_jax.training.tasks import autoencoder
 from tests.conftest import small_model, write_clip
+from tests.two_levels import TWO_LEVELS
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,9 @@ def videos(tmp_path_factory):
 
 
 def tiny(videos, **fields):
-    """The image model, for its program is compiled soonest."""
+    """A model of two levels, for its program is compiled soonest."""
     config = default_config()
-    config.model = ODVAEConfig.image(width=8, groups=4).to_dict()
+    config.model = ODVAEConfig(structure=TWO_LEVELS, width=8, groups=4).to_dict()
     config.update_from_flattened_dict(
         {
             "data.path": str(videos),
@@ -199,7 +200,7 @@ def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_
     "fields, words",
     [
         ({"data.path": ""}, ["config.data.path", "sample-clips"]),
-        ({"data.frames": 8, "model.structure": "v4"}, ["config.data.frames=8", "4k + 1", "is 9"]),
+        ({"data.frames": 8}, ["config.data.frames=8", "4k + 1", "is 9"]),
         ({"data.size": 20}, ["config.data.size=20", "nearest is 16"]),
         ({"data.short_side": 8}, ["config.data.short_side=8"]),
         ({"batch_size": 13}, ["config.batch_size=13", "2 devices", "nearest that does is 12"]),
@@ -233,8 +234,11 @@ def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_
 )
 @pytest.mark.usefixtures("unchecked_types")
 def test_impossible_configs_are_refused_before_anything_compiles(videos, tmp_path, fields, words):
+    config = tiny(videos)
+    config.model = ODVAEConfig.variant(4, width=8, groups=4).to_dict()
+    config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError) as error:
-        train(tiny(videos, **fields), tmp_path / "run")
+        train(config, tmp_path / "run")
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -247,8 +251,10 @@ def test_missing_data_and_models_are_named(videos, tmp_path):
             tiny(videos, **{"init.from_pretrained": str(tmp_path / "no-model")}), tmp_path / "run"
         )
     small_model("v1").save_pretrained(tmp_path / "v1")
+    config = tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")})
+    config.model = ODVAEConfig.image(width=8, groups=4).to_dict()
     with pytest.raises(ValueError, match="structure is 'v1' there, 'image' here"):
-        train(tiny(videos, **{"init.from_pretrained": str(tmp_path / "v1")}), tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_a_run_is_continued_with_its_own_config_unless_a_change_is_asked_for(whole_run, videos):

@@ -18,6 +18,7 @@ from tests.conftest import SMALL, full
 from tests.training.steps import make_train_step
 from tests.training.test_faults import finished, start
 from tests.training.test_loop import lines, timeless, tiny, videos  # noqa: F401
+from tests.two_levels import TWO_LEVELS
 
 STEPS = 20
 # The adversarial game multiplies rounding: one unit in the last place of the weights, on a single
@@ -37,7 +38,7 @@ def problem(structure):
     optimizers = make_optimizers(config)
     adversary = Discriminator(8, seed=0, precision="highest")
     state = jax.device_get(create_state(ODVAE(model, rngs=0), adversary, optimizers, config))
-    frames = 1 if structure == "image" else 5
+    frames = 1 if structure is TWO_LEVELS else 5
     clips = np.random.default_rng(0).integers(0, 256, (STEPS, 8, frames, 4, 2, 3), dtype=np.uint8)
     return (
         config,
@@ -85,7 +86,7 @@ def on_one_device(structure):
 @pytest.mark.parametrize(
     "case",
     [
-        ("image", 2, 2, 1, AxisType.Auto),
+        (TWO_LEVELS, 2, 2, 1, AxisType.Auto),
         *full(
             ("v4", 2, 2, 1, AxisType.Auto),
             ("v4", 8, 1, 1, AxisType.Auto),

@@ -21,14 +21,15 @@ from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import LOGVAR, create_state, make_optimizers, model_parameters
 from odvae_jax.training.step import _samples, update_of_step
 from tests.training.steps import make_train_step
+from tests.two_levels import TWO_LEVELS
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (4, 1, 16, 16, 3), dtype=np.uint8)
 
 
 def small(**fields):
-    """The image model on single frames: the smallest program that holds every part of a step."""
+    """Two levels on single frames: the smallest program that holds every part of a step."""
     config = default_config()
-    model = ODVAEConfig.image(width=8, groups=4, precision="highest")
+    model = ODVAEConfig(structure=TWO_LEVELS, width=8, groups=4, precision="highest")
     config.model = model.to_dict()
     values = {"discriminator.start": 0, "loss.perceptual_weight": 0.0, "batch_size": 4, **fields}
     values.setdefault("optimizer.learning_rate", 1e-3)
