@@ -59,22 +59,33 @@ def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bo
         nearest shape that can be encoded.
     """
     check_array("video", video)
+    _check_axes(video)
     shape, dtype = tuple(jnp.shape(video)), jnp.result_type(video)
-    if len(shape) != 5:
-        raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
     if uint8 and dtype != jnp.uint8:
         raise ValueError(
             f"video has dtype {dtype}; encode_uint8 takes uint8. "
             "For floats in [-1, 1] there is encode."
         )
-    if not uint8 and not jnp.issubdtype(dtype, jnp.floating):
+    if not uint8:
+        _check_floats(video)
+    if pad and 0 not in shape:
+        shape = (shape[0], *config.clip_size(*shape[1:4]), shape[4])
+    check_video_shape(shape, config)
+
+
+def _check_axes(video):
+    shape = tuple(jnp.shape(video))
+    if len(shape) != 5:
+        raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
+
+
+def _check_floats(video):
+    dtype = jnp.result_type(video)
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"video has dtype {dtype}; expected floating point in [-1, 1]. "
             "For uint8 in 0 to 255 there is odvae_jax.encode_uint8."
         )
-    if pad and 0 not in shape:
-        shape = (shape[0], *config.clip_size(*shape[1:4]), shape[4])
-    check_video_shape(shape, config)
 
 
 def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
@@ -149,6 +160,8 @@ def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
       ValueError: if the chunk is no array or has another shape.
     """
     check_array("video", video)
+    _check_axes(video)
+    _check_floats(video)
     b, t, *rest = jnp.shape(video)
     if first:
         check_video_shape((b, t, *rest), config)

@@ -67,14 +67,22 @@ class Structure:
         for name in _TUPLES:
             if not isinstance(getattr(self, name), tuple):  # others cannot be compared or hashed
                 _refuse(name, getattr(self, name), "a tuple")
+        for name in ("width_multipliers", "time_strides", "space_strides"):
+            value = getattr(self, name)
+            if not all(_is_positive(v) for v in value):
+                _refuse(name, value, "positive integers")
+            object.__setattr__(self, name, tuple(map(int, value)))  # no NumPy integers
         levels = len(self.width_multipliers)
-        if not levels or not all(_is_positive(m) for m in self.width_multipliers):
+        if not levels:
             _refuse("width_multipliers", self.width_multipliers, "one positive integer per level")
         for name in ("encoder_blocks", "decoder_blocks"):
             if not _is_positive(getattr(self, name)):
                 _refuse(name, getattr(self, name), "a positive integer")
-        if self.decoder_width is not None and not _is_positive(self.decoder_width):
-            _refuse("decoder_width", self.decoder_width, "a positive integer or None")
+            object.__setattr__(self, name, int(getattr(self, name)))
+        if self.decoder_width is not None:
+            if not _is_positive(self.decoder_width):
+                _refuse("decoder_width", self.decoder_width, "a positive integer or None")
+            object.__setattr__(self, "decoder_width", int(self.decoder_width))
         for names, count, may_be in (
             (("encoder_levels", "decoder_levels"), levels, ("2d", "3d", "mixed")),
             (("downsample", "upsample"), levels - 1, ("2d", "3d")),
@@ -249,7 +257,12 @@ class ODVAEConfig:
             try:
                 dtype = jnp.dtype(getattr(self, name))
             except TypeError as error:
-                raise ValueError(f"{name}={getattr(self, name)!r} names no dtype.") from error
+                near = difflib.get_close_matches(str(getattr(self, name)), _DTYPES, n=1, cutoff=0.4)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} names no dtype.{hint} There are "
+                    f"{list(_DTYPES)}."
+                ) from error
             if dtype.name not in _DTYPES:
                 raise ValueError(
                     f"{name}={dtype.name!r} is not supported; there are {list(_DTYPES)}."
@@ -319,12 +332,7 @@ class ODVAEConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field, as values that JSON can hold."""
-        fields = dataclasses.asdict(self)
-        if isinstance(self.structure, Structure):
-            fields["structure"] = {
-                n: list(v) if isinstance(v, tuple) else v for n, v in fields["structure"].items()
-            }
-        return fields
+        return dataclasses.asdict(self)
 
     @property
     def parts(self) -> Structure:
@@ -401,9 +409,11 @@ def _known(structure: Any) -> str | Structure:
     """A row by its name if the table has it, else as a `Structure`."""
     if isinstance(structure, Structure):
         return next((name for name, row in STRUCTURES.items() if row == structure), structure)
-    if structure not in STRUCTURES:
+    if not isinstance(structure, str) or structure not in STRUCTURES:
+        near = difflib.get_close_matches(str(structure), STRUCTURES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? It" if near else "it"
         raise ValueError(
-            f"structure={structure!r} is not known; it may be one of {list(STRUCTURES)}, or a "
+            f"structure={structure!r} is not known; {hint} may be one of {list(STRUCTURES)}, or a "
             "Structure of your own."
         )
     return structure

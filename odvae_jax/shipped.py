@@ -64,6 +64,7 @@ def config_path(name: str) -> Path:
     if path.is_file():
         return path
     names = config_names()
+    name = name or "A config without a name"
     if name in names:
         return folder("configs") / f"{name}.py"
     raise UnknownNameError(
@@ -77,6 +78,11 @@ def model_path(source: str | os.PathLike) -> Path:
 
     A path that does not exist is returned as it is: it may be a hub id.
     """
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
+        raise ValueError(
+            f"the model's source is {source!r}; expected a folder, a file of weights, the name of "
+            f"a model that comes with the package ({', '.join(model_names())}), or a hub id."
+        )
     path = Path(source).expanduser()
     if not path.exists() and str(source) in model_names():
         return folder("models") / str(source)

@@ -39,9 +39,9 @@ def test_config_survives_a_round_trip_through_a_dictionary():
     [
         ({"widht": 16}, ["'widht'", "did you mean 'width'"]),
         ({"upsample": "cubic"}, ["upsample='cubic'", "nearest", "linear"]),
-        ({"structure": "v5"}, ["structure='v5'", "v4"]),
+        ({"structure": "v5"}, ["structure='v5'", "did you mean 'v"]),
         ({"dtype": "int8"}, ["dtype='int8'", "bfloat16"]),
-        ({"dtype": "floaty"}, ["dtype='floaty'"]),
+        ({"dtype": "floaty"}, ["dtype='floaty'", "Did you mean 'float"]),
         ({"param_dtype": "float64"}, ["param_dtype='float64'", "float32"]),
         ({"scaling_factor": "abc"}, ["scaling_factor='abc'", "positive"]),
         ({"width": 20, "groups": 32}, ["width=20", "groups=32"]),

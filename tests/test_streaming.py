@@ -226,6 +226,10 @@ def test_norms_over_time_cannot_be_streamed(unchecked_types):
     vae = small_model("v4", **FRAME)
     with pytest.raises(ValueError, match=r"T must be 4k \+ 1"):
         vae.encode_chunk(video[:, :4], START)
+    with pytest.raises(ValueError, match="dtype uint8; expected floating point"):
+        vae.encode_chunk(video[:, :5].astype(np.uint8), START)
+    with pytest.raises(ValueError, match="five axes"):
+        LiveEncoder(vae).push(video[0, :5])
     _, state = vae.encode_chunk(video[:, :1], START)
     with pytest.raises(ValueError, match="chunk of 3 frames is not 4k"):
         vae.encode_chunk(video[:, :3], state)

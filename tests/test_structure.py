@@ -67,10 +67,13 @@ def test_a_decoder_can_have_a_width_of_its_own():
     assert shapes["decoder.conv_in.kernel"][-1] == 24
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_row_of_the_table_is_known_by_its_name():
     config = ODVAEConfig(structure=dataclasses.replace(V4), **SMALL)
     assert config.structure == "v4" and config.to_dict()["structure"] == "v4"
     assert ODVAEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    numpy = dataclasses.replace(V4, encoder_blocks=np.int64(2), time_strides=(1, np.int8(2), 2))
+    assert json.loads(json.dumps(ODVAEConfig(structure=numpy).to_dict()))["structure"] == "v4"
     own = ODVAEConfig(structure=SIXTEEN, **SMALL)
     assert ODVAEConfig.from_dict(json.loads(json.dumps(own.to_dict()))) == own
     assert hash(own) == hash(ODVAEConfig.from_dict(own.to_dict()))
@@ -89,6 +92,8 @@ def test_a_row_of_the_table_is_known_by_its_name():
         ({"width_multipliers": (1, 2, 0, 4)}, r"structure\.width_multipliers.*positive"),
         ({"decoder_blocks": 0}, r"structure\.decoder_blocks=0.*positive"),
         ({"decoder_width": -8}, r"structure\.decoder_width=-8"),
+        ({"time_strides": (1.0, 2.0, 2.0)}, r"structure\.time_strides.*integers"),
+        ({"space_strides": (True, 2, 2)}, r"structure\.space_strides.*integers"),
         ({"middle": "4d"}, r"structure\.middle='4d'"),
         ({"ends": "mixed"}, r"structure\.ends='mixed'"),
     ],
@@ -96,6 +101,13 @@ def test_a_row_of_the_table_is_known_by_its_name():
 def test_impossible_rows_are_refused_by_field(change, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(V4, **change)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("structure", [["v4"], {"ends": "3d"}, None, 4])
+def test_what_is_no_row_is_refused(structure):
+    with pytest.raises(ValueError, match="may be one of .*a Structure of your own"):
+        ODVAEConfig(structure=structure)
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -123,7 +135,7 @@ def test_what_cannot_hold_a_row_refuses_it_by_field(tmp_path):
         inflate(image, ODVAEConfig(structure=blocks, **SMALL))
     with pytest.raises(ValueError, match="structure.width_multipliers is"):
         open_sora_plan.save(ODVAE(own, rngs=None), tmp_path / "released")
-    with pytest.raises(ValueError, match="structure is 'custom': only an image model"):
+    with pytest.raises(ValueError, match=r"structure\.encoder_levels is.*AutoencoderKL has"):
         sd_vae.save(ODVAE(own, rngs=None), tmp_path / "diffusers")
 
 

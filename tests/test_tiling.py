@@ -274,9 +274,13 @@ def test_rows_over_eight_devices_give_one_device_s_result(axes, kind):
         (lambda: SpatialTiling(100), "tile=100 is not a multiple of 8.*nearest is 96"),
         (lambda: SpatialTiling(256, 60), "overlap=60 is not a multiple of 8.*nearest is 64"),
         (lambda: SpatialTiling(64, -8), "overlap=-8.*nearest is 0"),
+        (lambda: TemporalTiling("33"), "group='33'.: expected a whole number of frames"),
+        (lambda: TemporalTiling(5.0), "group=5.0.: expected a whole number"),
+        (lambda: SpatialTiling(None), "tile=None.: expected a whole number of pixels"),
         (lambda: SpatialTiling(64, 64), "overlap=64 is not less than tile=64.*such as 16"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_impossible_tilings_are_refused(make, words):
     vae = small_model()
     for function, x in ((encode, random_video(5, 8, 8)), (decode, np.ones((1, 2, 1, 1, 4), "f"))):

@@ -7,6 +7,7 @@ four axes.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
 from odvae_jax.checkpoints.native import with_overrides, write_folder
-from odvae_jax.config import STRUCTURES, ODVAEConfig
+from odvae_jax.config import STRUCTURES, ODVAEConfig, Structure
 from odvae_jax.parameters import named_parameters
 
 logger = logging.getLogger(__name__)
@@ -166,10 +167,16 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
       FileExistsError: if the folder holds something already and `overwrite` is not set.
     """
     c = vae.config
-    if c.structure != "image":
+    if c.structure in STRUCTURES and c.structure != "image":
         raise ValueError(
             f"structure is {c.name!r}: only an image model is a diffusers AutoencoderKL."
         )
+    for field in dataclasses.fields(Structure):
+        theirs, ours = (getattr(row, field.name) for row in (_ROW, c.parts))
+        if theirs != ours:
+            raise ValueError(
+                f"structure.{field.name} is {ours!r}; a diffusers AutoencoderKL has {theirs!r}."
+            )
     config = {
         "_class_name": CLASS_NAME,
         **_REQUIRED,

@@ -90,7 +90,15 @@ def load_config(name: str) -> ml_collections.ConfigDict:
         raise ValueError(f"{file} has no function get_config, which every config file needs.")
     if argument and not inspect.signature(module.get_config).parameters:
         raise ValueError(f"{name}: the get_config of {file} takes nothing; leave out the colon.")
-    config = module.get_config(*argument)
+    try:
+        config = module.get_config(*argument)
+    except TypeError as error:
+        if "'structure'" not in str(error):
+            raise
+        raise ValueError(
+            f"{file}: {error}. A row of your own replaces the whole model: "
+            "config.model = ODVAEConfig(structure=Structure(...)).to_dict()."
+        ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"{file}: get_config returned a {type(config).__name__}; expected a ConfigDict."

@@ -50,7 +50,10 @@ def forward(x, kernel, before, window, scales=None):
 
 def backward(x, kernel, dy, window, scales=None):
     """Returns the gradients for input (after its norm) and kernel, computed in pairs too."""
-    dx = frames_joined.input_gradient(dy, kernel, window, _convolve_later)
+    if window.stride == 1:
+        dx = frames_joined.input_gradient(dy, kernel, window, _convolve_later)
+    else:  # it depends on the shape of `x` alone, before its norm or after
+        (dx,) = jax.vjp(lambda x: frames_joined.forward(x, kernel, None, window), x)[1](dy)
     taps = _kernel_gradient(_clip_inputs(x, scales), kernel[0].astype(x.dtype), dy, window)
     return dx, taps.astype(kernel.dtype)
 

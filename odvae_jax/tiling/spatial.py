@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.layers.carry import START, State
 from odvae_jax.sharding import varying_alike
-from odvae_jax.tiling.parts import Part
+from odvae_jax.tiling.parts import Part, whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,9 @@ class SpatialTiling:
 
     tile: int = 256
     overlap: int = 64
+
+    def __post_init__(self):
+        whole_numbers(self, "pixels", "tile", "overlap")
 
     def check(self, config: ODVAEConfig) -> None:
         """Checks that a model can take such tiles.

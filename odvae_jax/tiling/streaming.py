@@ -11,7 +11,7 @@ from jaxtyping import Array, Shaped
 from odvae_jax.checks import check_streams
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.layers.carry import START
-from odvae_jax.tiling.parts import Part, joined
+from odvae_jax.tiling.parts import Part, joined, whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Streaming:
     """
 
     chunk: int = 32
+
+    def __post_init__(self):
+        whole_numbers(self, "frames", "chunk")
 
     def check(self, config: ODVAEConfig) -> None:
         """Checks that a model can be streamed in such chunks.

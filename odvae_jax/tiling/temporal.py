@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from odvae_jax.config import ODVAEConfig
-from odvae_jax.tiling.parts import Part, joined
+from odvae_jax.tiling.parts import Part, joined, whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,9 @@ class TemporalTiling:
     """
 
     group: int = 33
+
+    def __post_init__(self):
+        whole_numbers(self, "frames", "group")
 
     def check(self, config: ODVAEConfig) -> None:
         """Checks that a model can take such groups.

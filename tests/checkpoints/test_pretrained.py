@@ -169,3 +169,10 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
         assert status > 0 and errors.splitlines()[-1].startswith("odvae convert: ")
         assert words in errors
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("source", ["", None, 4])
+def test_what_is_no_source_is_refused(source):
+    with pytest.raises(ValueError, match="the model's source is .*expected a folder"):
+        ODVAE.from_pretrained(source)

@@ -74,3 +74,13 @@ def test_they_train_are_saved_and_loaded(videos, tmp_path, monkeypatch):
     video = np.zeros((1, 3, 16, 16, 3), np.float32)
     assert vae.encode(video).mean.shape == (1, 2, 8, 8, 4)
     assert vae.reconstruct(video).shape == video.shape
+
+
+def test_a_row_put_into_a_config_field_is_told_how(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = tmp_path / "wrong.py"
+    config.write_text(CONFIG.replace("config.model = ", "config.model.structure = ROW  # "))
+    arguments = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    assert main(["train", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "config.model = ODVAEConfig(structure=Structure(...)).to_dict()" in said

@@ -92,16 +92,18 @@ def test_convolution_is_its_definition(kt, k, out_features, t, strides):
 # its side, input channels, output channels, strides, rows and columns.
 CASES = {
     columns_joined: [(1, 3, 3, 24, (1, 1), (8, 6)), (3, 3, 3, 24, (1, 1), (8, 6))],
-    pairs: [(3, 3, 16, 24, (1, 1), (8, 6))],
+    pairs: [
+        (3, 3, 16, 24, (1, 1), (8, 6)),
+        (3, 3, 16, 24, (1, 2), (8, 6)),
+        (3, 3, 3, 24, (1, 2), (8, 6)),
+    ],
     evenly_padded: [(1, 3, 16, 24, (1, 2), (8, 6)), (1, 3, 3, 24, (1, 2), (7, 5))],
     per_frame: [(1, 3, 16, 24, (1, 1), (8, 6)), (1, 1, 16, 24, (1, 1), (8, 6))],
     frames_joined: [
         (3, 3, 16, 24, (2, 2), (8, 6)),
         (3, 1, 16, 24, (1, 1), (8, 6)),
-        (3, 3, 16, 24, (1, 2), (8, 6)),
         (3, 1, 16, 24, (2, 1), (8, 6)),
         (3, 1, 16, 24, (2, 2), (8, 6)),
-        (3, 3, 3, 24, (1, 2), (8, 6)),
     ],
     taps_summed: [(3, 3, 16, 8, (1, 1), (8, 6)), (3, 3, 16, 8, (2, 2), (8, 6))],
     plain_3d: [(3, 3, 16, 24, (1, 1), (8, 6)), (3, 3, 16, 24, (2, 2), (8, 6))],
@@ -128,10 +130,10 @@ def test_every_file_is_a_row_and_every_row_has_a_shape_that_chooses_it():
     assert files - {"__init__", "reference"} == {name_of(way) for way in rows}
     assert {way for column in lowering.NORMS.values() for way in column} == {norm, norm_kernels}
     assert CASES.keys() == convolutions
-    for way, cases in CASES.items():
-        x, kernel, window = example(cases[0], 5, "float32")
+    for way, case in ALL:
+        x, kernel, window = example(case, 5, "float32")
         chosen = lowering.ways_to_convolve(x, kernel, None, window)
-        assert chosen[COLUMN.get(way, "cuda")] is way
+        assert chosen[COLUMN.get(way, "cuda")] is way, case
 
 
 @pytest.mark.parametrize("with_norm", [False, *full(True)], ids=["", "norm"])
@@ -183,6 +185,21 @@ def test_after_frames_before_every_way_gives_the_rest_of_the_clip(way, strides):
     dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
     for a, b in zip(pull(dy), pull_expected(dy), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-4)
+
+
+@pytest.mark.parametrize("strides", STRIDES, ids=str)
+def test_a_gradient_is_lowered_for_every_platform(strides):
+    x = jax.ShapeDtypeStruct((1, 5, 8, 8, 32), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 32, 32), jnp.float32)
+    small = scales(1, 1, 32)
+
+    def total(x, kernel, small):
+        y = lowering.convolve(x, kernel, strides=strides, scales=small)
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    for platform in ("cpu", "cuda", "tpu"):
+        gradient.trace(x, kernel, small).lower(lowering_platforms=(platform,))
 
 
 def test_pairs_take_a_third_fewer_operations():
