@@ -8,29 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odvae_jax import ODVAEConfig, Streaming, Structure, decode, decode_uint8, encode, encode_uint8
+from odvae_jax import ODVAEConfig, Streaming, decode, decode_uint8, encode, encode_uint8
 from odvae_jax.flops import count_flops
 from odvae_jax.layers.carry import START, Carry
 from odvae_jax.layers.causal_conv import CausalConv
 from odvae_jax.parameters import abstract_model
 from odvae_jax.tiling.live import LiveDecoder, LiveEncoder
 from tests.conftest import full, random_video, small_model
+from tests.two_levels import CAUSAL
 
 FRAME = {"norm": "frame"}
-CAUSAL = Structure(
-    encoder_in="2d",
-    encoder_levels=("3d", "mixed"),
-    downsample=("3d",),
-    middle="3d",
-    decoder_levels=("3d", "mixed"),
-    upsample=("3d",),
-    ends="3d",
-    time_strides=(2,),
-    space_strides=(2,),
-    width_multipliers=(1, 2),
-    encoder_blocks=1,
-    decoder_blocks=1,
-)
 UPSAMPLINGS = [("nearest", "linear"), ("linear", "linear"), ("nearest", "nearest")]
 GRID = [("v4", "nearest", "linear", 8)]
 GRID += [

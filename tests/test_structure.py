@@ -15,6 +15,7 @@ from odvae_jax.config import STRUCTURES
 from odvae_jax.inflation import inflate
 from odvae_jax.parameters import named_parameters
 from tests.conftest import SMALL, full, random_video, small_model
+from tests.two_levels import CAUSAL
 
 V4 = STRUCTURES["v4"]
 EIGHT = dataclasses.replace(V4, downsample=("3d", "3d", "3d"), time_strides=(2, 2, 2))
@@ -34,22 +35,8 @@ SIXTEEN = Structure(
     decoder_width=12,
 )
 TIME_ONLY = dataclasses.replace(V4, space_strides=(2, 2, 1))
-TWO = Structure(
-    encoder_in="3d",
-    encoder_levels=("2d", "mixed"),
-    downsample=("3d",),
-    middle="3d",
-    decoder_levels=("2d", "mixed"),
-    upsample=("3d",),
-    ends="3d",
-    time_strides=(2,),
-    space_strides=(2,),
-    width_multipliers=(1, 2),
-    encoder_blocks=1,
-    decoder_blocks=1,
-)
 ROWS = {"8×8×8": (EIGHT, 8, 8), "4×16×16": (SIXTEEN, 4, 16), "4×4×4": (TIME_ONLY, 4, 4)}
-ROWS |= {"2×2×2": (TWO, 2, 2)}
+ROWS |= {"2×2×2": (CAUSAL, 2, 2)}
 CASES = ["2×2×2", *full("4×16×16", "8×8×8", "4×4×4")]
 
 

@@ -18,6 +18,21 @@ TWO_LEVELS = Structure(
     decoder_blocks=1,
 )
 """An image model of two levels."""
+CAUSAL = Structure(
+    encoder_in="2d",
+    encoder_levels=("3d", "mixed"),
+    downsample=("3d",),
+    middle="3d",
+    decoder_levels=("3d", "mixed"),
+    upsample=("3d",),
+    ends="3d",
+    time_strides=(2,),
+    space_strides=(2,),
+    width_multipliers=(1, 2),
+    encoder_blocks=1,
+    decoder_blocks=1,
+)
+"""A causal model of two levels, 2×2×2."""
 
 
 def get_config():
