@@ -1,8 +1,10 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and file names that can be printed."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +13,12 @@ try:
     import fcntl
 except ImportError:  # not on this platform
     fcntl = None
+
+_NAME_BYTES = 255  # the longest file name of the usual file systems
+
+
+class BusyError(OSError):
+    """A file cannot be written now, since another process is writing it."""
 
 
 class WholeFile:
@@ -25,22 +33,32 @@ class WholeFile:
       file: an open file to write to.
 
     Raises:
-      OSError: if the file cannot be written, or another process is writing it.
+      BusyError: if another process is writing the file.
+      OSError: if the file cannot be written.
     """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._part = path, path.with_name(f".{path.name}.part")
-        self.file: BinaryIO = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "wb")
-        try:
-            if fcntl is not None:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+        self._path, self._part = path, part_of(path)
+        while True:
+            self.file: BinaryIO = os.fdopen(
+                os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "wb"
+            )
+            try:
+                self._lock()
+            except BaseException:
                 self.file.close()
-                raise OSError(f"{path} is being written by another process.") from error
-            # Some network disks cannot lock files; there the file is written without a lock.
+                raise
+            if self._is_ours():
+                break
+            # Between opening and locking, the writer before gave this file its name.
+            self.file.close()
         self.file.truncate()
+
+    @property
+    def part(self) -> Path:
+        """The path of the file while it is written."""
+        return self._part
 
     def finish(self) -> None:
         """Gives the file its name, after all of it has reached the disk."""
@@ -53,12 +71,68 @@ class WholeFile:
         """Removes what was written, unless the file was finished."""
         if self.file.closed:
             return
-        self._part.unlink(missing_ok=True)
-        self.file.close()
+        if self._is_ours():
+            self._part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what cannot be written any more is not wanted
+            self.file.close()
+
+    def _lock(self):
+        try:
+            if fcntl is not None:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BusyError(
+                    f"{printable(self._path)} is being written by another process."
+                ) from error
+            # Some network disks cannot lock files; there the file is written without a lock.
+
+    def _is_ours(self) -> bool:
+        """Whether the open file is still the one that has the name of the part file."""
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self._part))
+        except FileNotFoundError:
+            return False
+
+
+def part_of(path: Path) -> Path:
+    """Returns the path that a file has while it is written: hidden, in the same folder."""
+    name = f".{path.name}.part"
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        digest = hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()
+        name = f".{digest}.part"
+    return path.with_name(name)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears complete or not at all."""
+    """Writes a text file that appears complete or not at all, after it has reached the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def printable(path: str | os.PathLike) -> str:
+    r"""Returns a path as text that every terminal and file can take.
+
+    Bytes of a name that are not UTF-8 become `\xNN`, and so do line breaks and other control
+    characters.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def one_line(error: BaseException, length: int = 500) -> str:
+    """Returns what an error says in one printable line, with its type if it says nothing."""
+    text = " ".join(str(error).split())
+    text = text.encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    if not text:
+        return type(error).__name__
+    return text if len(text) <= length else text[: length - 1] + "…"

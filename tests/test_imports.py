@@ -8,7 +8,8 @@ import odvae_jax
 PACKAGE = pathlib.Path(odvae_jax.__file__).parent
 # Each row may import the rows above it, and none of its own row.
 LAYERS = [
-    {"types", "config", "files", "flops", "registry", "shipped", "sharding"},
+    {"files"},
+    {"types", "config", "digests", "flops", "registry", "shipped", "sharding"},
     {"pixels", "lowering"},
     {"posterior", "checks", "layers", "compilation"},
     {"autoencoder"},
@@ -22,7 +23,7 @@ LAYERS = [
     {"__main__"},
 ]
 # Where less is allowed than the rows above: readers of videos need neither JAX nor a model.
-ONLY = {"data": {"files"}, "lowering": {"sharding"}, "sharding": set()}
+ONLY = {"data": {"files", "digests"}, "lowering": {"sharding"}, "sharding": set()}
 # What `import odvae_jax` offers is imported when it is first asked for.
 DOOR = "__init__"
 

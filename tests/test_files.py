@@ -1,0 +1,112 @@
+"""Files that appear whole or not at all, under writers that race and names that are odd."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from odvae_jax import digests
+from odvae_jax.files import BusyError, WholeFile, one_line, part_of, printable, write_whole
+
+_SIZE = 4096
+
+
+def _write_over_and_over(path, until):
+    letter = os.getpid() % 250
+    while time.monotonic() < until:
+        try:
+            whole = WholeFile(path)
+        except BusyError:
+            continue
+        whole.file.write(bytes([letter]) * _SIZE)
+        whole.finish()
+
+
+def test_readers_see_only_whole_files_while_two_processes_write(tmp_path):
+    path = tmp_path / "file"
+    until = time.monotonic() + 3
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_write_over_and_over, args=(path, until)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    reads, torn = 0, 0
+    while time.monotonic() < until:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        reads += 1
+        torn += len(content) != _SIZE or len(set(content)) != 1
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert reads > 100 and torn == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_writer_that_locks_what_the_other_has_just_finished_begins_anew(tmp_path, monkeypatch):
+    """The race in slow motion: the file gets its name between opening and locking."""
+    path = tmp_path / "file"
+    first = WholeFile(path)
+    first.file.write(b"finished")
+    lock = WholeFile._lock
+
+    def late(self):
+        if not first.file.closed:
+            first.finish()
+        lock(self)
+
+    monkeypatch.setattr(WholeFile, "_lock", late)
+    second = WholeFile(path)
+    assert path.read_bytes() == b"finished"
+    second.close()
+    assert path.read_bytes() == b"finished"
+
+
+def test_the_second_of_two_writers_is_told(tmp_path):
+    first = WholeFile(tmp_path / "file")
+    with pytest.raises(BusyError, match="another process"):
+        WholeFile(tmp_path / "file")
+    first.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_255_bytes_can_be_written(tmp_path):
+    path = tmp_path / ("é" * 127 + "x")
+    whole = WholeFile(path)
+    whole.file.write(b"x")
+    assert part_of(path).exists()
+    whole.finish()
+    assert path.read_bytes() == b"x" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_text_file_that_could_not_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "file", "\udcff")
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_name_and_any_error_can_be_printed():
+    name = os.fsdecode(b"caf\xe9\n.mp4")
+    assert printable(name) == "caf\\xe9\\x0a.mp4"
+    assert one_line(ValueError(f"{name} is odd")).isprintable()
+    assert one_line(ValueError()) == "ValueError"
+    assert len(one_line(ValueError("x" * 9999))) == 500
+
+
+def test_every_kind_of_damage_to_a_folder_is_named(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("d/whole", "d/flipped", "d/short", "gone"):
+        (tmp_path / name).write_bytes(b"0123456789")
+    recorded = digests.of_folder(tmp_path)
+    assert digests.differences(tmp_path, recorded) == []
+    (tmp_path / "d/flipped").write_bytes(b"0123456788")
+    (tmp_path / "d/short").write_bytes(b"01234")
+    (tmp_path / "gone").unlink()
+    assert digests.differences(tmp_path, recorded) == [
+        "d/flipped has changed bytes",
+        "d/short has 5 bytes, not 10",
+        "gone is missing",
+    ]
+    assert digests.of_file(tmp_path / "d/whole") == digests.of_bytes(b"01234", b"56789")
