@@ -1,4 +1,5 @@
 # make demo: train a small model on real video, look at what it does.   make test: run the tests.
+# make fuzz MINUTES=60, make soak MINUTES=120: try to break it (docs/reliability.md).
 PYTHON ?= python3
 BIN := .venv/bin
 # On a machine with an NVIDIA GPU JAX comes with CUDA, elsewhere for the CPU.
@@ -11,7 +12,7 @@ RUNS ?= runs/quick
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: install demo test test-full lint clean
+.PHONY: install demo test test-full fuzz soak lint clean
 
 install: .venv/installed
 
@@ -46,6 +47,14 @@ test: .venv/installed-test
 
 test-full: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL) --full
+
+fuzz: MINUTES ?= 60
+fuzz: .venv/installed-test
+	$(BIN)/python -m tests.robustness.fuzz --minutes=$(MINUTES)
+
+soak: MINUTES ?= 120
+soak: .venv/installed-test
+	$(BIN)/python -m tests.robustness.soak --minutes=$(MINUTES)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
