@@ -109,6 +109,21 @@ def _at_least(text: str, bound: int) -> int:
     return value
 
 
+def seconds(text: str) -> float | None:
+    """A time in seconds greater than 0; None for "none"."""
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds greater than 0, or none"
+        )
+    return value
+
+
 def full_dtype(name: str) -> str:
     """The full name of a dtype that may be given by a short one; other names stay as they are."""
     return next((full for full, short in DTYPES.items() if name.lower() in (full, *short)), name)

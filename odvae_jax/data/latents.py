@@ -265,7 +265,7 @@ class LatentsFile:
             arrays = set(self._file.keys())
             self.has_digests = bool({digest, block} - {None}) or _DIGESTS in arrays
             if self.has_digests:
-                self._read_digests(digest, block, fields)
+                self._read_digests(digest, block, fields, arrays)
             fields.pop(_BLOCK, None)
             self.info = parse(fields)
             if arrays - {_DIGESTS} != {self.info.content}:
@@ -276,14 +276,16 @@ class LatentsFile:
             self.shape = tuple(self._slice.get_shape())
             check_array(self.info, self._slice.get_dtype(), self.shape)
             if self.has_digests and len(self._digests) != -(-self.shape[0] // self._block):
-                raise LatentsError(f"it has {len(self._digests)} digests for {self.shape[0]} frames")
+                raise LatentsError(
+                    f"it has {len(self._digests)} digests for {self.shape[0]} frames"
+                )
         except LatentsError as error:
             raise LatentsError(f"{self._name} is damaged: {one_line(error)}.") from error
         if self._verify and not self.has_digests:
             _say_once_that_digests_are_missing()
 
-    def _read_digests(self, digest, block, fields) -> None:
-        if digest is None or block is None or _DIGESTS not in self._file.keys():
+    def _read_digests(self, digest, block, fields, arrays) -> None:
+        if digest is None or block is None or _DIGESTS not in arrays:
             raise LatentsError("some of its digests are missing")
         stored = self._file.get_slice(_DIGESTS)
         if stored.get_dtype() != "U8" or stored.get_shape()[1:] != [_DIGEST_BYTES]:
