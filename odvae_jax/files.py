@@ -108,7 +108,7 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text file that appears complete or not at all, after it has reached the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w") as file:
+        with part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
