@@ -1,4 +1,4 @@
-"""A folder of what a folder of videos may hold, good and bad, for tests that nothing stops a run."""
+"""A folder of good and bad videos with odd names, for tests that nothing stops a run."""
 
 import os
 import socket
@@ -14,11 +14,15 @@ SIDE = 16
 FRAMES = 3
 
 
-def odd_folder(folder):
+def odd_folder(folder, *, pipes=True):
     """Fills a folder; returns which names must become an output, and which must not.
 
     What is neither is left out by whoever looks for videos, or named. All good videos are of
     3 frames, 16×16, but for those whose length or size is what is odd.
+
+    Args:
+      folder: the folder, which is made.
+      pipes: whether there are named pipes and sockets, too.
     """
     folder.mkdir()
     clip = write_clip(folder / "plain.mp4", frames=FRAMES, height=SIDE, width=SIDE).read_bytes()
@@ -107,8 +111,9 @@ def odd_folder(folder):
     (folder / "loop b.mp4").symlink_to("loop a.mp4")
     (folder / "dangling.mp4").symlink_to("nowhere.mp4")
     (folder / "folder.mp4").mkdir()
-    os.mkfifo(folder / "fifo.mp4")
-    _socket(folder)
+    if pipes:
+        os.mkfifo(folder / "fifo.mp4")
+        _socket(folder)
     if os.getuid():
         put("unreadable.mp4", clip, bad)
         (folder / "unreadable.mp4").chmod(0)

@@ -329,8 +329,10 @@ class LatentsFile:
 
     def _stored(self, start: int, stop: int) -> np.ndarray:
         """Returns stored latent frames, after the blocks that they are in were verified."""
-        if not (self._verify and self.has_digests) or stop <= start:
-            return self._slice[start : max(start, stop)]
+        if stop <= start:
+            return self._slice[:0]
+        if not (self._verify and self.has_digests):
+            return self._slice[start:stop]
         parts = []
         for number in range(start // self._block, (stop - 1) // self._block + 1):
             first = number * self._block

@@ -98,12 +98,13 @@ def parse(fields: Mapping[str, str]) -> LatentsInfo:
             values[name] = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise LatentsError(f"the field {name} is no JSON ({error})") from None
+    for name, value in values.items():
+        can_be, expected = _SCHEMA[name]
+        if not can_be(value):
+            text = repr(value)
+            shown = text if len(text) <= 80 else f"{text[:79]}…"
+            raise LatentsError(f"{name} is {shown}; expected {expected}")
     info = LatentsInfo(**values)
-    for name in known:
-        if not _CHECKS[name](getattr(info, name)):
-            shown = repr(getattr(info, name))
-            shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
-            raise LatentsError(f"{name} is {shown}; expected {_EXPECTED[name]}")
     _check_together(info)
     return info
 
@@ -281,5 +282,3 @@ _SCHEMA = {
     "statistics": (_is_statistics, "count, and finite sums of mean, square and variance"),
     "problem": (lambda value: isinstance(value, str), "a text"),
 }
-_CHECKS = {name: check for name, (check, _) in _SCHEMA.items()}
-_EXPECTED = {name: expected for name, (_, expected) in _SCHEMA.items()}
