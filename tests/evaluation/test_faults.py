@@ -162,23 +162,28 @@ def test_damaged_records_are_measured_again(vae, clips, tmp_path):
             assert again.rows[0].by_clip == first.rows[0].by_clip
 
 
-def test_labels_mean_nothing_but_themselves_in_the_report(vae, clips, tmp_path, caplog):
-    _, written = run(vae, clips, tmp_path / "plain", *(f"m{i}" for i in range(len(LABELS))))
-    expected = {path.relative_to(tmp_path / "plain") for path in written}
+def test_labels_mean_nothing_but_themselves_in_the_report(vae, clips, tmp_path):
     _, written = run(vae, clips, tmp_path / "out", *LABELS)
-    assert {path.relative_to(tmp_path / "out") for path in written} == expected
-    assert {p.name for p in tmp_path.iterdir()} == {"plain", "out"}
-    plain, odd = ((tmp_path / f / "results.md").read_text() for f in ("plain", "out"))
-    assert [line.count(" | ") for line in plain.splitlines()] == [
-        line.count(" | ") for line in odd.splitlines()
-    ]
+    names = {str(path.relative_to(tmp_path / "out")) for path in written}
+    assert names == {
+        *(f"results.{kind}" for kind in ("json", "md", "html")),
+        *(f"clips/{clip}.{kind}" for clip in ("best", "worst") for kind in ("mp4", "png")),
+        "by_frame.png",
+        "frames.png",
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    odd = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    rows = [line for line in odd.splitlines() if line.startswith("|")]
+    models = len(LABELS) + 1  # and the mean over blocks
+    assert [len(CELLS.split(row)) for row in rows] == [9] * 2 * (models + 2)
     page = (tmp_path / "out" / "results.html").read_text(encoding="utf-8")
     for text in (odd, page):
         assert "<script>" not in text and "&lt;script&gt;" in text
         assert "\x1b" not in text and "two\nlines" not in text
-    assert page.count("<tr>") == (tmp_path / "plain/results.html").read_text().count("<tr>")
+    assert page.count("<tr>") == 2 * (models + 1) + 3 + 1
 
 
+CELLS = re.compile(r"(?<!\\)\|")
 MARKED = re.compile(r"(?<!\\)[`*_\[\]|~$#<>]")
 
 
