@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -199,6 +200,18 @@ def test_broken_outputs_of_before_are_made_anew(work, model, clips, latents, tmp
         assert "1 files, 3 frames" in said and "2 files were there already" in said
         assert paths[0].read_bytes() == whole
     assert "0 files, 0 frames" in run(capsys, *how)
+    if work == "encode":
+        return
+    with av.open(str(tmp_path / "a.mp4")) as video, av.open(str(tmp_path / "a.avi"), "w") as other:
+        stream = other.add_stream("mpeg4", rate=12)
+        stream.width = stream.height = 16
+        for frame in video.decode(video=0):
+            other.mux(stream.encode(frame.reformat(format="yuv420p")))
+        other.mux(stream.encode(None))
+    foreign = (tmp_path / "a.avi").read_bytes()
+    paths[0].write_bytes(foreign)  # a video that is none of ours stays, whatever its name
+    assert "3 files were there already" in run(capsys, *how)
+    assert paths[0].read_bytes() == foreign
 
 
 def test_an_output_that_is_something_else_is_not_written_over(model, clips, tmp_path, capsys):

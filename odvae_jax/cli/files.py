@@ -93,6 +93,11 @@ def add_reading(parser: Parser) -> argparse._ArgumentGroup:
         metavar="N",
         help="The number of files that are read at the same time. The default is 2.",
     )
+    return group
+
+
+def add_scaling(group: argparse._ArgumentGroup) -> None:
+    """Adds how videos are read, and what is done to their frames before they are encoded."""
     group.add_argument(
         "--read-timeout",
         type=seconds,
@@ -101,11 +106,6 @@ def add_reading(parser: Parser) -> argparse._ArgumentGroup:
         help="Give up a file of which a read takes longer, as on a disk that does not answer. The "
         "default is 60; none waits for ever.",
     )
-    return group
-
-
-def add_scaling(group: argparse._ArgumentGroup) -> None:
-    """Adds what is done to the frames of videos before they are encoded."""
     group.add_argument(
         "--short-side",
         type=positive,

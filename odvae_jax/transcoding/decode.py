@@ -28,7 +28,7 @@ from odvae_jax.transcoding.settings import (
     Settings,
     problem_of,
 )
-from odvae_jax.transcoding.videos import is_whole_mp4, open_video, without_written
+from odvae_jax.transcoding.videos import is_whole_video, open_video, without_written
 
 
 def decode_files(
@@ -75,7 +75,7 @@ def decode_files(
             outcome.problems[str(job.source)] = problem_of(job.source, ValueError(info.problem))
 
     def convert(job):
-        if not overwrite and is_whole_mp4(job.target):
+        if not overwrite and is_whole_video(job.target):
             raise AlreadyThereError
         file = open_latents(job.source, vae, encoder, settings)
         tiling = override_tiling(file.info.tiling, settings.tiling)

@@ -19,7 +19,7 @@ from odvae_jax.transcoding.run import Conversion, run_jobs
 from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings
 from odvae_jax.transcoding.videos import (
     count_video_frames,
-    is_whole_mp4,
+    is_whole_video,
     open_video,
     read_video,
     without_written,
@@ -59,7 +59,7 @@ def reconstruct_files(
     todo = without_written(jobs, overwrite, outcome)
 
     def convert(job):
-        if not overwrite and is_whole_mp4(job.target):
+        if not overwrite and is_whole_video(job.target):
             raise AlreadyThereError
         video = read_video(job, computation.frames_per_block, settings)
         originals: collections.deque[np.ndarray] = collections.deque()

@@ -42,7 +42,7 @@ def count_video_frames(job: Job) -> int | None:
 
 def without_written(jobs: Sequence[Job], overwrite: bool, outcome: Outcome) -> list[Job]:
     """Returns the jobs whose video is not there yet, or all; counts the others in `outcome`."""
-    todo = [job for job in jobs if overwrite or not is_whole_mp4(job.target)]
+    todo = [job for job in jobs if overwrite or not is_whole_video(job.target)]
     outcome.skipped = len(jobs) - len(todo)
     return todo
 
@@ -57,22 +57,34 @@ def open_video(job: Job, fps: float, settings: Settings, overwrite: bool) -> Thr
     """
     writer = ThreadedVideoWriter(job.target, fps, settings.crf)
     # From here on no other process writes the file, so that each is written once.
-    if not overwrite and is_whole_mp4(job.target):
+    if not overwrite and is_whole_video(job.target):
         writer.close()
         raise AlreadyThereError
     return writer
 
 
-def is_whole_mp4(path: Path) -> bool:
-    """Whether a path is that of an mp4 file of which no part is missing.
+def is_whole_video(path: Path) -> bool:
+    """Whether a path is that of a video of which no part is missing.
 
-    The boxes that the file is made of must fill it, and the one that says where the frames are must
-    be among them.
+    The boxes that an mp4 file is made of must fill it, and the one that says where the frames are
+    must be among them. A video of another kind, which was not written here, must have a header.
     """
     try:
+        if not path.is_file():  # opening a pipe would block
+            return False
         with path.open("rb") as file:
-            return {b"ftyp", b"moov", b"mdat"} <= _boxes(file.read, file.seek, path.stat().st_size)
+            if file.read(8)[4:] == b"ftyp":
+                return {b"moov", b"mdat"} <= _boxes(file.read, file.seek, path.stat().st_size)
+        return path.stat().st_size > 0 and _has_header(path)
     except (OSError, ValueError):
+        return False
+
+
+def _has_header(path: Path) -> bool:
+    try:
+        with VideoReader(str(path)):
+            return True
+    except VideoError:
         return False
 
 
