@@ -344,7 +344,7 @@ def test_the_digests_of_latents_need_not_be_compared(model, latents, tmp_path, c
     assert inspect_video(tmp_path / "a.mp4").frames == 3
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "long"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "none"])
 def test_a_limit_for_reads_is_a_number_of_seconds(value, capsys):
     assert main(["encode", "v", "out", "--ckpt=small", f"--read-timeout={value}"]) == 2
-    assert "is no number of seconds greater than 0, or none" in capsys.readouterr().err
+    assert "is no number of seconds of at least 0" in capsys.readouterr().err

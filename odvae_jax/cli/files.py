@@ -102,9 +102,9 @@ def add_scaling(group: argparse._ArgumentGroup) -> None:
         "--read-timeout",
         type=seconds,
         default=60.0,
-        metavar="SECONDS",
-        help="Give up a file of which a read takes longer, as on a disk that does not answer. The "
-        "default is 60; none waits for ever.",
+        metavar="S",
+        help="How many seconds one read may take before its video is given up; 0 for no limit. The "
+        "default is 60.",
     )
     group.add_argument(
         "--short-side",

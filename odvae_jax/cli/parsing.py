@@ -110,18 +110,14 @@ def _at_least(text: str, bound: int) -> int:
 
 
 def seconds(text: str) -> float | None:
-    """A time in seconds greater than 0; None for "none"."""
-    if text.lower() == "none":
-        return None
+    """A time in seconds; None for 0, which means no limit."""
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of seconds greater than 0, or none"
-        )
-    return value
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds of at least 0")
+    return value or None
 
 
 def full_dtype(name: str) -> str:
