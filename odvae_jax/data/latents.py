@@ -382,8 +382,9 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
 
 
 def _digest_of(fields: Mapping[str, str], of_blocks: bytes | bytearray) -> str:
-    """Returns the digest of metadata and of the digests of all blocks."""
-    return digests.of_bytes(json.dumps(sorted(fields.items())).encode(), bytes(of_blocks))
+    """Returns the digest of metadata and of the digests of all blocks, in JSON as all metadata."""
+    found = digests.of_bytes(json.dumps(sorted(fields.items())).encode(), bytes(of_blocks))
+    return json.dumps(found)
 
 
 @functools.cache
