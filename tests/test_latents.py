@@ -269,7 +269,7 @@ def test_values_that_are_not_finite_in_the_file_s_dtype_are_not_written(dtype, t
 @pytest.mark.parametrize(
     "changes",
     [{"fps": 0.0}, {"fps": float("nan")}, {"source": ""}, {"model": "x" * 20_000}, {"seed": 1}],
-    ids=str,
+    ids=["no rate", "a rate that is no number", "no source", "too long", "a seed of no sample"],
 )
 def test_a_file_that_cannot_be_true_does_not_get_its_name(changes, tmp_path):
     with pytest.raises(LatentsError):
