@@ -108,7 +108,7 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text file that appears complete or not at all, after it has reached the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w") as file:
+        with part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -136,3 +136,15 @@ def one_line(error: BaseException, length: int = 500) -> str:
     if not text:
         return type(error).__name__
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def line_about(path: str | os.PathLike, error: BaseException) -> str:
+    """Returns what is wrong with a file in one printable line that names the file.
+
+    Args:
+      path: the path of the file.
+      error: what was raised. If its message names the file, the name does not stand there twice.
+    """
+    name, text = printable(path), str(error) or type(error).__name__
+    line = one_line(Exception(text.replace(os.fspath(path), name)), length=500 + len(name))
+    return line if name in line else f"{name}: {line}"

@@ -1,5 +1,7 @@
 """The loop that encoding, decoding and reconstructing files share, with a made-up computation."""
 
+import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 from odvae_jax.data.video import VideoError
+from odvae_jax.files import BusyError
 from odvae_jax.transcoding import Job, Outcome
 from odvae_jax.transcoding.run import Conversion, run_jobs
+from odvae_jax.transcoding.settings import AlreadyThereError
 
 
 class Recorder:
@@ -19,31 +23,45 @@ class Recorder:
     Args:
       lengths: the number of blocks of each file, by name.
       broken: after how many blocks a file cannot be read any further.
-      full: the name of the file that cannot be written.
+
+    Attributes:
+      fails: what is raised, by the place: "convert", "open", "read", "compute", "write", "finish"
+        or "close".
+      where: at which place a file fails, by the name of the file; else its name is the place.
     """
 
-    def __init__(self, lengths, broken=None, full=None):
-        self.lengths, self.broken, self.full = lengths, broken or {}, full
+    def __init__(self, lengths, broken=None):
+        self.lengths, self.broken = lengths, broken or {}
+        self.fails, self.where = {}, {}
         self.events, self.read, self.open = [], dict.fromkeys(lengths, 0), set()
 
     def __call__(self, job):
         name = job.source.name
+        self.fail("convert", name)
         return Conversion(
             self.blocks(name),
             lambda blocks: self.compute(name, blocks),
             lambda: Written(self, name),
         )
 
+    def fail(self, place, name):
+        if self.where.get(name, name) == place and place in self.fails:
+            raise self.fails[place]
+
     def blocks(self, name):
         for i in range(self.lengths[name]):
             if self.broken.get(name) == i:
                 raise VideoError(f"{name} is broken.")
+            if i == 2:
+                self.fail("read", name)
             self.read[name] += 1
             yield np.full(3, i)
 
     def compute(self, name, blocks):
         for i, block in enumerate(blocks):
             assert (block == i).all()
+            if i == 2:
+                self.fail("compute", name)
             self.events.append(("compute", name, i))
             yield jnp.asarray(2 * block)
 
@@ -62,23 +80,26 @@ class Recorder:
 
 class Written:
     def __init__(self, recorder, name):
+        recorder.fail("open", name)
         self.recorder, self.name, self.count = recorder, name, 0
         recorder.open.add(self)
 
     def write(self, part):
-        if self.recorder.full == self.name:
-            raise OSError("no space left")
+        if self.count == 1:
+            self.recorder.fail("write", self.name)
         assert isinstance(part, np.ndarray) and (part == 2 * self.count).all()
         self.recorder.events.append(("write", self.name, self.count))
         self.count += 1
         return 1
 
     def finish(self):
+        self.recorder.fail("finish", self.name)
         self.recorder.events.append(("finish", self.name, self.count))
         return self.count, f"{self.name} is short." if self.name == "short" else ""
 
     def close(self):
         self.recorder.open.discard(self)
+        self.recorder.fail("close", self.name)
 
 
 def test_the_device_is_given_the_next_block_before_a_result_is_written():
@@ -126,13 +147,50 @@ def test_a_file_that_breaks_is_noted_and_the_others_are_done():
     assert [i for name, i in recorder.order("write") if name == "bad"] == [0, 1, 2]
 
 
-def test_a_file_that_cannot_be_written_ends_the_run_and_its_threads():
-    recorder = Recorder({"a": 2, "b": 50, "c": 50}, full="b")
+def test_whatever_is_raised_for_one_file_is_noted_and_the_others_are_done():
+    """In planning how it is done, opening, reading, computing, writing and finishing."""
+    names = ["a", "convert", "open", "read", "compute", "write", "finish", "close", "z"]
+    recorder = Recorder(dict.fromkeys(names, 4))
+    for error in (TypeError("oh"), RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), OSError(5, "oh no")):
+        recorder.fails = {name: error for name in names[1:-1]}
+        outcome = recorder.run(readers=3)
+        # What cannot be closed was written all the same.
+        assert list(outcome.problems) == names[1:-2] and outcome.done == 3
+        said = {problem.partition(": ")[0]: problem for problem in outcome.problems.values()}
+        assert list(said) == names[1:-2]
+        expected = "--tile" if isinstance(error, RuntimeError) else "oh"
+        assert all(expected in problem for problem in said.values())
+        assert outcome.ended == ""
+
+
+def test_three_files_in_a_row_that_find_the_disk_full_end_the_run_and_its_threads():
     before = threading.active_count()
-    with pytest.raises(OSError, match="no space left"):
-        recorder.run()
-    assert recorder.order("finish") == [("a", 2)]
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        recorder = Recorder(dict.fromkeys("abcdefgh", 4))
+        full = OSError(number, os.strerror(number))
+        recorder.fails = {name: full for name in ("write", "open", "finish")}
+        recorder.where = {"b": "write", "c": "open", "e": "open", "f": "write", "g": "finish"}
+        outcome = recorder.run()
+        assert list(outcome.problems) == ["b", "c", "e", "f", "g"], "d, which was done, counts anew"
+        assert outcome.done == 2 and "3 files in a row" in outcome.ended
+        assert "2 files were written" in outcome.ended and "\n" not in outcome.ended
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_what_another_process_writes_or_has_written_is_no_problem():
+    recorder = Recorder(dict.fromkeys("abc", 2))
+    recorder.fails = {"open": BusyError("busy"), "convert": AlreadyThereError()}
+    recorder.where = {"a": "open", "b": "convert"}
+    outcome = recorder.run()
+    assert (outcome.busy, outcome.skipped, outcome.done, outcome.problems) == (1, 1, 1, {})
+
+
+def test_an_interrupt_ends_the_run_and_leaves_no_writer_open():
+    recorder = Recorder(dict.fromkeys("abc", 4))
+    recorder.fails, recorder.where = {"write": KeyboardInterrupt()}, {"b": "write"}
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run()
+    assert recorder.order("finish") == [("a", 4)]

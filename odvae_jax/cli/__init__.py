@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that a terminal cannot show ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         name, rest = _command(argv)
         if name is None:

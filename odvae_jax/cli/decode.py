@@ -25,10 +25,22 @@ def add_arguments(parser: Parser) -> None:
     files.add_model(
         parser,
         "The model. The default is the one that the latents were made with, which their files "
-        "name.",
+        "name, if it is on this machine.",
         required=False,
     )
-    files.add_reading(parser)
+    group = files.add_reading(parser)
+    group.add_argument(
+        "--allow-download",
+        action="store_true",
+        help="Without --ckpt, download the model that the latents name from the hub if it is not "
+        "on this machine.",
+    )
+    group.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="Do not compare the latents with the digests in their files.",
+    )
     files.add_quality(parser)
 
 

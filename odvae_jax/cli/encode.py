@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from odvae_jax.cli import files
-from odvae_jax.cli.parsing import Parser, dtype
+from odvae_jax.cli.parsing import Parser, dtype, not_negative
 from odvae_jax.data.latents import CONTENTS
 
 EXAMPLE = "odvae encode sample-clips LATENTS --ckpt=small --size=128"
@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
     )
     group.add_argument(
         "--seed",
-        type=int,
+        type=not_negative,
         default=0,
         metavar="N",
         help="The seed of samples. The default is 0.",

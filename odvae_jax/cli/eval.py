@@ -165,7 +165,10 @@ def _add_computation(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compares or times models, and returns 1 if a reconstruction is not finite."""
+    """Compares or times models.
+
+    Returns 1 if a reconstruction is not finite or a video could not be used.
+    """
     from odvae_jax.compilation import use_compilation_cache
 
     log_to_stderr()
@@ -225,7 +228,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     print("\n" + "\n".join(notes(results)))
     for file in written:
         print(file)
-    return int(any(row.not_finite for row in results.rows))
+    not_finite = [row.contender.label for row in results.rows if row.not_finite]
+    for label in not_finite:
+        print(f"odvae eval: {label} gives reconstructions that are not finite", file=sys.stderr)
+    if results.skipped:
+        print(f"odvae eval: {len(results.skipped)} videos were skipped", file=sys.stderr)
+    return int(bool(not_finite or results.skipped))
 
 
 def _speed(arguments: argparse.Namespace) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import logging
+import signal
 import sys
+import threading
 
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, part, path, positive
+from odvae_jax.cli.parsing import Parser, dtype, not_negative, part, path, positive, seconds
 from odvae_jax.cli.programs import add_host_options, join_hosts
+from odvae_jax.files import printable
 
-_LISTED = 20  # problems
+_TERMINATED_STATUS = 143  # as shells have it after SIGTERM
 
 
 def add_files(parser: Parser, inputs: str, output: str) -> None:
@@ -92,7 +97,15 @@ def add_reading(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_scaling(group: argparse._ArgumentGroup) -> None:
-    """Adds what is done to the frames of videos before they are encoded."""
+    """Adds how videos are read, and what is done to their frames before they are encoded."""
+    group.add_argument(
+        "--read-timeout",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="How many seconds one read may take before its video is given up; 0 for no limit. The "
+        "default is 60.",
+    )
     group.add_argument(
         "--short-side",
         type=positive,
@@ -141,6 +154,36 @@ def transcode(arguments: argparse.Namespace, work: str) -> int:
     """
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     join_hosts(arguments)
+    with _terminated_like_interrupted():
+        try:
+            return _transcode(arguments, work)
+        except _TerminatedError:
+            print(f"odvae {work}: terminated; the same command goes on", file=sys.stderr)
+            return _TERMINATED_STATUS
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """The process was told to end (SIGTERM), as a scheduler does before it kills."""
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted():
+    """Lets SIGTERM remove unfinished files as Ctrl-C does."""
+
+    def end(*_):
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _transcode(arguments: argparse.Namespace, work: str) -> int:
     import jax
 
     from odvae_jax import transcoding
@@ -148,59 +191,82 @@ def transcode(arguments: argparse.Namespace, work: str) -> int:
     from odvae_jax.compilation import use_compilation_cache
     from odvae_jax.data.latents import SUFFIX, find_latents
     from odvae_jax.data.sources import resolve
-    from odvae_jax.sharding import make_mesh
 
     use_compilation_cache()
+    problems: dict[str, str] = {}
     jobs = transcoding.plan_jobs(
         arguments.inputs,
         arguments.output,
         SUFFIX if work == "encode" else ".mp4",
         find_latents if work == "decode" else resolve,
+        problems,
         skip_output=work == "reconstruct",
     )
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
     jobs = jobs[which::count]
-    if not jobs:
+    if not jobs and not problems:
         print(f"nothing to do for part {which} of {count}")
         return 0
     _check_tiling(arguments)
-    model = arguments.ckpt or _model_of(jobs)
+    model = arguments.ckpt
+    if work == "decode" and not model:
+        model = _model_of(jobs, problems, arguments.allow_download)
+    if not jobs or not model:
+        return _report(work, transcoding.Outcome(problems=problems))
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     vae = ODVAE.from_pretrained(model, dtype=dtype)
     device = jax.local_devices()[0].device_kind
     print(f"{model}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)
-    mesh = None
-    if arguments.rows > 1:
-        devices = jax.local_devices()
-        if arguments.rows > len(devices):
-            raise ValueError(f"--rows={arguments.rows}: there are {len(devices)} devices.")
-        mesh = make_mesh(1, 1, arguments.rows, devices=devices[: arguments.rows])
-    options = {"mesh": mesh, "overwrite": arguments.overwrite}
+    options = {"mesh": _mesh(arguments.rows), "overwrite": arguments.overwrite}
     if work == "encode":
         outcome = transcoding.encode_files(vae, model, jobs, settings, **options)
     else:
         files = {"decode": transcoding.decode_files, "reconstruct": transcoding.reconstruct_files}
         outcome = files[work](vae, jobs, settings, **options)
-    return _report(outcome)
+    outcome.problems = problems | outcome.problems
+    return _report(work, outcome)
 
 
-def _report(outcome) -> int:
+def _mesh(rows: int):
+    """The devices that share the rows of a frame; None for one device.
+
+    Raises:
+      ValueError: if there are not so many devices.
+    """
+    import jax
+
+    from odvae_jax.sharding import make_mesh
+
+    if rows == 1:
+        return None
+    devices = jax.local_devices()
+    if rows > len(devices):
+        raise ValueError(f"--rows={rows}: there are {len(devices)} devices.")
+    return make_mesh(1, 1, rows, devices=devices[:rows])
+
+
+def _report(work: str, outcome) -> int:
+    """Prints what came of a run, and returns the exit status."""
     for name, value in outcome.psnr.items():
-        print(f"{name}: PSNR {value:.2f} dB")
+        print(f"{printable(name)}: PSNR {value:.2f} dB")
     rate = outcome.frames / outcome.seconds if outcome.seconds else 0.0
+    busy = f"; {outcome.busy} are being written by another process" if outcome.busy else ""
     print(
         f"{outcome.done} files, {outcome.frames} frames in {outcome.seconds:.1f} s, "
-        f"{rate:.1f} frames/s; {outcome.skipped} files were there already"
+        f"{rate:.1f} frames/s; {outcome.skipped} files were there already{busy}"
     )
     if outcome.statistics.count:
         print(outcome.statistics.table())
-    for problem in list(outcome.problems.values())[:_LISTED]:
+    sys.stdout.flush()
+    for problem in outcome.problems.values():
         print(problem, file=sys.stderr)
-    if len(outcome.problems) > _LISTED:
-        print(f"and {len(outcome.problems) - _LISTED} more problems", file=sys.stderr)
-    return 1 if outcome.problems else 0
+    if outcome.problems:
+        print(f"odvae {work}: {len(outcome.problems)} files with problems", file=sys.stderr)
+    if outcome.ended:
+        print(f"odvae {work}: {outcome.ended}", file=sys.stderr)
+    return 1 if outcome.problems or outcome.ended else 0
 
 
 def _check_tiling(arguments: argparse.Namespace) -> None:
@@ -225,21 +291,43 @@ def _settings(arguments: argparse.Namespace, unit: int):
         overlap = quarter if arguments.overlap is None else arguments.overlap
         tiling.append(SpatialTiling(arguments.tile, overlap))
     given = vars(arguments)
-    names = ("short_side", "size", "content", "store", "seed", "crf", "alone", "readers", "threads")
-    fields = {name: given[name] for name in names if name in given}
+    known = {field.name for field in dataclasses.fields(Settings)} - {"tiling"}
+    fields = {name: value for name, value in given.items() if name in known}
     if fields.get("size") and not fields["short_side"]:
         fields["short_side"] = fields["size"]
     return Settings(tiling=tuple(tiling) or None, **fields)
 
 
-def _model_of(jobs) -> str:
-    """The model that the first readable file of latents names."""
-    from odvae_jax.data.latents import LatentsError, LatentsFile
+def _model_of(jobs, problems: dict[str, str], allow_download: bool) -> str | None:
+    """Returns the model that the first readable file of latents names.
 
-    error = None
+    Args:
+      jobs: which file of latents goes to which video.
+      problems: where it is noted, by the path of the file, why files cannot be read, if none can.
+      allow_download: whether the model may be one on the hub.
+
+    Returns:
+      The model; None if no file can be read.
+
+    Raises:
+      ValueError: if the model is not on this machine, and it may not be downloaded.
+    """
+    from odvae_jax import shipped
+    from odvae_jax.data.latents import LatentsFile
+    from odvae_jax.transcoding.settings import problem_of
+
+    found = {}
     for job in jobs:
         try:
-            return LatentsFile(job.source).info.model
-        except LatentsError as found:
-            error = error or found
-    raise error
+            model = LatentsFile(job.source, verify=False).info.model
+        except Exception as error:
+            found[str(job.source)] = problem_of(job.source, error)
+            continue
+        if shipped.model_path(model).exists() or allow_download:
+            return model
+        raise ValueError(
+            f"the latents were made with the model {printable(model)}, which is not on this "
+            "machine: name it or another with --ckpt, or give --allow-download if it is on the hub."
+        )
+    problems |= found
+    return None

@@ -109,6 +109,17 @@ def _at_least(text: str, bound: int) -> int:
     return value
 
 
+def seconds(text: str) -> float | None:
+    """A time in seconds; None for 0, which means no limit."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds of at least 0")
+    return value or None
+
+
 def full_dtype(name: str) -> str:
     """The full name of a dtype that may be given by a short one; other names stay as they are."""
     return next((full for full, short in DTYPES.items() if name.lower() in (full, *short)), name)

@@ -7,8 +7,11 @@ model wants. The numbers are in the files: no latents are read.
 from __future__ import annotations
 
 import argparse
+import collections
+import sys
 
 from odvae_jax.cli.parsing import Parser, path
+from odvae_jax.files import line_about, printable
 
 EXAMPLE = "odvae summary LATENTS"
 GOES_ON = False
@@ -21,16 +24,27 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Prints the statistics of all files of latents together."""
-    from odvae_jax.data.latents import LatentsError, LatentsFile, Statistics, find_latents
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the statistics of all files of latents together; returns 1 if a file has none."""
+    from odvae_jax.data.latents import LatentsFile, Statistics, find_latents
 
-    infos = [LatentsFile(path).info for path in find_latents(arguments.folder)]
-    encoders = {info.encoder for info in infos}
-    if len(encoders) > 1:
-        raise LatentsError(
-            f"{arguments.folder} holds latents of {len(encoders)} different encoders."
-        )
-    frames = sum(info.frames for info in infos)
-    print(f"{len(infos)} files, {frames} frames, of {infos[0].model}")
-    print(Statistics.total(info.statistics for info in infos).table())
+    infos, problems = collections.defaultdict(list), []
+    for file in find_latents(arguments.folder):
+        try:
+            info = LatentsFile(file, verify=False).info
+            infos[info.encoder, info.config["latent_channels"]].append((file, info))
+        except Exception as error:
+            problems.append(line_about(file, error))
+    most, *others = sorted(infos.values(), key=len, reverse=True) or [[]]
+    for file, info in (pair for other in others for pair in other):
+        error = ValueError(f"has another encoder ({info.encoder}) than most, and is left out")
+        problems.append(line_about(file, error))
+    if most:
+        frames = sum(info.frames for _, info in most)
+        print(f"{len(most)} files, {frames} frames, of {printable(most[0][1].model)}")
+        print(Statistics.total(info.statistics for _, info in most).table(), flush=True)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"odvae summary: {len(problems)} files with problems", file=sys.stderr)
+    return int(bool(problems))

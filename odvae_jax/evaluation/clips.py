@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 
@@ -16,6 +17,9 @@ from jaxtyping import UInt8
 
 from odvae_jax.data.sources import Sampling, open_sources
 from odvae_jax.data.video import VideoError, centre_crop
+from odvae_jax.files import line_about, printable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ class FixedClips:
 
     def settings(self) -> dict:
         """Returns what decides which frames the clips hold, as values that JSON can hold."""
-        videos = [(self.name(i), self._source.bytes_behind(i)) for i in range(len(self))]
+        videos = [(self.name(i), self._bytes_behind(i)) for i in range(len(self))]
         return {
             "data": self.source,
             "videos": len(self),
@@ -108,20 +112,27 @@ class FixedClips:
             "fps": self.sampling.fps,
         }
 
+    def _bytes_behind(self, index: int) -> int | None:
+        try:
+            return self._source.bytes_behind(index)
+        except Exception:  # why it cannot be used is said when it is read
+            return None
+
     def read(self, index: int) -> Clip:
         """Returns the clip of the video number `index`.
 
-        It has no frames, but a reason, if the video is too short or cannot be read.
+        It has no frames, but a reason in one line, if the video is too short or cannot be read.
         """
         name = self.name(index)
         try:
             rate = self._source.rate(index)
             where = functools.partial(self._place, self.span(rate))
             frames = self._source.read(index, self.sampling, self.stride, where)
-        except (VideoError, OSError) as error:
-            return Clip(index, name, reason=str(error))
-        fps = self.sampling.fps or rate / self.stride
-        return Clip(index, name, fps, centre_crop(frames, self.size, self.size))
+            frames = centre_crop(frames, self.size, self.size)
+        except Exception as error:  # one video's trouble is not the others'
+            logger.debug("%s", printable(name), exc_info=error)
+            return Clip(index, name, reason=line_about(name, error))
+        return Clip(index, name, self.sampling.fps or rate / self.stride, frames)
 
     def read_all(self, indices: Iterable[int], *, threads: int = 2) -> Iterator[Clip]:
         """Yields the clips of several videos in the order of `indices`.

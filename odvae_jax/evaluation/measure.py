@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from odvae_jax.evaluation.clips import Clip, FixedClips
 from odvae_jax.evaluation.models import Contender, reconstruct
-from odvae_jax.files import write_whole
+from odvae_jax.files import line_about, one_line, printable, write_whole
 from odvae_jax.metrics.i3d import LEAST_FRAMES, VideoFeatures
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST
 from odvae_jax.metrics.psnr import psnr
@@ -27,6 +29,7 @@ from odvae_jax.pixels import to_uint8, to_unit_range
 from odvae_jax.sharding import clip_sharding, make_mesh, replicated
 from odvae_jax.tiling import TemporalTiling
 
+logger = logging.getLogger(__name__)
 METRICS = ("psnr", "ssim", "lpips")
 _CLIPS = "clips"  # the name of the file with the records of the clips themselves
 _SETTINGS = "settings.json"
@@ -108,31 +111,33 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any], shard: tuple[int, int]):
+        self._frames = settings["frames"]
         self._folder = folder
         self._suffix = "" if shard[1] == 1 else f"-{shard[0]}of{shard[1]}"
         self._memory: dict[str, dict[int, dict]] = {}
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        before = _settings_of(folder)
         path = folder / _SETTINGS
-        if path.exists():
-            before = json.loads(path.read_text())
+        if before is not None:
             if differing := [
                 f"{name} was {before.get(name)!r}, is {value!r}"
                 for name, value in settings.items()
                 if before.get(name) != value
             ]:
                 raise ValueError(
-                    f"{folder.parent} holds an evaluation on other clips ({'; '.join(differing)}): "
-                    "choose another --output, or remove it."
+                    f"{printable(folder.parent)} holds an evaluation on other clips "
+                    f"({'; '.join(differing)}): choose another --output, or remove it."
                 )
         else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(settings, indent=1) + "\n")
 
     def read(self, name: str) -> dict[int, dict]:
         """Returns the records of one file, by the clip's number.
 
-        Lines about the same clip are merged. Torn lines are left out.
+        Lines about the same clip are merged. Torn lines are left out, and so are values that cannot
+        have been measured, such as those that are not finite.
 
         Args:
           name: the name of the file: a model's digest, or "clips".
@@ -140,12 +145,14 @@ class Store:
         if name not in self._memory:
             records: dict[int, dict] = {}
             paths = sorted(self._folder.glob(f"{name}*.jsonl")) if self._folder else []
-            for line in (line for path in paths for line in path.read_text().splitlines()):
+            for line in (line for path in paths for line in path.read_bytes().splitlines()):
                 try:
                     record = json.loads(line)
-                    records.setdefault(record["clip"], {}).update(_from_json(record))
-                except (json.JSONDecodeError, KeyError, ValueError):
-                    continue
+                    values = _possible(_from_json(record), self._frames)
+                    if isinstance(record["clip"], int):
+                        records.setdefault(record["clip"], {}).update(values)
+                except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+                    continue  # torn or damaged: it is measured again
             self._memory[name] = records
         return self._memory[name]
 
@@ -191,6 +198,46 @@ def _from_json(record):
         for name, value in record.items()
         if name != "clip"
     }
+
+
+def _possible(record: dict[str, Any], frames: int) -> dict[str, Any]:
+    """Returns what of a record can have been measured, of clips of so many frames."""
+    kinds = {"frames": str, "skipped": str, "finite": bool}
+
+    def can_be(name, value):
+        if name in kinds:
+            return isinstance(value, kinds[name])
+        is_array = isinstance(value, np.ndarray) and value.size > 0 and np.isfinite(value).all()
+        return is_array and (name not in METRICS or len(value) == frames)
+
+    return {name: value for name, value in record.items() if can_be(name, value)}
+
+
+def _settings_of(folder: Path) -> dict[str, Any] | None:
+    """Returns the settings of the measurements in a folder; None if there are none.
+
+    If the file of the settings is damaged, nobody knows which clips were measured. The folder is
+    then moved aside.
+    """
+    path = folder / _SETTINGS
+    try:
+        before = json.loads(path.read_bytes())
+        if not isinstance(before, dict):
+            raise ValueError(f"it holds {type(before).__name__}")
+        return before
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        taken = (folder.with_name(f"damaged-{folder.name}-{i}") for i in itertools.count(1))
+        aside = next(place for place in taken if not place.exists())
+        folder.rename(aside)
+        logger.warning(
+            "%s is damaged (%s): what was measured is moved to %s, and is measured again",
+            printable(path),
+            one_line(error),
+            printable(aside),
+        )
+        return None
 
 
 def measure(
@@ -299,7 +346,9 @@ def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
     usable = [i for i, record in known.items() if "frames" in record]
     skipped = {clips.name(i): r["skipped"] for i, r in known.items() if "frames" not in r}
     if not usable:
-        reasons = "\n".join(f"  {name}: {why}" for name, why in skipped.items())
+        reasons = "\n".join(
+            f"  {line_about(name, ValueError(why))}" for name, why in skipped.items()
+        )
         raise ValueError(f"none of the {len(known)} videos of {clips.source} is usable:\n{reasons}")
 
     def named(record):
@@ -329,7 +378,8 @@ def check_unchanged(clip: Clip, digest: str) -> None:
     """
     if clip.digest != digest:
         raise ValueError(
-            f"{clip.name} holds other frames than when it was measured: choose another --output."
+            f"{printable(clip.name)} holds other frames than when it was measured: "
+            "choose another --output."
         )
 
 
@@ -389,7 +439,9 @@ class _Runner:
             record = {name: np.array(value[row]) for name, value in quality.items()}
             if features is not None:
                 record[self._wanted.features] = np.array(features[row])
-            self._store.add(c.digest, clip.index, record if finite[row] else {"finite": False})
+            if not finite[row] or not all(np.isfinite(value).all() for value in record.values()):
+                record = {"finite": False}  # no mean is to be NaN
+            self._store.add(c.digest, clip.index, record)
 
     def _features(self, video):
         features = self._wanted.meters.features

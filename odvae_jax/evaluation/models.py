@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import digest
+from odvae_jax.files import printable
 from odvae_jax.inference import decode, encode
 from odvae_jax.parameters import named_parameters
 from odvae_jax.tiling import TemporalTiling
@@ -87,12 +88,12 @@ def contender(label: str, source: str, model: ODVAE) -> Contender:
     """Returns a model as a contender, with the digest of its config and parameters.
 
     Args:
-      label: the model's name in tables and figures.
+      label: the model's name in tables and figures. What cannot be printed of it is replaced.
       source: the path or hub id that the model was loaded from.
       model: the autoencoder.
     """
     found = digest(model.config.to_dict(), named_parameters(model))
-    return Contender(label, source, model, found)
+    return Contender(printable(label), source, model, found)
 
 
 def floor(time_compression: int, space_compression: int) -> Contender:
@@ -126,7 +127,8 @@ def load_contenders(
     for text in checkpoints:
         label, equals, path = text.partition("=")
         named.append((label, path) if equals and not Path(text).exists() else ("", text))
-    labels = [label or _shortest(path, [p for _, p in named]) for label, path in named]
+    paths = [path for _, path in named]
+    labels = [printable(label or _shortest(path, paths)) for label, path in named]
     if doubled := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(f"several models are called {doubled}; name them with LABEL=PATH.")
     load = load_raw if raw else ODVAE.from_pretrained

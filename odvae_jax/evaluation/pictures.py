@@ -18,6 +18,7 @@ from odvae_jax.evaluation.results import TITLES, Results, first_of_group
 
 MAGNIFIED = 5
 """How many times differences are magnified."""
+_LABEL = 60  # characters of a label in a figure
 _HEADER = 24  # pixels above each picture, for its name
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
@@ -36,11 +37,12 @@ def plot_by_frame(results: Results, output: Path) -> None:
         for row in results.rows:
             values = row.by_frame.get(metric)
             if values is not None:
-                (line,) = axes.plot(values, label=row.contender.label, linewidth=1.2)
+                (line,) = axes.plot(values, label=_drawn(row.contender.label), linewidth=1.2)
                 axes.plot(np.flatnonzero(starts), values[starts], "o", color=line.get_color())
         axes.set(xlabel="frame (dots: the first of a group)", ylabel=TITLES[metric])
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        for text in axes.legend(fontsize="small").get_texts():
+            text.set_parse_math(False)
     figure.savefig(output, dpi=120)
 
 
@@ -108,6 +110,12 @@ def overview(
         row = rearrange(pair, "pair n h w c -> (pair h) (n w) c")
         rows.append(np.pad(row, ((0, 8), (0, 0), (0, 0)), constant_values=255))
     Image.fromarray(np.concatenate(rows)).save(output)
+
+
+def _drawn(label: str) -> str:
+    """A label as a figure's legend shows it: short, and not left out for a leading underscore."""
+    label = label if len(label) <= _LABEL else f"…{label[1 - _LABEL :]}"
+    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def _named(name: str, frames: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import logging
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from odvae_jax.evaluation.results import (
     Results,
     as_json,
     as_markdown,
+    escaped,
     first_and_rest,
     notes,
     table,
 )
-from odvae_jax.files import write_whole
+from odvae_jax.files import printable, write_whole
 
+logger = logging.getLogger(__name__)
 _OVERVIEW = 4  # clips in the picture of frames
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
@@ -79,6 +82,8 @@ def write_report(
     folder.mkdir(exist_ok=True)
     for stem, index in shown.items():
         clip = _read(clips, index, frames_digests)
+        if clip is None:
+            continue
         made = {c.label: reconstructor(clip, c) for c in contenders}
         frames = pictures.side_by_side(clip.frames, made)
         written += pictures.write_side_by_side(folder, stem, frames, clip.fps)
@@ -87,13 +92,14 @@ def write_report(
             for row in results.rows
             if clip.name in row.by_clip
         ]
-        captions[stem] = f"{Path(clip.name).name}: {', '.join(scores)}"
+        captions[stem] = f"{printable(Path(clip.name).name)}: {', '.join(scores)}"
     if shown:
         few = list(frames_digests)[:_OVERVIEW]
-        read = [_read(clips, index, frames_digests) for index in few]
+        read = filter(None, [_read(clips, index, frames_digests) for index in few])
         pairs = [(clip.frames, reconstructor(clip, contenders[0])) for clip in read]
-        pictures.overview(pairs, output / "frames.png")
-        written.append(output / "frames.png")
+        if pairs:
+            pictures.overview(pairs, output / "frames.png")
+            written.append(output / "frames.png")
     write_whole(output / "results.html", _page(results, output, captions))
     return [*written, output / "results.html"]
 
@@ -106,7 +112,10 @@ def markdown(results: Results) -> str:
 
 
 def _as_list(lines: list[str]) -> list[str]:
-    return [f"  - {line.strip()}" if line.startswith("  ") else f"- {line}" for line in lines]
+    return [
+        f"  - {escaped(line.strip())}" if line.startswith("  ") else f"- {escaped(line)}"
+        for line in lines
+    ]
 
 
 def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
@@ -123,10 +132,18 @@ def _chosen(results: Results, clips: FixedClips) -> dict[str, int]:
     return {"best": index[ordered[-1]], "worst": index[ordered[0]]}
 
 
-def _read(clips: FixedClips, index: int, digests: dict[int, str]) -> Clip:
+def _read(clips: FixedClips, index: int, digests: dict[int, str]) -> Clip | None:
+    """Returns a clip that was measured; None if it cannot be read any more, which the log says.
+
+    Raises:
+      ValueError: if it holds other frames than were measured.
+    """
     clip = clips.read(index)
     if clip.frames is None:
-        raise ValueError(f"{clip.name} was measured, and cannot be read any more: {clip.reason}")
+        logger.warning(
+            "%s was measured, and cannot be shown: %s", printable(clip.name), clip.reason
+        )
+        return None
     check_unchanged(clip, digests[index])
     return clip
 
@@ -152,14 +169,15 @@ def _page(results: Results, output: Path, captions: dict[str, str]) -> str:
     if captions:
         parts.append("<h2>Frames</h2>")
         label = results.rows[0].contender.label
-        parts.append(_figure(output / "frames.png", f"Originals above, {label} below."))
+        if (output / "frames.png").exists():
+            parts.append(_figure(output / "frames.png", f"Originals above, {label} below."))
     rows = [row for row in results.rows if row.by_clip]
     if rows:
         names = list(rows[0].by_clip)
         titles = ["clip", *(f"{row.contender.label}, PSNR [dB]" for row in rows)]
         cells = [
             [
-                Path(name).name,
+                printable(Path(name).name),
                 *(
                     f"{row.by_clip[name]['psnr']:.2f}" if name in row.by_clip else "–"
                     for row in rows

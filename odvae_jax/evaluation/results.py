@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from jaxtyping import Bool, Float
 
 from odvae_jax.evaluation.measure import METRICS, Measurements
 from odvae_jax.evaluation.models import Contender, parameter_count
+from odvae_jax.files import line_about, printable
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 FEW_CLIPS = 400
@@ -136,7 +139,8 @@ def _row(c: Contender, measurements: Measurements, clips: list[int]) -> Row:
         originals = np.stack([measurements.originals[i] for i in clips])
         made = np.stack([records[i]["features"] for i in clips])
         distance = frechet_distance(FeatureStatistics.of(originals), FeatureStatistics.of(made))
-        scores["rfvd"] = Score(distance)
+        if np.isfinite(distance):
+            scores["rfvd"] = Score(distance)
     not_finite = tuple(names[i] for i, r in sorted(records.items()) if not r.get("finite", True))
     return Row(c, len(clips), scores, first, rest, by_frame, by_clip, not_finite)
 
@@ -206,7 +210,7 @@ def notes(results: Results) -> list[str]:
     place = "the last frames" if start is None else f"from frame {start}"
     said.append(
         f"{max(clips)} clips of {settings['frames']} frames{step}, {size}, {place} of "
-        f"{settings['data']}{tiling}. Means over frames and clips, in "
+        f"{printable(settings['data'])}{tiling}. Means over frames and clips, in "
         "parentheses 95% bootstrap intervals over clips."
     )
     rounded = [row.contender for row in results.rows if row.contender.dtype != "float32"]
@@ -225,11 +229,12 @@ def notes(results: Results) -> list[str]:
         if row.not_finite:
             said.append(
                 f"{row.contender.label}: the reconstruction of {len(row.not_finite)} clips is not "
-                f"finite, and they are in no model's mean: {', '.join(row.not_finite)}."
+                f"finite, and they are in no model's mean: "
+                f"{', '.join(map(printable, row.not_finite))}."
             )
     if results.skipped:
         said.append(f"{len(results.skipped)} videos were skipped:")
-        said += [f"  {name}: {why}" for name, why in results.skipped.items()]
+        said += [f"  {line_about(n, ValueError(why))}" for n, why in results.skipped.items()]
     return said
 
 
@@ -247,11 +252,15 @@ def as_text(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def as_markdown(titles: list[str], rows: list[list[str]]) -> str:
-    """Returns a table as Markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-    )
+    """Returns a table as Markdown, with cells in which no character means more than itself."""
+    cells = [[escaped(cell) for cell in line] for line in (titles, *rows)]
+    lines = [cells[0], ["---"] * len(titles), *cells[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Returns a text for Markdown in which no character means anything but itself."""
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(text, quote=False))
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32, Shaped, UInt8
+from jaxtyping import Array, Float32, Int, Shaped, UInt8
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.pixels import to_uint8
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
 from odvae_jax.tiling.from_host import decode_blocks, encode_blocks
+from odvae_jax.transcoding.settings import NotFiniteError
 from odvae_jax.types import AnyArray
 
 _TILINGS = {t.__name__: t for t in (TemporalTiling, Streaming, SpatialTiling)}
@@ -73,18 +77,43 @@ class Computation:
 
     def decode(
         self, blocks: Iterable[Float32[AnyArray, "1 t y x c"]]
-    ) -> Iterator[UInt8[Array, "1 n h w 3"]]:
+    ) -> Iterator[tuple[UInt8[Array, "1 n h w 3"], Int[Array, ""]]]:
         """Decodes blocks of latents, float32 [1, t, h, w, C], to frames, uint8 [1, n, H, W, 3].
 
-        Results are yielded before the device has computed them.
+        Results are yielded before the device has computed them. With each block comes the number of
+        its values that were not finite, which bytes cannot show any more.
         """
-        options = {"uint8": True, "mesh": self.mesh}
-        return decode_blocks(self.vae, blocks, self.time, self.space, **options)
+        decoded = decode_blocks(self.vae, blocks, self.time, self.space, mesh=self.mesh)
+        return map(_to_bytes, decoded)
 
     def describe(self) -> dict[str, dict[str, int]]:
         """Returns the fields of each tiling by the tiling's name, as files of latents store it."""
         tilings = (self.time,) if self.space is None else (self.time, self.space)
         return {type(tiling).__name__: dataclasses.asdict(tiling) for tiling in tilings}
+
+
+@jax.jit
+def _to_bytes(frames):
+    """Frames in uint8, and how many values of them were not finite."""
+    return to_uint8(frames), jnp.sum(~jnp.isfinite(frames))
+
+
+def check_finite(bad: int, count: int, what: str) -> None:
+    """Checks that everything that a model computed is finite.
+
+    Args:
+      bad: the number of values that are not finite.
+      count: the number of values.
+      what: what the message calls the values.
+
+    Raises:
+      NotFiniteError: if there are values that are not finite.
+    """
+    if bad:
+        raise NotFiniteError(
+            f"{bad} of {count} values of {what} are not finite; the model or its --dtype may not "
+            "be fit for it."
+        )
 
 
 def as_clips(

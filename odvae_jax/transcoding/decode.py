@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.latents import LatentsError, LatentsFile, LatentsInfo
-from odvae_jax.data.video import ThreadedVideoWriter
+from odvae_jax.files import printable
 from odvae_jax.pixels import VideoSize
-from odvae_jax.transcoding.computation import Computation, as_clips, override_tiling
-from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.computation import Computation, as_clips, check_finite, override_tiling
+from odvae_jax.transcoding.digest import OF_ENCODER, encoder_digest
+from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
-from odvae_jax.transcoding.settings import Outcome, Settings
-from odvae_jax.transcoding.videos import without_written
+from odvae_jax.transcoding.settings import (
+    AlreadyThereError,
+    NotFiniteError,
+    Outcome,
+    Settings,
+    problem_of,
+)
+from odvae_jax.transcoding.videos import is_whole_video, open_video, without_written
 
 
 def decode_files(
@@ -32,8 +42,9 @@ def decode_files(
 ) -> Outcome:
     """Decodes files of latents into mp4 videos, of the size that the encoded videos had.
 
-    Videos that are there already are left. Files that are damaged, or that hold another model's
-    latents, are noted in `Outcome.problems`; so is what was wrong with the encoded video.
+    Videos that are there already are left. Files that are damaged, that say of themselves what
+    cannot be true, or that hold another model's latents, are noted in `Outcome.problems`; so is
+    what was wrong with the encoded video. A video that another process is writing is left to it.
 
     Args:
       vae: the model.
@@ -44,50 +55,117 @@ def decode_files(
       bar: whether a progress bar is shown.
 
     Raises:
-      ValueError: if the model cannot be tiled as `settings` or a file says.
-      OSError: if a video cannot be written.
+      ValueError: if the model cannot be tiled as `settings` says.
     """
     outcome = Outcome()
-    todo = without_written(jobs, overwrite, outcome)
-    infos = _usable(jobs, encoder_digest(vae), outcome)
-    computations = {
-        job: Computation.of(vae, override_tiling(info.tiling, settings.tiling), mesh)
-        for job, info in infos.items()
-    }
+    if settings.tiling is not None:
+        Computation.of(vae, settings.tiling, mesh)  # what is wrong with it is no file's problem
+    remove_leftovers(jobs)
+    todo = set(without_written(jobs, overwrite, outcome))
+    encoder, frames = encoder_digest(vae), {}
+    for job in jobs:
+        try:
+            info = open_latents(job.source, vae, encoder, settings).info
+        except Exception as error:
+            outcome.note(job.source, error)
+            todo.discard(job)
+            continue
+        frames[job] = info.frames
+        if info.problem:
+            outcome.problems[str(job.source)] = problem_of(job.source, ValueError(info.problem))
 
     def convert(job):
-        computation = computations[job]
-        blocks = LatentsFile(job.source).blocks(computation.latent_frames_per_block)
-        writer = functools.partial(_VideoOfLatents, job.target, infos[job], settings.crf)
+        if not overwrite and is_whole_video(job.target):
+            raise AlreadyThereError
+        file = open_latents(job.source, vae, encoder, settings)
+        tiling = override_tiling(file.info.tiling, settings.tiling)
+        computation = Computation.of(vae, tiling, mesh)
+        blocks = _finite(file, computation.latent_frames_per_block)
+        writer = functools.partial(_VideoOfLatents, job, file.info, settings, overwrite)
         return Conversion(blocks, lambda blocks: computation.decode(as_clips(blocks)), writer)
 
     run_jobs(
-        [job for job in todo if job in infos],
+        [job for job in jobs if job in todo],
         convert,
         outcome,
-        count_frames=lambda job: infos[job].frames,
+        count_frames=frames.get,
         readers=settings.readers,
         bar=bar,
     )
     return outcome
 
 
+def open_latents(path: Path, vae: ODVAE, encoder: str, settings: Settings) -> LatentsFile:
+    """Opens a file of latents that a model can decode.
+
+    Args:
+      path: the path of the file.
+      vae: the model.
+      encoder: the digest of the model's encoder.
+      settings: whether the file is compared with its digests, and tilings instead of the file's.
+
+    Raises:
+      LatentsError: if the file is damaged, or holds latents of another model.
+      ValueError: if the model cannot be tiled as the file says.
+    """
+    file = LatentsFile(path, verify=settings.verify)
+    info, config = file.info, vae.config.to_dict()
+    row = json.loads(json.dumps({name: config[name] for name in OF_ENCODER}))
+    if info.encoder != encoder or {name: info.config.get(name) for name in row} != row:
+        raise LatentsError(
+            f"{printable(path)} holds latents of another model: of {info.model} "
+            f"({_name(info.config)}, encoder {info.encoder}); this one is {_name(config)}, encoder "
+            f"{encoder}."
+        )
+    ODVAEConfig.from_dict(info.config)
+    Computation.of(vae, override_tiling(info.tiling, settings.tiling))
+    return file
+
+
+def _name(config: dict[str, Any]) -> str:
+    structure = config["structure"]
+    structure = structure if isinstance(structure, str) else "custom"
+    return f"{structure}, width {config['width']}, {config['latent_channels']} channels"
+
+
+def _finite(file: LatentsFile, length: int) -> Iterator[np.ndarray]:
+    """Yields blocks of stored latents.
+
+    Raises:
+      NotFiniteError: if some of them are not finite.
+    """
+    for block in file.blocks(length):
+        if bad := block.size - int(np.isfinite(block).sum()):
+            raise NotFiniteError(f"{bad} of {block.size} stored values are not finite.")
+        yield block
+
+
 class _VideoOfLatents:
     """The video that one file of latents is decoded to.
 
     Args:
-      target: the path of the video.
+      job: the file of latents and the video.
       info: what the file of latents says of itself.
-      crf: the quality of H.264.
+      settings: how the video is written.
+      overwrite: whether a video that is there by now is replaced.
     """
 
-    def __init__(self, target: Path, info: LatentsInfo, crf: int):
+    def __init__(self, job: Job, info: LatentsInfo, settings: Settings, overwrite: bool):
         self._info, self._left = info, info.frames
         self._size = VideoSize(info.frames, info.height, info.width)
-        self._writer = ThreadedVideoWriter(target, info.fps, crf)
+        self._writer = open_video(job, info.fps, settings, overwrite)
 
-    def write(self, frames: np.ndarray) -> int:
-        """Adds frames, uint8 [1, n, H, W, 3]; rows, columns and frames that were padded are cut."""
+    def write(self, part: tuple[np.ndarray, np.ndarray]) -> int:
+        """Adds frames, uint8 [1, n, H, W, 3]; rows, columns and frames that were padded are cut.
+
+        Args:
+          part: the frames, and the number of values that were not finite.
+
+        Raises:
+          NotFiniteError: if there are such values.
+        """
+        frames, bad = part
+        check_finite(int(bad), frames.size, "the decoded frames")
         frames = self._size.cut(frames)[0, : self._left]
         self._left -= len(frames)
         if len(frames):
@@ -102,24 +180,3 @@ class _VideoOfLatents:
     def close(self) -> None:
         """Removes what was written, unless the video was finished."""
         self._writer.close()
-
-
-def _usable(jobs: Sequence[Job], encoder: str, outcome: Outcome) -> dict[Job, LatentsInfo]:
-    """Returns what the files of latents that can be decoded say; notes the others' problems."""
-    infos = {}
-    for job in jobs:
-        try:
-            info = LatentsFile(job.source).info
-            if info.encoder != encoder:
-                raise LatentsError(
-                    f"{job.source} holds latents of another model: of {info.model} "
-                    f"({info.config['structure']}, width {info.config['width']}, encoder "
-                    f"{info.encoder}); the encoder of this one is {encoder}."
-                )
-        except LatentsError as error:
-            outcome.problems[str(job.source)] = str(error)
-        else:
-            infos[job] = info
-            if info.problem:
-                outcome.problems[str(job.source)] = info.problem
-    return infos

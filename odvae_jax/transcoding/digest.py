@@ -8,6 +8,9 @@ from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import ENCODER, digest
 from odvae_jax.parameters import named_parameters
 
+OF_ENCODER = ("structure", "width", "latent_channels", "groups", "norm")
+"""The fields of a config that decide what latents mean."""
+
 
 def encoder_digest(vae: ODVAE) -> str:
     """Returns a digest of all that decides what latents mean: the encoder's parameters and config.
@@ -16,7 +19,7 @@ def encoder_digest(vae: ODVAE) -> str:
     same latents.
     """
     config = vae.config.to_dict()
-    fields = {n: config[n] for n in ("structure", "width", "latent_channels", "groups", "norm")}
+    fields = {name: config[name] for name in OF_ENCODER}
     parameters = {
         name: np.asarray(value, np.float32)
         for name, value in named_parameters(vae).items()

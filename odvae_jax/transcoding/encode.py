@@ -13,14 +13,23 @@ import numpy as np
 from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.data.latents import LatentsError, LatentsFile, LatentsInfo, LatentsWriter, Statistics
+from odvae_jax.data.latents import (
+    ForeignError,
+    LatentsError,
+    LatentsFile,
+    LatentsInfo,
+    LatentsWriter,
+    Statistics,
+)
 from odvae_jax.data.video import FrameBlocks
+from odvae_jax.files import printable
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.transcoding.computation import Computation, as_clips
+from odvae_jax.transcoding.computation import Computation, as_clips, check_finite
 from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
-from odvae_jax.transcoding.settings import Outcome, Settings
+from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings, problem_of
 from odvae_jax.transcoding.videos import count_video_frames, read_video
 
 
@@ -36,8 +45,9 @@ def encode_files(
 ) -> Outcome:
     """Encodes videos into files of latents. Files that are there already are left.
 
-    A video that ends too early, or cannot be read, is noted in `Outcome.problems`. What could be
-    read of it is kept, and it is encoded again by the next run.
+    A video that ends too early, or of which nothing comes, is noted in `Outcome.problems`. What
+    could be read of it is kept, and it is encoded again by the next run. Latents that are not
+    finite are not kept. A file that another process is writing is left to it.
 
     Args:
       vae: the model.
@@ -49,9 +59,9 @@ def encode_files(
       bar: whether a progress bar is shown.
 
     Raises:
-      ValueError: if a file that is there already holds latents of another model, or latents that
-        were made otherwise; if the model cannot be tiled as `settings` says.
-      OSError: if a file cannot be written.
+      ValueError: if all files that are there already hold latents of another model, or latents
+        that were made otherwise (if only some do, they are problems of their own); if the model
+        cannot be tiled as `settings` says.
     """
     computation = Computation.of(vae, settings.tiling, mesh)
     made = _how_made(computation, settings)
@@ -61,19 +71,30 @@ def encode_files(
         "config": vae.config.to_dict(),
         "scaling_factor": vae.config.scaling_factor,
     }
-    outcome, statistics, todo = Outcome(), [], []
-    for job in jobs:
+    outcome, statistics = Outcome(), []
+    remove_leftovers(jobs)
+    todo = list(jobs) if overwrite else _not_finished(jobs, made, outcome, statistics)
+
+    def check_again(job):
         if not overwrite and (info := _finished(job.target, made)):
             statistics.append(info.statistics)
-        else:
-            todo.append(job)
-    outcome.skipped = len(jobs) - len(todo)
+            raise AlreadyThereError
+
+    def open_file(job, video, *given):
+        file = _LatentsOfVideo(job, video, *given)
+        try:  # from here on no other process writes the file, so that each is written once
+            check_again(job)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def convert(job):
+        check_again(job)
         video = read_video(job, computation.frames_per_block, settings)
         compression = vae.config.time_compression
         given = (job, video, settings, shared, statistics, compression)
-        writer = functools.partial(_LatentsOfVideo, *given)
+        writer = functools.partial(open_file, *given)
         return Conversion(video, lambda blocks: computation.encode(as_clips(blocks)), writer)
 
     how = {"count_frames": count_video_frames, "readers": settings.readers, "bar": bar}
@@ -105,12 +126,17 @@ class _LatentsOfVideo:
     ):
         self._job, self._video, self._content = job, video, settings.content
         self._shared, self._of_all, self._own = shared, statistics, Statistics()
-        self._rng = np.random.default_rng([settings.seed, zlib.crc32(job.name.encode())])
+        self._rng = np.random.default_rng([settings.seed, zlib.crc32(os.fsencode(job.name))])
         self._writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
         self._time_compression = time_compression
 
     def write(self, moments: np.ndarray) -> int:
-        """Adds moments [1, t, h, w, 2 C]."""
+        """Adds moments [1, t, h, w, 2 C].
+
+        Raises:
+          NotFiniteError: if some of them are not finite.
+        """
+        check_finite(int(moments.size - np.isfinite(moments).sum()), moments.size, "the latents")
         posterior = DiagonalGaussian.from_moments(moments[0])
         self._own.add(posterior.mean, posterior.logvar)
         stored = posterior.mean
@@ -128,7 +154,9 @@ class _LatentsOfVideo:
         statistics = self._own.to_dict()
         names = ("frames", "height", "width", "fps", "problem")
         of_video = {name: getattr(self._video, name) for name in names}
-        source = self._job.source.name
+        if of_video["problem"]:
+            of_video["problem"] = problem_of(self._job.source, ValueError(of_video["problem"]))
+        source = printable(self._job.source.name)
         self._writer.finish(
             LatentsInfo(source=source, statistics=statistics, **of_video, **self._shared)
         )
@@ -153,21 +181,61 @@ def _how_made(computation: Computation, settings: Settings) -> dict[str, Any]:
     }
 
 
+class _OtherwiseError(ValueError):
+    """A file that is there holds latents of another model, or latents that were made otherwise."""
+
+
+def _not_finished(
+    jobs: Sequence[Job], made: dict[str, Any], outcome: Outcome, statistics: list[dict[str, Any]]
+) -> list[Job]:
+    """Returns the jobs whose file is not there yet, or not whole.
+
+    Counts the files that are there in `outcome` and adds to `statistics` what they say; notes files
+    that are there, but are others.
+
+    Raises:
+      ValueError: if all files that are there were made otherwise: then the command is at fault, not
+        a file.
+    """
+    todo, otherwise = [], []
+    for job in jobs:
+        try:
+            info = _finished(job.target, made)
+        except Exception as error:
+            otherwise += [error] if isinstance(error, _OtherwiseError) else []
+            outcome.note(job.source, error)
+            continue
+        if info is None:
+            todo.append(job)
+        else:
+            statistics.append(info.statistics)
+            outcome.skipped += 1
+    if otherwise and not outcome.skipped:
+        raise otherwise[0]
+    return todo
+
+
 def _finished(target: Path, made: dict[str, Any]) -> LatentsInfo | None:
     """Returns what a file says if it is there and complete; None if it must be made.
 
     Raises:
-      ValueError: if it holds latents of another model, or latents that were made otherwise.
+      ValueError: if it holds latents of another model, or latents that were made otherwise, or
+        something else than latents.
     """
     if not target.exists():
         return None
     try:
         info = LatentsFile(target).info
+    except ForeignError:
+        raise ValueError(
+            f"{printable(target)}, its output, is there and holds no latents: choose another "
+            "folder, or --overwrite."
+        ) from None
     except LatentsError:
         return None  # damaged: made anew
     if differing := [name for name, value in made.items() if getattr(info, name) != value]:
-        raise ValueError(
-            f"{target} holds latents that were made otherwise ({', '.join(differing)} "
+        raise _OtherwiseError(
+            f"{printable(target)} holds latents that were made otherwise ({', '.join(differing)} "
             "differ): choose another folder, or --overwrite."
         )
     return None if info.problem else info  # the video may be complete by now

@@ -5,13 +5,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from odvae_jax.data.latents import SUFFIX
 from odvae_jax.data.video import EXTENSIONS
+from odvae_jax.files import printable
 
 logger = logging.getLogger(__name__)
+NAME_BYTES = 255
+"""The most bytes that the usual file systems take for the name of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ def plan_jobs(
     output: str | Path,
     suffix: str,
     find: Callable[[Path], Sequence[str | Path]],
+    problems: dict[str, str],
     *,
     skip_output: bool = False,
 ) -> list[Job]:
@@ -41,13 +46,15 @@ def plan_jobs(
 
     A single file is written to `output` if that has the suffix. All else is written into the folder
     `output`, where the files of a folder keep their places. Files that would get the same name keep
-    their own suffix too.
+    their own suffix too. Files for which no job can be made are noted, and the others are planned.
 
     Args:
       inputs: files and folders.
       output: the file or folder to write.
       suffix: the suffix of the files that are written, such as ".mp4".
       find: returns the files below a folder, or the one file that a path is.
+      problems: where it is noted, by the path of the file to read, why there is no job for a file:
+        another one has the same target, or the target's name is too long.
       skip_output: leaves out input files below `output`, for commands that write the kind of file
         that they read. The log says how many are left out.
 
@@ -57,22 +64,22 @@ def plan_jobs(
         into one file; if `output` is a file of another kind; if inputs would be written over.
     """
     output = Path(output)
+    shown = printable(output)
     if output.suffix in {*EXTENSIONS, SUFFIX} - {suffix} and not output.is_dir():
-        raise ValueError(f"{output} is no {suffix} file, which is what is written, and no folder.")
+        raise ValueError(f"{shown} is no {suffix} file, which is what is written, and no folder.")
     if output.is_file() and output.suffix != suffix:
-        raise ValueError(f"{output} is a file; expected a folder to write to.")
+        raise ValueError(f"{shown} is a file; expected a folder to write to.")
     found = []
     for root in map(Path, inputs):
         files = list(map(Path, find(root)))
-        if skip_output and root.is_dir() and output.resolve() != root.resolve():
+        if skip_output and root.is_dir() and _real(output) != _real(root):
             files = _without_output(files, output)
         places = [f.relative_to(root) if root.is_dir() else Path(f.name) for f in files]
         found += zip(files, places, strict=True)
-    sources = {file.resolve() for file, _ in found}
     if output.suffix == suffix and not output.is_dir():
         if len(found) > 1:
             raise ValueError(
-                f"{len(found)} files cannot go into one, {output}: name a folder instead."
+                f"{len(found)} files cannot go into one, {shown}: name a folder instead."
             )
         jobs = [Job(found[0][0], output, output.name)]
     else:
@@ -82,24 +89,50 @@ def plan_jobs(
             short, long = place.with_suffix(suffix), place.with_name(place.name + suffix)
             name = short if names[short] == 1 else long
             jobs.append(Job(file, output / name, name.as_posix()))
-    if same := [str(job.target) for job in jobs if job.target.resolve() in sources]:
+    sources = {_real(file) for file, _ in found}
+    if same := [printable(job.target) for job in jobs if _real(job.target) in sources]:
         raise ValueError(f"{same[:4]} would be written over: choose another place to write to.")
+    return _possible(jobs, problems)
+
+
+def _possible(jobs: list[Job], problems: dict[str, str]) -> list[Job]:
+    """Returns the jobs whose target can be written, and no other job's is; notes the others."""
     targets = collections.Counter(job.target for job in jobs)
-    if doubled := [str(target) for target, count in targets.items() if count > 1]:
-        raise ValueError(f"several inputs would go to {doubled[:4]}; encode the folders apart.")
-    return jobs
+    kept = []
+    for job in jobs:
+        source, name = printable(job.source), job.target.name
+        if targets[job.target] > 1:
+            problems[str(job.source)] = (
+                f"{source}: several inputs would go to {printable(job.target)}; name their folders "
+                "in calls of their own."
+            )
+        elif len(os.fsencode(name)) > NAME_BYTES:
+            problems[str(job.source)] = (
+                f"{source}: the name of its output has {len(os.fsencode(name))} bytes, and files "
+                f"may have {NAME_BYTES}; name it alone, with an output file that has a short name."
+            )
+        else:
+            kept.append(job)
+    return kept
+
+
+def _real(path: Path) -> str:
+    """Returns a path without links; links that lead nowhere, or in a circle, stay."""
+    return os.path.realpath(path)
 
 
 def _without_output(files, output):
     """Returns the files without those that an earlier run wrote into `output`."""
-    ours = output.resolve()
-    kept = [f for f in files if ours not in (f.resolve(), *f.resolve().parents)]
+    ours = Path(_real(output))
+    kept = [f for f in files if ours not in (Path(_real(f)), *Path(_real(f)).parents)]
     if not kept:
-        raise ValueError(f"there are no videos but those in {output}, which is to be written.")
+        raise ValueError(
+            f"there are no videos but those in {printable(output)}, which is to be written."
+        )
     if len(kept) < len(files):
         logger.warning(
             "%d videos in %s are left out: they are taken for what was written there before",
             len(files) - len(kept),
-            output,
+            printable(output),
         )
     return kept

@@ -12,11 +12,18 @@ from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.video import FrameBlocks, ThreadedVideoWriter
-from odvae_jax.transcoding.computation import Computation, as_clips
+from odvae_jax.transcoding.computation import Computation, as_clips, check_finite
+from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
-from odvae_jax.transcoding.settings import Outcome, Settings
-from odvae_jax.transcoding.videos import count_video_frames, read_video, without_written
+from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings
+from odvae_jax.transcoding.videos import (
+    count_video_frames,
+    is_whole_video,
+    open_video,
+    read_video,
+    without_written,
+)
 
 
 def reconstruct_files(
@@ -31,8 +38,9 @@ def reconstruct_files(
     """Writes videos as they come out of the encoder and the decoder, beside the originals, in mp4.
 
     Latents are the posterior's mean. PSNR is computed from 8-bit frames. Files that are there
-    already are left. A video that ends too early, or cannot be read, is noted in
-    `Outcome.problems`; what could be read of it is kept.
+    already are left. A video that ends too early, or of which nothing comes, is noted in
+    `Outcome.problems`; what could be read of it is kept. Reconstructions that are not finite are
+    not kept. A file that another process is writing is left to it.
 
     Args:
       vae: the model.
@@ -44,13 +52,15 @@ def reconstruct_files(
 
     Raises:
       ValueError: if the model cannot be tiled as `settings` says.
-      OSError: if a file cannot be written.
     """
     computation = Computation.of(vae, settings.tiling, mesh)
     outcome = Outcome()
+    remove_leftovers(jobs)
     todo = without_written(jobs, overwrite, outcome)
 
     def convert(job):
+        if not overwrite and is_whole_video(job.target):
+            raise AlreadyThereError
         video = read_video(job, computation.frames_per_block, settings)
         originals: collections.deque[np.ndarray] = collections.deque()
 
@@ -59,7 +69,8 @@ def reconstruct_files(
             channels = vae.config.latent_channels
             return computation.decode(_mean(part, channels) for part in moments)
 
-        comparison = functools.partial(_Comparison, job, video, originals, settings, outcome)
+        given = (job, video, originals, settings, outcome, overwrite)
+        comparison = functools.partial(_Comparison, *given)
         return Conversion(video, compute, comparison)
 
     how = {"count_frames": count_video_frames, "readers": settings.readers, "bar": bar}
@@ -76,6 +87,7 @@ class _Comparison:
       originals: the blocks of the video that were not compared yet.
       settings: how the file is written.
       outcome: where the PSNR is noted when the file is finished.
+      overwrite: whether a file that is there by now is replaced.
     """
 
     def __init__(
@@ -85,19 +97,26 @@ class _Comparison:
         originals: collections.deque,
         settings: Settings,
         outcome: Outcome,
+        overwrite: bool,
     ):
         self._job, self._video, self._originals = job, video, originals
-        self._settings, self._outcome = settings, outcome
+        self._settings, self._outcome, self._overwrite = settings, outcome, overwrite
         self._writer: ThreadedVideoWriter | None = None
         self._decibels: list[float] = []
 
-    def write(self, frames: np.ndarray) -> int:
-        """Adds reconstructed frames, uint8 [1, n, H, W, 3]; what was padded is cut."""
-        frames, before = frames[0], len(self._decibels)
+    def write(self, part: tuple[np.ndarray, np.ndarray]) -> int:
+        """Adds reconstructed frames, uint8 [1, n, H, W, 3]; what was padded is cut.
+
+        Args:
+          part: the frames, and the number of values that were not finite.
+
+        Raises:
+          NotFiniteError: if there are such values.
+        """
+        check_finite(int(part[1]), part[0].size, "the reconstruction")
+        frames, before = part[0][0], len(self._decibels)
         if self._writer is None:  # frames per second are known once the video has been read
-            self._writer = ThreadedVideoWriter(
-                self._job.target, self._video.fps, self._settings.crf
-            )
+            self._writer = open_video(self._job, self._video.fps, self._settings, self._overwrite)
         # Frames come back in other numbers than they went in; those left over are padding.
         while len(frames) and self._originals:
             original = self._originals[0][: len(frames)]

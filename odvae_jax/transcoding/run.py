@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import logging
 import queue
 import threading
 import time
@@ -20,18 +21,19 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from odvae_jax.data.latents import LatentsError
-from odvae_jax.data.video import VideoError
+from odvae_jax.files import printable
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.settings import Outcome
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Writer(Protocol):
     """Writes one file from what the device computed; the file appears complete or not at all."""
 
-    def write(self, part: np.ndarray) -> int:
-        """Adds the result for one block.
+    def write(self, part: Any) -> int:
+        """Adds the result for one block, an array or a tuple of arrays on the host.
 
         Returns:
           The number of frames that it stands for, for the progress bar.
@@ -54,12 +56,14 @@ class Conversion:
 
     Attributes:
       blocks: the content of the file that is read; iterated once, in a thread.
-      compute: maps these blocks to results on the device, which need not be computed yet.
+      compute: maps these blocks to results on the device, which need not be computed yet. A result
+        is an array or a tuple of arrays.
       open_writer: opens the file that is written; called just before the first block is computed.
+        It may raise AlreadyThereError, or BusyError if another process is writing the file.
     """
 
     blocks: Iterable[np.ndarray]
-    compute: Callable[[Iterable[np.ndarray]], Iterator[jax.Array]]
+    compute: Callable[[Iterable[np.ndarray]], Iterator[Any]]
     open_writer: Callable[[], Writer]
 
 
@@ -74,7 +78,8 @@ def run_jobs(
 ) -> None:
     """Does every job, in order, and notes in `outcome` what came of it.
 
-    A file that cannot be read is noted in `outcome.problems`, and the others are done.
+    Whatever is raised for one file is noted for this file, and the others are done. The run ends
+    early if the disk is full: `outcome.ended` then says so.
 
     Args:
       jobs: which file goes where.
@@ -84,77 +89,126 @@ def run_jobs(
         not known.
       readers: the number of files that are read at the same time.
       bar: whether a progress bar is shown.
-
-    Raises:
-      OSError: if a file cannot be written.
     """
     start = time.perf_counter()
     shown = _Bar(jobs, outcome.skipped, count_frames, bar)
-    unfinished: set[Writer] = set()
+    unfinished: set[_Item] = set()
     results = _results(jobs, convert, unfinished, readers)
     with contextlib.closing(shown), contextlib.closing(results):
         try:
-            for job, writer, result in _one_behind(results):
-                if result is not None and not isinstance(result, Exception):
-                    shown.update(writer.write(np.asarray(result)))
+            for item, result, is_last in _one_behind(results):
+                if not is_last:
+                    shown.update(item.write(result))
                     continue
-                if result is None:
-                    frames, problem = writer.finish()
-                    outcome.done += 1
-                    outcome.frames += frames
-                else:
-                    problem = str(result)
-                if problem:
-                    outcome.problems[str(job.source)] = problem
-                writer.close()
-                unfinished.discard(writer)
+                item.finish(outcome, result)
+                unfinished.discard(item)
                 shown.next()
+                if outcome.ended:
+                    break
         finally:
-            for writer in unfinished:
-                writer.close()
+            for item in unfinished:
+                item.close()
     outcome.seconds += time.perf_counter() - start
 
 
-def _results(
-    jobs, convert, unfinished, readers
-) -> Generator[tuple[Job, Writer, jax.Array | Exception | None], None, None]:
+class _Item:
+    """One job under way.
+
+    Args:
+      job: the job.
+
+    Attributes:
+      error: why nothing can come of the job; None while there is no reason.
+      conversion: how the job is done.
+      ahead: the blocks that are read.
+      writer: the file that is written, once it is open.
+    """
+
+    def __init__(self, job: Job):
+        self.job, self.error = job, None
+        self.conversion: Conversion | None = None
+        self.ahead: _Ahead | None = None
+        self.writer: Writer | None = None
+
+    def begin(self, convert: Callable[[Job], Conversion]) -> None:
+        """Begins to read."""
+        try:
+            self.conversion = convert(self.job)
+            self.ahead = _Ahead(self.conversion.blocks)
+        except Exception as error:
+            self.error = error
+
+    def write(self, result: Any) -> int:
+        """Writes a result of the device, unless something failed before; returns its frames."""
+        if self.error is None:
+            try:
+                return self.writer.write(jax.device_get(result))
+            except Exception as error:
+                self.error = error
+        return 0
+
+    def finish(self, outcome: Outcome, error: Exception | None) -> None:
+        """Gives the file its name, or removes what was written; notes what came of it."""
+        error = self.error or error
+        try:
+            if error is None:
+                outcome.note_done(self.job.source, *self.writer.finish())
+        except Exception as found:
+            error = found
+        if error is not None:
+            outcome.note(self.job.source, error)
+        self.close()
+
+    def close(self) -> None:
+        """Removes what was written, unless the file was finished."""
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        except Exception:
+            logger.debug("%s cannot be closed", printable(self.job.target), exc_info=True)
+
+
+def _results(jobs, convert, unfinished, readers) -> Generator[tuple[_Item, Any, bool], None, None]:
     """Yields each job's results; after them None, or the error that ended the file too early.
 
-    Writers are put into `unfinished` when they are opened.
+    The third of each tuple says whether it is the job's last. Items are put into `unfinished` when
+    their writer is opened.
     """
-    for job, conversion, blocks in _read_ahead(jobs, convert, readers):
-        writer = conversion.open_writer()
-        unfinished.add(writer)
+    for item in _read_ahead(jobs, convert, readers):
         ended = None
-        try:
-            for result in conversion.compute(blocks):
-                result.copy_to_host_async()
-                yield job, writer, result
-        except (VideoError, LatentsError) as error:
-            ended = error
-        yield job, writer, ended
+        if item.error is None:
+            try:
+                item.writer = item.conversion.open_writer()
+                unfinished.add(item)
+                for result in item.conversion.compute(iter(item.ahead)):
+                    jax.tree.map(lambda array: array.copy_to_host_async(), result)
+                    yield item, result, False
+                    if item.error is not None:  # what came before cannot be written
+                        break
+            except Exception as error:
+                ended = error
+        yield item, ended, True
 
 
-def _read_ahead(
-    jobs, convert, readers
-) -> Generator[tuple[Job, Conversion, Iterator[np.ndarray]], None, None]:
-    """Yields each job with its blocks, while threads read ahead in it and in the next few files."""
-    running: collections.deque = collections.deque()
+def _read_ahead(jobs, convert, readers) -> Generator[_Item, None, None]:
+    """Yields each job, while threads read ahead in it and in the next few files."""
+    running: collections.deque[_Item] = collections.deque()
     jobs = iter(jobs)
     try:
         while True:
             while len(running) < readers and (job := next(jobs, None)) is not None:
-                conversion = convert(job)
-                running.append((job, conversion, _Ahead(conversion.blocks)))
+                running.append(_Item(job))
+                running[-1].begin(convert)
             if not running:
                 return
-            job, conversion, ahead = running[0]
-            yield job, conversion, iter(ahead)
-            running.popleft()
-            ahead.stop()
+            yield running[0]
+            done = running.popleft()
+            if done.ahead is not None:
+                done.ahead.stop()
     finally:
-        for _, _, ahead in running:
-            ahead.stop()
+        for item in running:
+            if item.ahead is not None:
+                item.ahead.stop()
 
 
 class _Ahead:
@@ -220,13 +274,19 @@ class _Bar:
     def __init__(self, jobs, skipped, count_frames, shown):
         self._single = len(jobs) == 1 and not skipped
         self._bar = tqdm(
-            total=count_frames(jobs[0]) if self._single else len(jobs) + skipped,
+            total=self._total(jobs[0], count_frames) if self._single else len(jobs) + skipped,
             initial=skipped,
             unit="frame" if self._single else "file",
             dynamic_ncols=True,
             disable=not shown,
         )
         self._frames, self._start = 0, time.perf_counter()
+
+    def _total(self, job, count_frames):
+        try:
+            return count_frames(job)
+        except Exception:  # what is wrong with the file is said when it is read
+            return None
 
     def close(self):
         self._bar.close()

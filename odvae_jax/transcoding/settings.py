@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import logging
+from pathlib import Path
 
 from odvae_jax.data.latents import Statistics
+from odvae_jax.files import BusyError, line_about, printable
 from odvae_jax.tiling import Tiling
+
+logger = logging.getLogger(__name__)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_IN_A_ROW = 3  # so many files that find the disk full end the run
+
+
+class AlreadyThereError(Exception):
+    """The file that would be written is there by now, whole."""
+
+
+class NotFiniteError(ValueError):
+    """What a model computed is not finite. The message says how many values are not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +43,8 @@ class Settings:
       alone: whether reconstructions are written alone, not beside the originals.
       readers: the number of files that are read at the same time.
       threads: the number of threads that scale the frames of one file.
+      read_timeout: the limit for one read of a file in seconds; None for no limit.
+      verify: whether files of latents are compared with their digests.
     """
 
     tiling: tuple[Tiling, ...] | None = None
@@ -39,6 +57,8 @@ class Settings:
     alone: bool = False
     readers: int = 2
     threads: int = 2
+    read_timeout: float | None = 60.0
+    verify: bool = True
 
 
 @dataclasses.dataclass
@@ -48,17 +68,87 @@ class Outcome:
     Attributes:
       done: the number of files written.
       skipped: the number of files that were there already.
+      busy: the number of files that another process was writing; they were left to it.
       frames: the number of frames of the videos that were read or written.
       seconds: the time that the run took.
-      problems: what is wrong with a file, by the path of the file that was read.
+      problems: what is wrong with a file, in one line that names it, by the path of the file that
+        was read.
+      ended: why the run ended before all files were tried; empty if it did not.
       statistics: the statistics of the latents, of files that were there already too.
       psnr: the PSNR of each reconstruction in dB, a mean over its frames, by the path of the video.
     """
 
     done: int = 0
     skipped: int = 0
+    busy: int = 0
     frames: int = 0
     seconds: float = 0.0
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     psnr: dict[str, float] = dataclasses.field(default_factory=dict)
+    ended: str = ""
+    _full: int = 0
+
+    def note(self, source: Path, error: BaseException) -> None:
+        """Notes why a file came to nothing.
+
+        A file that is there already, or that another process is writing, is no problem. If the disk
+        was full for three files in a row, `ended` says so.
+
+        Args:
+          source: the path of the file that was read.
+          error: what was raised.
+        """
+        if isinstance(error, AlreadyThereError):
+            self.skipped += 1
+            return
+        if isinstance(error, BusyError):
+            self.busy += 1
+            return
+        logger.debug("%s", printable(source), exc_info=error)
+        self.problems[str(source)] = problem_of(source, error)
+        if _is_full(error):
+            self._full += 1
+            if self._full == _FULL_IN_A_ROW:
+                self.ended = (
+                    f"ended, since the disk was full for {self._full} files in a row; {self.done} "
+                    "files were written. The same command goes on when there is room."
+                )
+
+    def note_done(self, source: Path, frames: int, problem: str) -> None:
+        """Notes that a file was written.
+
+        Args:
+          source: the path of the file that was read.
+          frames: the number of frames of the video.
+          problem: what is wrong with the file that was read; empty if nothing is.
+        """
+        self.done += 1
+        self.frames += frames
+        self._full = 0
+        if problem:
+            self.problems[str(source)] = problem_of(source, ValueError(problem))
+
+
+def problem_of(source: Path, error: BaseException) -> str:
+    """Returns what is wrong with a file in one printable line that names the file.
+
+    Args:
+      source: the path of the file.
+      error: what was raised.
+    """
+    if "RESOURCE_EXHAUSTED" in str(error):  # JAX has no class of its own for it
+        error = RuntimeError(
+            "the device's memory does not suffice: try smaller groups (--tiling) or chunks "
+            "(--streaming), tiles (--tile=256), or --dtype=bfloat16"
+        )
+    return line_about(source, error)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk, or a quota that is used up, is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -49,7 +49,7 @@ def report(tmp_path_factory):
         path / "out",
     ]
     done = run(*arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "1 videos were skipped" in done.stderr, done.stderr
     return done.stdout, path / "out", arguments
 
 
@@ -143,7 +143,7 @@ def test_the_same_command_measures_nothing_again(report):
     printed, output, arguments = report
     before = {p: p.read_bytes() for p in output.rglob("*.jsonl")}
     again = run(*arguments)
-    assert again.returncode == 0 and again.stdout == printed
+    assert again.returncode == 1 and again.stdout == printed
     assert {p: p.read_bytes() for p in output.rglob("*.jsonl")} == before
 
 

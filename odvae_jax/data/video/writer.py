@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from odvae_jax.data.video.scaling import INTERPOLATION
-from odvae_jax.files import WholeFile
+from odvae_jax.files import WholeFile, printable
 
 
 class VideoWriter:
@@ -118,6 +118,7 @@ class ThreadedVideoWriter:
 
     def __init__(self, target: Path, fps: float, crf: int):
         self._target, self._fps, self._crf = target, fps, crf
+        self._count = 0
         self._whole = WholeFile(target)
         self._waiting: queue.Queue = queue.Queue(2)
         self._error: BaseException | None = None
@@ -146,16 +147,19 @@ class ThreadedVideoWriter:
           OSError: if earlier frames could not be written.
         """
         self._check()
+        self._count += len(frames)
         self._waiting.put(frames)
 
     def finish(self) -> None:
-        """Waits for the last frames, and gives the file its name.
+        """Waits for the last frames, checks the file, and gives it its name.
 
         Raises:
-          OSError: if the file could not be written.
+          OSError: if the file could not be written, or does not hold the frames.
         """
         self._end()
         self._check()
+        self._whole.file.flush()
+        _check_written(self._whole.part, self._target, self._count, self._fps)
         self._whole.finish()
 
     def close(self) -> None:
@@ -170,4 +174,31 @@ class ThreadedVideoWriter:
 
     def _check(self):
         if self._error is not None:
-            raise OSError(f"{self._target} cannot be written: {self._error}") from self._error
+            name = printable(self._target)
+            raise OSError(f"{name} cannot be written: {self._error}") from self._error
+
+
+def _check_written(part: Path, target: Path, count: int, fps: float) -> None:
+    """Checks that a file holds so many frames at this rate, without decoding them.
+
+    Args:
+      part: the path of the file.
+      target: what messages call the file.
+      count: the number of frames that were written.
+      fps: the number of frames per second.
+
+    Raises:
+      OSError: if the file holds something else.
+    """
+    try:
+        with part.open("rb") as file, av.open(file, format="mp4") as container:
+            stream = container.streams.video[0]
+            shown = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+            seconds = float(stream.duration * stream.time_base)
+    except (av.FFmpegError, IndexError, TypeError) as error:
+        raise OSError(f"{printable(target)} was written, but cannot be read: {error}") from error
+    if not count or len(shown) != count or abs(seconds - count / fps) > 1.5 / fps:
+        raise OSError(
+            f"{printable(target)} was written, but holds {len(shown)} frames in {seconds:.3f} s; "
+            f"{count} frames at {fps:g} per second went in"
+        )
