@@ -82,11 +82,15 @@ def add_workers(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the counts, draws the picture, and returns 1 if no video can be used."""
     from odvae_jax.data.inspection import contact_sheet, survey
+    from odvae_jax.data.processes import WorkerError
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     logging.getLogger("odvae_jax.data.clips").setLevel(logging.ERROR)  # the report says it
     options = {"frames": arguments.frames, "timeout": arguments.read_timeout or None}
-    report = survey(arguments.source, workers=arguments.workers, **options)
+    try:
+        report = survey(arguments.source, workers=arguments.workers, **options)
+    except WorkerError as error:
+        raise OSError(str(error)) from error
     print(report)
     if not report.usable:
         return 1

@@ -69,11 +69,15 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Packs, prints what was packed, and returns 1 if a video could not be used."""
     from odvae_jax.data.packing import pack_videos
+    from odvae_jax.data.processes import WorkerError
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     names = ("short_side", "seconds", "kind", "crf", "videos_per_shard", "workers")
     options = {name: getattr(arguments, name) for name in names}
     timeout = arguments.read_timeout or None
-    packing = pack_videos(arguments.source, arguments.dest, timeout=timeout, **options)
+    try:
+        packing = pack_videos(arguments.source, arguments.dest, timeout=timeout, **options)
+    except WorkerError as error:
+        raise OSError(str(error)) from error
     print(packing)
     return 1 if packing.unusable else 0

@@ -85,10 +85,8 @@ def survey(
         return f"{sources[which].name(index)} cannot be used: {reason}."
 
     found_of_all = in_processes(_look, (sources, frames), jobs, workers, lost)
-    with (
-        contextlib.closing(found_of_all),
-        tqdm(total=len(jobs), unit="video", dynamic_ncols=True) as bar,
-    ):
+    bar = tqdm(total=len(jobs), unit="video", dynamic_ncols=True)
+    with bar, contextlib.closing(found_of_all):
         for (which, index), found in zip(jobs, found_of_all, strict=True):
             source = sources[which]
             report.videos += 1

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odvae_jax.data.finding import check_regular
-from odvae_jax.data.processes import in_processes
+from odvae_jax.data.processes import WorkerError, in_processes
 from odvae_jax.data.sources import (
     PACKED_SUFFIX,
     Files,
@@ -154,8 +154,9 @@ def _begin(dest: Path, info: dict) -> dict:
         raise ValueError(
             f"{printable(dest)} holds other files; choose an empty folder, or a new one."
         )
-    for leftover in dest.glob(_building(dest / f"videos-*{PACKED_SUFFIX}").name):
-        leftover.unlink()  # of a packing that was killed
+    for pattern in (_building(dest / f"videos-*{PACKED_SUFFIX}").name, f".{INFO_FILE}.*.part"):
+        for leftover in dest.glob(pattern):  # of a packing that was killed
+            leftover.unlink()
     # Before the first shard, so that one that is whole but not yet noted is known as ours.
     _note(dest, info, done)
     return done
@@ -253,6 +254,8 @@ def _write_shard(
         if not _holds(building, count):  # a writer may be silent about a full disk
             raise OSError("it was not written to its end; is the disk full?")
         os.replace(building, path)
+    except WorkerError:
+        raise
     except (RuntimeError, OSError, ValueError) as error:
         raise OSError(f"{printable(path)} cannot be written: {one_line(error)}") from error
     finally:

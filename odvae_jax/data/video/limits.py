@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
@@ -17,17 +16,18 @@ from odvae_jax.data.video.errors import TimeLimitError
 T = TypeVar("T")
 READ_TIMEOUT = 60.0
 """The seconds that one read may take, where nothing else is said."""
+_STEP = 1.0  # seconds
 _local = threading.local()
 
 
 class _Work:
-    """What a thread does for another one, and when it last got further."""
+    """What a thread does for another one, and how often it got further."""
 
     def __init__(self, function: Callable[[], Any]):
         self._function = function
         self._over = threading.Lock()  # held until it is over
         self._over.acquire()
-        self.moved = time.monotonic()
+        self.moved = 0
         self.value, self.error = None, None
 
     def run(self) -> None:
@@ -39,9 +39,11 @@ class _Work:
         self._over.release()
 
     def wait(self, seconds: float, name: str) -> Any:
-        left = seconds
-        while not self._over.acquire(timeout=left):
-            left = self.moved + seconds - time.monotonic()
+        # In short steps: a program that was stopped for an hour has not waited for an hour.
+        left, before = seconds, self.moved
+        while not self._over.acquire(timeout=min(left, _STEP)):
+            left = left - _STEP if self.moved == before else seconds
+            before = self.moved
             if left <= 0:
                 raise TimeLimitError(
                     f"{name} was not read within {seconds:g} s; is its disk reachable?"
@@ -55,7 +57,7 @@ def moved() -> None:
     """Says that the work under a limit got further: its time begins anew."""
     work = getattr(_local, "work", None)
     if work is not None:
-        work.moved = time.monotonic()
+        work.moved += 1
 
 
 def _limited() -> bool:
