@@ -85,6 +85,7 @@ class Files(Source):
             where = functools.cache(where)  # it may be random, and is asked twice
             try:
                 chosen = cut(video.frames_from, extent, sampling, stride, where)
+                video.check_end()
             except OrderError:
                 chosen = cut(video.frames_in_order, extent, sampling, stride, where)
             return to_rgb(chosen, sampling.short_side)

@@ -181,7 +181,9 @@ def read_frames(
         if start > 0:
             near = (f for t, f in video.frames_from(first) if t >= first - base / 2)
             with contextlib.suppress(OrderError):
-                frames = list(itertools.islice(near, count))
+                nearest = list(itertools.islice(near, count))
+                video.check_end()
+                frames = nearest
         if [frame.pts for frame in frames] != list(wanted):
             # Frames without time stamps, or that come in another order: count from the beginning.
             shown = itertools.islice(video.frames_in_order(None), start, start + count)
@@ -303,17 +305,37 @@ class VideoReader:
         ordered = self._checked(_in_order(self._decoded(moment)))
         return each_within(self._timeout, self.name, ordered)
 
+    def check_end(self) -> None:
+        """Checks that what `frames_from` yielded so far is not followed by earlier frames.
+
+        It looks at the next sixteen packets, and decodes nothing. Afterwards `frames_from` and
+        `frames_in_order` have to be called anew.
+
+        Raises:
+          OrderError: if earlier frames follow.
+        """
+        within(self._timeout, self.name, self._check_end)
+
+    def _check_end(self):
+        with contextlib.suppress(av.FFmpegError):  # what comes later may be broken
+            for packet in itertools.islice(self._container.demux(self._stream), _LATE):
+                if packet.pts is not None and not packet.is_discard:
+                    self._check_time(float(packet.pts * self.time_base))
+
     def _checked(self, frames):
         """Yields times and frames, and raises an error where time goes backwards."""
-        last = -math.inf
+        self._last = -math.inf
         for time, frame in frames:
-            if time < last - float(self.time_base) / 2:
-                raise OrderError(
-                    f"{self.name} has time stamps that go backwards, from {last:.3f} to "
-                    f"{time:.3f} s; write it anew, for instance with ffmpeg."
-                )
-            last = time
+            self._check_time(time)
+            self._last = time
             yield time, frame
+
+    def _check_time(self, time):
+        if time < self._last - float(self.time_base) / 2:
+            raise OrderError(
+                f"{self.name} has time stamps that go backwards, from {self._last:.3f} to "
+                f"{time:.3f} s; write it anew, for instance with ffmpeg."
+            )
 
     def _decoded(self, moment):
         """Yields times and frames as they come out of the decoder."""
