@@ -181,7 +181,7 @@ def _holds(path: Path, count: int) -> bool:
 
     try:
         check_regular(path)
-        reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+        reader = ArrayRecordReader(os.fsencode(path), options="readahead_buffer_size:0")
         return reader.ok() and reader.num_records() == count
     except (OSError, ValueError, RuntimeError):
         return False
@@ -240,7 +240,7 @@ def _write_shard(
     count, unusable = 0, {}
     try:
         # Groups of one record: a record is read without its neighbours.
-        writer = ArrayRecordWriter(str(building), "group_size:1,uncompressed")
+        writer = ArrayRecordWriter(os.fsencode(building), "group_size:1,uncompressed")
         for place, (records, error) in enumerate(packed):
             for record in records:
                 writer.write(record)

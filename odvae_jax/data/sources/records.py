@@ -80,4 +80,4 @@ def _reader(path):
 
     check_regular(path)
     # Records are read here and there, so groups of records read ahead would be wasted.
-    return ArrayRecordReader(path, options="readahead_buffer_size:0")
+    return ArrayRecordReader(os.fsencode(path), options="readahead_buffer_size:0")
