@@ -9,17 +9,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import heapq
-import multiprocessing
-import multiprocessing.util
 import os
 import pickle
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
-import types
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
@@ -32,16 +30,16 @@ from odvae_jax.files import one_line
 
 _PATIENCE = 2.0  # seconds that threads and processes get to end
 _STARTS = 3  # processes in a row that may die before they are ready
-_STARTING = threading.Lock()  # one process at a time is started, since the main module is shared
+_WORKER = Path(__file__).with_name("worker.py")
 
 
 class WorkerError(RuntimeError):
     """Processes that read data died too often. The message says why, and what to do."""
 
 
-def how_it_died(exitcode: int | None) -> str:
-    """Returns how a process died, with the likely cause, from what `Process.exitcode` says."""
-    if exitcode is None or exitcode >= 0:
+def how_it_died(exitcode: int) -> str:
+    """Returns how a process died, with the likely cause, from its exit code."""
+    if exitcode >= 0:
         return f"ended with exit code {exitcode}"
     try:
         name = signal.Signals(-exitcode).name
@@ -50,21 +48,6 @@ def how_it_died(exitcode: int | None) -> str:
     if -exitcode == signal.SIGKILL:
         return f"was killed ({name}), probably because the system ran out of memory"
     return f"was ended by {name}, probably a fault in a library that decodes"
-
-
-@contextlib.contextmanager
-def own_main():
-    """Makes processes that are started inside it run `worker.py` first, not the caller's script.
-
-    Otherwise Python would import the script in each of these processes, and with it JAX.
-    """
-    stand_in = types.ModuleType("__main__")
-    stand_in.__file__ = str(Path(__file__).with_name("worker.py"))
-    before, sys.modules["__main__"] = sys.modules["__main__"], stand_in
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = before
 
 
 class InOrder:
@@ -129,8 +112,10 @@ class InOrder:
         _OPEN.discard(self)
         self._tasks.end()
         for worker in self._workers:
-            worker.end()
+            worker.kill()
         until = time.monotonic() + _PATIENCE
+        for worker in self._workers:
+            worker.wait(until)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(until - time.monotonic(), 0))
@@ -143,7 +128,7 @@ class InOrder:
 _OPEN: weakref.WeakSet[InOrder] = weakref.WeakSet()
 
 
-@atexit.register  # after multiprocessing's own function, so before it runs, which waits for ever
+@atexit.register
 def _close_all():
     for open_one in list(_OPEN):
         open_one.close()
@@ -300,17 +285,16 @@ class _Worker:
     def _start(self):
         pairs = [socket.socketpair() for _ in range(self._threads)]
         self._sockets, theirs = [list(side) for side in zip(*pairs, strict=True)]
-        process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(theirs, self._pickled), daemon=True
-        )
-        with _STARTING, own_main():
-            process.start()
-        self._process = process
+        numbers = [their.fileno() for their in theirs]
+        command = [sys.executable, str(_WORKER), *map(str, numbers)]
+        self._process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
         for their in theirs:
             their.close()
         if self._tasks.ended:
-            process.kill()
+            self._process.kill()
         try:
+            _send(self._sockets[0], sys.path)
+            _send(self._sockets[0], self._pickled)
             _receive(self._sockets[0])  # it is ready
             self._failed_starts = 0
         except (OSError, EOFError):
@@ -332,24 +316,36 @@ class _Worker:
         process, self._process = self._process, None
         for connection in self._sockets:
             connection.close()
-        process.join(_PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
         process.kill()
-        process.join()
-        self._how = how_it_died(process.exitcode)
+        self._how = how_it_died(process.wait())
         if self._on_death is not None and not self._tasks.ended:
             self._on_death(self._how)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kills the process, which holds nothing that could be lost."""
         if (process := self._process) is not None:
             process.kill()
-            process.join(_PATIENCE)
+
+    def wait(self, until: float) -> None:
+        """Waits until the process is gone, up to a time of `time.monotonic`."""
+        if (process := self._process) is not None:
+            # One that waits for a dead disk cannot even be killed.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0))
 
 
-def _serve(connections: list[socket.socket], pickled: bytes) -> None:
-    """What a process does: it does the jobs that come, until nobody is there to send them."""
+def serve(numbers: Sequence[int]) -> None:
+    """Does the jobs that come, until nobody is there to send them: what a process is for.
+
+    Args:
+      numbers: the file descriptors of the sockets, one for each thread.
+    """
+    connections = [socket.socket(fileno=number) for number in numbers]
+    sys.path[:] = _receive(connections[0])
     hand_over()
-    function, shared = pickle.loads(pickled)
+    function, shared = pickle.loads(_receive(connections[0]))
     threads = [
         threading.Thread(target=_serve_lane, args=(connection, function, shared), daemon=True)
         for connection in connections

@@ -19,12 +19,17 @@ class Records(Source):
     Args:
       paths: the paths of the files, which are the shards of one dataset.
       counts: the number of records in each file; None reads it from the files.
+
+    Raises:
+      ValueError: if a file is damaged, or there is no record.
     """
 
     def __init__(self, paths: list[str], counts: list[int] | None = None):
         self._paths = paths
         counts = [_count(path) for path in paths] if counts is None else counts
         self._ends = np.cumsum(counts)
+        if not len(self):
+            raise ValueError(f"{printable(paths[0])} and what belongs to it hold no record.")
 
     def __len__(self):
         return int(self._ends[-1])

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from odvae_jax.data.finding import open_regular
 from odvae_jax.data.sources.base import Extent, cut
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
 from odvae_jax.data.sources.records import Records
@@ -131,9 +132,15 @@ def open_tfds(text: str, *, in_memory: bool = False) -> TFDS:
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a prepared TFDS dataset.")
-    return json.loads(path.read_text())
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{printable(path)} does not exist; expected a prepared TFDS dataset."
+        )
+    try:
+        with open_regular(path) as file:
+            return dict(json.load(file))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{printable(path)} is damaged: {one_line(error)}.") from error
 
 
 def _kind(feature: dict) -> str:

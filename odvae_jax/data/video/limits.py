@@ -6,6 +6,8 @@ which is given up when it takes too long. It keeps neither its caller nor the pr
 
 from __future__ import annotations
 
+import functools
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -25,8 +27,8 @@ class _Work:
 
     def __init__(self, function: Callable[[], Any]):
         self._function = function
-        self._over = threading.Lock()  # held until it is over
-        self._over.acquire()
+        self.over = threading.Lock()  # held until it is over
+        self.over.acquire()
         self.moved = 0
         self.value, self.error = None, None
 
@@ -36,12 +38,13 @@ class _Work:
             self.value = self._function()
         except BaseException as error:
             self.error = error
-        self._over.release()
+        finally:
+            _local.work = self._function = None
 
     def wait(self, seconds: float, name: str) -> Any:
         # In short steps: a program that was stopped for an hour has not waited for an hour.
         left, before = seconds, self.moved
-        while not self._over.acquire(timeout=min(left, _STEP)):
+        while not self.over.acquire(timeout=min(left, _STEP)):
             left = left - _STEP if self.moved == before else seconds
             before = self.moved
             if left <= 0:
@@ -87,9 +90,31 @@ def within(seconds: float | None, name: str, function: Callable[..., T], *argume
             return function(*arguments)
         finally:
             _local.work = None
-    work = _Work(lambda: function(*arguments))
-    threading.Thread(target=work.run, daemon=True).start()
+    work = _Work(functools.partial(function, *arguments))
+    try:
+        helper = _idle.pop()
+    except IndexError:
+        helper = queue.SimpleQueue()
+        threading.Thread(target=_help, args=(helper,), daemon=True).start()
+    helper.put(work)
     return work.wait(seconds, name)
+
+
+_idle: list[queue.SimpleQueue] = []
+"""The queues of the threads that have nothing to do. They are kept, since a new thread's memory is
+slow at first."""
+if hasattr(os, "register_at_fork"):  # a forked process has none of them
+    os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _help(works: queue.SimpleQueue) -> None:
+    """What a thread does: one work after another."""
+    while True:
+        work = works.get()
+        work.run()
+        _idle.append(works)  # before the caller goes on, so that it finds this thread again
+        work.over.release()
+        del work  # it holds a result
 
 
 def each_within(seconds: float | None, name: str, items: Iterator[T]) -> Generator[T, None, None]:
@@ -102,23 +127,8 @@ def each_within(seconds: float | None, name: str, items: Iterator[T]) -> Generat
             moved()
             yield item
         return
-    works: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=_do_all, args=(works,), daemon=True).start()
-    try:
-        while True:
-            work = _Work(lambda: next(items, _END))
-            works.put(work)
-            if (item := work.wait(seconds, name)) is _END:
-                return
-            yield item
-    finally:
-        works.put(None)
-
-
-def _do_all(works):
-    for work in iter(works.get, None):
-        work.run()
-        del work  # it holds an item
+    while (item := within(seconds, name, next, items, _END)) is not _END:
+        yield item
 
 
 _END: Any = object()
