@@ -85,7 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
     from odvae_jax.data.processes import WorkerError
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
-    logging.getLogger("odvae_jax.data.clips").setLevel(logging.ERROR)  # the report says it
     options = {"frames": arguments.frames, "timeout": arguments.read_timeout or None}
     try:
         report = survey(arguments.source, workers=arguments.workers, **options)
@@ -95,5 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not report.usable:
         return 1
     options |= {name: getattr(arguments, name) for name in ("size", "clips")}
-    print(printable(contact_sheet(arguments.source, arguments.output, **options)))
+    quiet = logging.getLogger("odvae_jax.data.clips")
+    before = quiet.level
+    quiet.setLevel(logging.ERROR)  # the report has named the unusable videos
+    try:
+        print(printable(contact_sheet(arguments.source, arguments.output, **options)))
+    finally:
+        quiet.setLevel(before)
     return 0

@@ -176,6 +176,21 @@ def test_a_read_that_blocks_is_named_and_given_up(monkeypatch, tmp_path):
     release()
 
 
+def test_opening_a_file_that_blocks_is_given_up(folder, monkeypatch):
+    reader, writer = os.pipe()
+    path = str(folder / "clip0.mp4")
+    monkeypatch.setattr("av.open", lambda *_, **__: os.read(reader, 1))
+    for read in (
+        lambda: VideoReader(path, timeout=0.2).__enter__(),
+        lambda: list(FrameBlocks(path, 4, timeout=0.2)),
+        lambda: inspect_video(path, timeout=0.2),
+        lambda: RandomClips(path, frames=2, size=16, timeout=0.2)[0],
+    ):
+        with pytest.raises(VideoError, match=r"clip0.mp4 was not read within 0.2 s; is its disk"):
+            read()
+    os.write(writer, b"0" * 9)
+
+
 def test_a_disk_that_is_gone_ends_the_run_after_a_few_reads(monkeypatch):
     text, release = blocking(monkeypatch, set(range(100)), 100)
     began = time.monotonic()

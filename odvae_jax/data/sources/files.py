@@ -130,6 +130,7 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
 
 def _manifest(path: Path) -> list[Entry]:
     """Reads the entries of a manifest; paths in it are relative to its folder."""
+    shown = printable(path)
     try:
         with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".jsonl":
@@ -137,15 +138,15 @@ def _manifest(path: Path) -> list[Entry]:
             else:
                 rows = list(csv.DictReader(file))
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, RecursionError) as error:
-        raise ValueError(f"{printable(path)} is not a manifest: {one_line(error)}.") from error
+        raise ValueError(f"{shown} is not a manifest: {one_line(error)}.") from error
     columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     if "path" not in columns:
         raise ValueError(
-            f"{path}: expected a column path, and optionally start and end in seconds; found "
+            f"{shown}: expected a column path, and optionally start and end in seconds; found "
             f"{columns or 'no rows'}. Write a first line such as `path,start,end`."
         )
     if unused := [name for name in columns if name not in ("path", "start", "end")]:
-        logger.warning("%s: of its columns %s are not used; path, start and end are", path, unused)
+        logger.warning("%s: of its columns %s are not used; path, start and end are", shown, unused)
     entries = []
     for number, row in enumerate(rows, 1):
         try:
@@ -155,8 +156,8 @@ def _manifest(path: Path) -> list[Entry]:
             entries.append((str(path.parent / row["path"]), start, end))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(
-                f"{path}: row {number} is {row}; expected a path, and start and end as numbers of "
-                "seconds with 0 <= start < end, or empty."
+                f"{shown}: row {number} is {row}; expected a path, and start and end as numbers "
+                "of seconds with 0 <= start < end, or empty."
             ) from None
     return entries
 

@@ -37,21 +37,21 @@ class TFDS(Records):
         self, folder: str | os.PathLike, split: str = "train", feature: str = "", fps: float = 25.0
     ):
         self._folder, self._split, self._fps = Path(folder), split, fps
-        info = _read_json(self._folder / "dataset_info.json")
+        info, shown = _read_json(self._folder / "dataset_info.json"), printable(folder)
         kind = info.get("fileFormat", "tfrecord")
         if kind != "array_record":
             raise ValueError(
-                f"{folder} is in {kind} format; expected array_record. Prepare it again with "
+                f"{shown} is in {kind} format; expected array_record. Prepare it again with "
                 f"`tfds build {info.get('name', 'NAME')} --file_format=array_record`."
             )
         splits = {s["name"]: s for s in info.get("splits", [])}
         if split not in splits:
-            raise ValueError(f"{folder} has no split {split!r}; there are {sorted(splits)}.")
+            raise ValueError(f"{shown} has no split {split!r}; there are {sorted(splits)}.")
         features = _read_json(self._folder / "features.json")["featuresDict"]["features"]
         videos = {n: f for n, f in features.items() if "video" in f}
         if feature not in videos and (feature or len(videos) != 1):
             raise ValueError(
-                f"{folder}: {f'no Video feature {feature!r}' if feature else 'expected one Video'}"
+                f"{shown}: {f'no Video feature {feature!r}' if feature else 'expected one Video'}"
                 f"; its features are { {n: _kind(f) for n, f in features.items()} }."
             )
         self._feature = feature or next(iter(videos))
@@ -72,7 +72,7 @@ class TFDS(Records):
         ]
         if missing := [p for p in paths if not (self._folder / p).exists()]:
             raise FileNotFoundError(
-                f"{folder}: {len(missing)} of {len(paths)} files are missing, {missing[0]} first; "
+                f"{shown}: {len(missing)} of {len(paths)} files are missing, {missing[0]} first; "
                 f"prepare it again with `tfds build {info['name']} --file_format=array_record`."
             )
         super().__init__([str(self._folder / p) for p in paths], counts)
@@ -116,16 +116,17 @@ def open_tfds(text: str, *, in_memory: bool = False) -> TFDS:
     name, _, split = text.partition(":")
     root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     folder = Path(name) if os.sep in name and Path(name).exists() else root / name
+    shown = printable(folder)
     if not folder.exists():
         raise FileNotFoundError(
-            f"{folder} does not exist; prepare it with `tfds build {name.split('/')[0]} "
+            f"{shown} does not exist; prepare it with `tfds build {name.split('/')[0]} "
             "--file_format=array_record`, or set TFDS_DATA_DIR to where it is."
         )
     versions = sorted(p.parent for p in folder.rglob("dataset_info.json"))
     if len(versions) != 1:
         found = [str(p.relative_to(folder)) for p in versions] or sorted(os.listdir(folder))
         raise ValueError(
-            f"{folder} holds {len(versions)} prepared datasets ({found}); expected one: name its "
+            f"{shown} holds {len(versions)} prepared datasets ({found}); expected one: name its "
             "configuration and version, as in tfds:ucf101/ucf101_1/2.0.0:train."
         )
     return TFDS(versions[0], split or "train")
