@@ -40,7 +40,7 @@ class WorkerError(RuntimeError):
 def how_it_died(exitcode: int) -> str:
     """Returns how a process died, with the likely cause, from its exit code."""
     if exitcode >= 0:
-        return f"ended with exit code {exitcode}"
+        return f"ended with exit code {exitcode} (its own messages are above)"
     try:
         name = signal.Signals(-exitcode).name
     except ValueError:
@@ -283,29 +283,46 @@ class _Worker:
             return self._process, self._sockets[place]
 
     def _start(self):
+        try:
+            self._open_process()
+        except OSError as error:  # out of memory, or of file descriptors
+            self._close_sockets()
+            self._died(f"could not be started ({one_line(error)})")
+        else:
+            try:
+                _send(self._sockets[0], sys.path)
+                _send(self._sockets[0], self._pickled)
+                _receive(self._sockets[0])  # it is ready
+                self._failed_starts = 0
+                return
+            except (OSError, EOFError):
+                self._buried()
+        self._failed_starts += 1
+        limited = self._on_death is None  # else it decides how often is too often
+        if limited and self._failed_starts >= _STARTS and not self._tasks.ended:
+            raise WorkerError(
+                f"{_STARTS} processes that read data died before they were ready; the last one "
+                f"{self._how}."
+            )
+        raise EOFError
+
+    def _open_process(self):
         pairs = [socket.socketpair() for _ in range(self._threads)]
         self._sockets, theirs = [list(side) for side in zip(*pairs, strict=True)]
         numbers = [their.fileno() for their in theirs]
         command = [sys.executable, str(_WORKER), *map(str, numbers)]
-        self._process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
-        for their in theirs:
-            their.close()
+        try:
+            self._process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
+        finally:
+            for their in theirs:
+                their.close()
         if self._tasks.ended:
             self._process.kill()
-        try:
-            _send(self._sockets[0], sys.path)
-            _send(self._sockets[0], self._pickled)
-            _receive(self._sockets[0])  # it is ready
-            self._failed_starts = 0
-        except (OSError, EOFError):
-            self._buried()
-            self._failed_starts += 1
-            if self._failed_starts >= _STARTS and not self._tasks.ended:
-                raise WorkerError(
-                    f"processes that read data cannot be started: each {self._how} before it "
-                    "was ready."
-                ) from None
-            raise EOFError from None
+
+    def _close_sockets(self):
+        for connection in self._sockets:
+            connection.close()
+        self._sockets = []
 
     def _bury(self, process):
         with self._lock:
@@ -314,14 +331,16 @@ class _Worker:
 
     def _buried(self):
         process, self._process = self._process, None
-        for connection in self._sockets:
-            connection.close()
+        self._close_sockets()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE)
         process.kill()
-        self._how = how_it_died(process.wait())
+        self._died(how_it_died(process.wait()))
+
+    def _died(self, how):
+        self._how = how
         if self._on_death is not None and not self._tasks.ended:
-            self._on_death(self._how)
+            self._on_death(how)
 
     def kill(self) -> None:
         """Kills the process, which holds nothing that could be lost."""

@@ -113,6 +113,19 @@ def test_workers_that_keep_dying_end_with_advice(monkeypatch, caplog):
     assert not children()
 
 
+def test_workers_that_cannot_be_started_end_with_the_reason(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    clips = RandomClips(folder, frames=2, size=16)
+    reason = r"could not be started .*No such file"
+    feed = batches(clips, 2, workers=1)
+    with contextlib.closing(feed), pytest.raises(WorkerError, match=reason):
+        next(feed)
+    with pytest.raises(WorkerError, match=r"3 processes .*could not be started"):
+        survey(str(folder), workers=2)
+    with pytest.raises(WorkerError, match=r"3 processes .*could not be started"):
+        pack_videos(str(folder), tmp_path / "packed", workers=2)
+
+
 def test_a_video_that_kills_its_process_is_named_and_the_others_are_packed(monkeypatch, tmp_path):
     died = str(tmp_path / "died")
 
