@@ -1,10 +1,9 @@
-"""What a process that decodes videos runs first: it keeps JAX from being imported.
+"""The program that a process runs that decodes videos; `processes.InOrder` starts it.
 
-`processes.own_main` starts such processes. grain imports JAX if it can. That takes seconds and
-memory in each process, and a GPU as soon as one is touched. grain works without it too.
+It keeps JAX from being imported, which would take seconds and memory in each of these processes,
+and a GPU as soon as one is touched. The caller's script is not imported either.
 """
 
-import logging
 import os
 import signal
 import sys
@@ -18,11 +17,15 @@ def _end_with(parent):
     os._exit(1)
 
 
-if __name__ == "__mp_main__":
-    sys.modules["jax"] = None
-    # grain would say that it misses JAX's profiler.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+if __name__ == "__main__":
     # Ctrl-C and schedulers send signals to the whole group. The parent decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Python puts a script's folder first; here it would be this package's.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.modules["jax"] = None
+
+    from odvae_jax.data.processes import serve
+
+    serve([int(number) for number in sys.argv[1:]])

@@ -10,10 +10,12 @@ import json
 import os
 from pathlib import Path
 
+from odvae_jax.data.finding import open_regular
 from odvae_jax.data.sources.base import Extent, cut
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
 from odvae_jax.data.sources.records import Records
-from odvae_jax.data.video import PartError
+from odvae_jax.data.video import PartError, VideoError
+from odvae_jax.files import one_line, printable
 
 
 class TFDS(Records):
@@ -35,21 +37,21 @@ class TFDS(Records):
         self, folder: str | os.PathLike, split: str = "train", feature: str = "", fps: float = 25.0
     ):
         self._folder, self._split, self._fps = Path(folder), split, fps
-        info = _read_json(self._folder / "dataset_info.json")
+        info, shown = _read_json(self._folder / "dataset_info.json"), printable(folder)
         kind = info.get("fileFormat", "tfrecord")
         if kind != "array_record":
             raise ValueError(
-                f"{folder} is in {kind} format; expected array_record. Prepare it again with "
+                f"{shown} is in {kind} format; expected array_record. Prepare it again with "
                 f"`tfds build {info.get('name', 'NAME')} --file_format=array_record`."
             )
         splits = {s["name"]: s for s in info.get("splits", [])}
         if split not in splits:
-            raise ValueError(f"{folder} has no split {split!r}; there are {sorted(splits)}.")
+            raise ValueError(f"{shown} has no split {split!r}; there are {sorted(splits)}.")
         features = _read_json(self._folder / "features.json")["featuresDict"]["features"]
         videos = {n: f for n, f in features.items() if "video" in f}
         if feature not in videos and (feature or len(videos) != 1):
             raise ValueError(
-                f"{folder}: {f'no Video feature {feature!r}' if feature else 'expected one Video'}"
+                f"{shown}: {f'no Video feature {feature!r}' if feature else 'expected one Video'}"
                 f"; its features are { {n: _kind(f) for n, f in features.items()} }."
             )
         self._feature = feature or next(iter(videos))
@@ -70,21 +72,25 @@ class TFDS(Records):
         ]
         if missing := [p for p in paths if not (self._folder / p).exists()]:
             raise FileNotFoundError(
-                f"{folder}: {len(missing)} of {len(paths)} files are missing, {missing[0]} first; "
+                f"{shown}: {len(missing)} of {len(paths)} files are missing, {missing[0]} first; "
                 f"prepare it again with `tfds build {info['name']} --file_format=array_record`."
             )
         super().__init__([str(self._folder / p) for p in paths], counts)
 
     def name(self, index):
-        return f"{self._folder}:{self._split}, example {index}"
+        return f"{printable(self._folder)}:{self._split}, example {index}"
 
     def rate(self, index):
         return self._fps
 
     def frames(self, index, sampling, stride, where):
+        from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
-        example = tf_example_pb2.Example.FromString(self.record(index))
+        try:
+            example = tf_example_pb2.Example.FromString(self.record(index))
+        except DecodeError as error:
+            raise VideoError(f"{self.name(index)} is damaged: {one_line(error)}.") from error
         images = example.features.feature[self._feature].bytes_list.value
         extent = Extent(self.name(index), 0.0, len(images) / self._fps, self._fps)
         times = [(i / self._fps, image) for i, image in enumerate(images)]
@@ -92,7 +98,7 @@ class TFDS(Records):
         try:
             return [decode_image(io.BytesIO(b), sampling.short_side) for b in chosen]
         except IMAGE_ERRORS as error:
-            raise PartError(f"{extent.name} holds a broken image: {error}.") from error
+            raise PartError(f"{extent.name} holds a broken image: {one_line(error)}.") from error
 
 
 def open_tfds(text: str, *, in_memory: bool = False) -> TFDS:
@@ -110,25 +116,32 @@ def open_tfds(text: str, *, in_memory: bool = False) -> TFDS:
     name, _, split = text.partition(":")
     root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     folder = Path(name) if os.sep in name and Path(name).exists() else root / name
+    shown = printable(folder)
     if not folder.exists():
         raise FileNotFoundError(
-            f"{folder} does not exist; prepare it with `tfds build {name.split('/')[0]} "
+            f"{shown} does not exist; prepare it with `tfds build {name.split('/')[0]} "
             "--file_format=array_record`, or set TFDS_DATA_DIR to where it is."
         )
     versions = sorted(p.parent for p in folder.rglob("dataset_info.json"))
     if len(versions) != 1:
         found = [str(p.relative_to(folder)) for p in versions] or sorted(os.listdir(folder))
         raise ValueError(
-            f"{folder} holds {len(versions)} prepared datasets ({found}); expected one: name its "
+            f"{shown} holds {len(versions)} prepared datasets ({found}); expected one: name its "
             "configuration and version, as in tfds:ucf101/ucf101_1/2.0.0:train."
         )
     return TFDS(versions[0], split or "train")
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a prepared TFDS dataset.")
-    return json.loads(path.read_text())
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{printable(path)} does not exist; expected a prepared TFDS dataset."
+        )
+    try:
+        with open_regular(path) as file:
+            return dict(json.load(file))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{printable(path)} is damaged: {one_line(error)}.") from error
 
 
 def _kind(feature: dict) -> str:
