@@ -11,7 +11,7 @@ import argparse
 import logging
 import os
 
-from odvae_jax.cli.parsing import Parser, path, positive, source
+from odvae_jax.cli.parsing import Parser, path, positive, seconds, source
 from odvae_jax.files import printable
 
 EXAMPLE = "odvae data inspect sample-clips --frames=17 --size=128 --output=sheet.png"
@@ -64,7 +64,7 @@ def add_workers(parser: Parser) -> None:
     group = parser.add_argument_group("the work")
     group.add_argument(
         "--read-timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="How many seconds one read may take before its video is given up; 0 for no limit. The "
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from odvae_jax.data.processes import WorkerError
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
-    options = {"frames": arguments.frames, "timeout": arguments.read_timeout or None}
+    options = {"frames": arguments.frames, "timeout": arguments.read_timeout}
     try:
         report = survey(arguments.source, workers=arguments.workers, **options)
     except WorkerError as error:

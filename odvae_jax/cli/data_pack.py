@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     names = ("short_side", "seconds", "kind", "crf", "videos_per_shard", "workers")
     options = {name: getattr(arguments, name) for name in names}
-    timeout = arguments.read_timeout or None
+    timeout = arguments.read_timeout
     try:
         packing = pack_videos(arguments.source, arguments.dest, timeout=timeout, **options)
     except WorkerError as error:

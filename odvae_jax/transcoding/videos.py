@@ -28,6 +28,7 @@ def read_video(job: Job, length: int, settings: Settings) -> FrameBlocks:
         short_side=settings.short_side,
         size=settings.size,
         threads=settings.threads,
+        timeout=settings.read_timeout,
     )
 
 
