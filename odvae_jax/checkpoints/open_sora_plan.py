@@ -17,8 +17,9 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
+from odvae_jax.checkpoints.folders import write_folder
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import with_overrides, write_folder
+from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.config import LEVELS, STRUCTURES, Kind, ODVAEConfig
 from odvae_jax.parameters import named_parameters
 

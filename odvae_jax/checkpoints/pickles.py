@@ -209,6 +209,10 @@ def _encode(machine, text, encoding="latin1", *_):
     return machine.encode(text)
 
 
+def _bytes(machine, text=b"", encoding="latin1"):
+    return _encode(machine, text, encoding) if isinstance(text, str) else text
+
+
 def _numpy_frombuffer(machine, data, dtype, shape, order, *__):
     return _array_of(machine, data, dtype, shape, "F" if order == "F" else "C")
 
@@ -238,6 +242,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Function(_ordered_dict),
     ("collections", "defaultdict"): Function(_plain_dict),
     **{("builtins", name): _Name() for name in _NAMES},
+    **{("builtins", name): Function(_bytes) for name in ("bytes", "bytearray")},
     ("_codecs", "encode"): Function(_encode),
     ("numpy", "ndarray"): _Name(),
     ("numpy", "dtype"): Function(_NumpyDtype),

@@ -19,7 +19,7 @@ import pytest
 
 from odvae_jax.checkpoints.pickles import PickleError, read_pickle
 
-SECONDS, MEGABYTES = 5, 500
+SECONDS, MEGABYTES = 5, 300
 READER = """
 import json, pathlib, resource, sys, time
 from odvae_jax.checkpoints.files import read_weight_file, tensors, others
@@ -34,7 +34,9 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     except ValueError as error:
         said = str(error)
     print(json.dumps([path.stem, time.process_time() - start, said]), flush=True)
-print(json.dumps(["peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, ""]))
+status = pathlib.Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(json.dumps(["peak", peak / 1024, ""]))
 """
 
 
@@ -146,8 +148,8 @@ DEFLATED = zipfile.ZIP_DEFLATED
 GOOD_ZIP, GOOD_LEGACY = stored(tensor()), legacy(tensor(zipped=False))
 REFUSED = {
     "deflated tensor": (stored(tensor(), of_data=DEFLATED), "compressed data"),
-    "deflated bomb": (stored(tensor(), bytes(3 * 10**8), of_data=DEFLATED), "compressed data"),
-    "deflated program": (stored(tensor() + bytes(3 * 10**8), compression=DEFLATED), "compressed"),
+    "deflated bomb": (stored(tensor(), bytes(10**8), of_data=DEFLATED), "compressed data"),
+    "deflated program": (stored(tensor() + bytes(10**8), compression=DEFLATED), "compressed"),
     "entry elsewhere": (moved(GOOD_ZIP, 7), "ends before its tensors"),
     "entry far away": (moved(GOOD_ZIP, 2**31), "ends before its tensors"),
     "entry too large": (entry_of(GOOD_ZIP, 2**31), "ends before its tensors"),
