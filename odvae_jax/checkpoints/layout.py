@@ -47,6 +47,22 @@ def from_kernel(kernel: Float[np.ndarray, "kt k k c d"], axes: int) -> Float[np.
     return np.ascontiguousarray(weight.reshape(*weight.shape[:2], *weight.shape[2:][5 - axes :]))
 
 
+def length_of(weight: np.ndarray, name: str, source: Path) -> int:
+    """Returns the length of the first axis of a weight, which is the number of its outputs.
+
+    Args:
+      weight: the weight.
+      name: the name of the weight, for the error message.
+      source: the file, for the error message.
+
+    Raises:
+      ValueError: if the weight is a single number.
+    """
+    if not np.ndim(weight):
+        raise ValueError(f"{printable(source)}: {name} is a single number; expected a weight.")
+    return weight.shape[0]
+
+
 def torch_leaf(name: str) -> tuple[str, str]:
     """Returns the layer and PyTorch's name of a parameter of this package.
 

