@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from odvae_jax.types import AnyArray
+from odvae_jax.types import AnyArray, whole_numbers
 
 
 def to_unit_range(video: UInt8[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
@@ -30,11 +30,18 @@ class VideoSize:
       frames: the number of frames.
       height: the number of rows.
       width: the number of columns.
+
+    Raises:
+      ValueError: if one of them is no whole number, or is less than 1.
     """
 
     frames: int
     height: int
     width: int
+
+    def __post_init__(self):
+        whole_numbers(self, "frames", "frames", least=1)
+        whole_numbers(self, "pixels", "height", "width", least=1)
 
     def cut(self, video: Shaped[AnyArray, "b t h w c"]) -> Shaped[AnyArray, "b u v x c"]:
         """Returns a video [B, T, H, W, C] cut to this size at its end, bottom and right."""

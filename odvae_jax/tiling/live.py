@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checks import check_streams
+from odvae_jax.checks import check_array, check_latents, check_streams
 from odvae_jax.layers.carry import START, State
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.types import AnyArray
@@ -40,6 +40,7 @@ class LiveEncoder:
         Raises:
           ValueError: if the shape of the frames cannot be encoded.
         """
+        check_array("frames", frames)
         frames = jnp.asarray(frames)
         if self._waiting is not None:
             frames = jnp.concatenate([self._waiting, frames], axis=1)
@@ -95,6 +96,7 @@ class LiveDecoder:
         Raises:
           ValueError: if the latents cannot be decoded.
         """
+        check_latents(latents, self._vae.config)
         latents = jnp.asarray(latents)
         frames = []
         for i in range(latents.shape[1]):

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Shaped
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.layers.carry import START, State
 from odvae_jax.sharding import varying_alike
-from odvae_jax.tiling.parts import Part, whole_numbers
+from odvae_jax.tiling.parts import Part
+from odvae_jax.types import whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)
