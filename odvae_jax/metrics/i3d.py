@@ -134,7 +134,7 @@ class I3D:
 
     def _convolve(self, x, name, stride=(1, 1, 1)):
         kernel, bias = self.units[name]
-        return bias + jax.lax.conv_general_dilated(
+        return bias[None, None, None, None] + jax.lax.conv_general_dilated(
             x,
             kernel,
             stride,

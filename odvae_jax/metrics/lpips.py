@@ -115,17 +115,26 @@ class LPIPS:
                 f"frames of {h}×{w} are too small for LPIPS with {self.net!r}; they need at least "
                 f"{SMALLEST[self.net]}×{SMALLEST[self.net]} pixels."
             )
+        return _distance(self, a, b)
+
+    def distance(
+        self, a: Float[Array, "*batch h w 3"], b: Float[Array, "*batch h w 3"]
+    ) -> Float[Array, "*batch"]:
+        """Returns what a call returns, as a plain function that neither checks nor compiles."""
+        h, w = a.shape[-3:-1]
         batch = a.shape[:-3]
         count = math.prod(batch)
         features = [self._features(x.reshape(count, h, w, 3)) for x in (a, b)]
         distance = jnp.zeros((count,), jnp.float32)
         for weights, x, y in zip(self.linear, *features, strict=True):
             difference = (_unit_length(x) - _unit_length(y)) ** 2
-            distance += jnp.mean(jnp.sum(difference * weights, axis=-1), axis=(1, 2))
+            distance += jnp.mean(
+                jnp.sum(difference * weights[None, None, None], axis=-1), axis=(1, 2)
+            )
         return distance.reshape(batch)
 
     def _features(self, x):
-        shift, scale = (jnp.asarray(value, jnp.float32) for value in (_SHIFT, _SCALE))
+        shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
         x = ((jnp.asarray(x, jnp.float32) - shift) / scale).astype(self.dtype)
         tapped = []
         layers = zip(_LAYERS[self.net], self.kernels, self.biases, strict=True)
@@ -140,7 +149,7 @@ class LPIPS:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 precision="highest" if self.dtype == "float32" else None,
             )
-            x = jax.nn.relu(x + bias.astype(self.dtype))
+            x = jax.nn.relu(x + jax.lax.broadcast_to_rank(bias.astype(self.dtype), x.ndim))
             if layer.tapped:
                 tapped.append(x)
         return tapped
@@ -203,3 +212,6 @@ def _unit_length(x):
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return x / (length + 1e-10)
+
+
+_distance = jax.jit(LPIPS.distance, inline=True)

@@ -106,7 +106,7 @@ class SpatialTiling:
             place, of_row, of_column, before = tile
             y, after = one(place, before if carries else state)
             start = (0, 0, place[0] * unit_out, place[1] * unit_out, 0)
-            y = y * of_row[:, None, None] * of_column[:, None]
+            y = y * of_row[None, None, :, None, None] * of_column[None, None, None, :, None]
             y += jax.lax.dynamic_slice(blended, start, y.shape)
             return jax.lax.dynamic_update_slice(blended, y, start), after
 
