@@ -393,6 +393,7 @@ class ODVAE(nnx.Module):
         *,
         revision: str | None = None,
         subfolder: str | None = None,
+        verify: bool = True,
         **overrides: Any,
     ) -> ODVAE:
         """Loads an OD-VAE of this package, a released one, or an SD-VAE as a per-frame image model.
@@ -404,14 +405,19 @@ class ODVAE(nnx.Module):
             model that comes with the package; or the hub id of such a folder.
           revision: the branch, tag or commit of the hub's repository.
           subfolder: the folder inside the repository, or inside the local folder, such as "vae".
+          verify: whether the files are compared with the digests that this package writes with a
+            model (docs/weights.md). Files without digests pass.
           **overrides: config fields to change that change no parameter's shape, such as
             `dtype="bfloat16"`.
 
         Raises:
           FileNotFoundError: if the source or one of its files is missing.
-          ValueError: if the files hold no such model. The message says which names differ and how.
+          ValueError: if the files hold no such model, are damaged, or hold values that are not
+            finite. The message says which names differ and how.
         """
-        model = registry.load(source, revision=revision, subfolder=subfolder, **overrides)
+        model = registry.load(
+            source, revision=revision, subfolder=subfolder, verify=verify, **overrides
+        )
         if not isinstance(model, cls):
             raise ValueError(
                 f"{source} holds a {type(model).__name__}, not an ODVAE: odvae_jax.from_pretrained "

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from odvae_jax.config import IMAGE_CHANNELS, ODVAEConfig
 from odvae_jax.pixels import VideoSize
@@ -31,18 +32,30 @@ def check_streams(config: ODVAEConfig) -> None:
 
 
 def check_array(name: str, value: Any) -> None:
-    """Checks that a value is a JAX or NumPy array.
+    """Checks that a value is a JAX or NumPy array of numbers that JAX can take.
 
     Args:
       name: the name of the argument, for the message.
       value: the value.
 
     Raises:
-      ValueError: if the value is something else.
+      ValueError: if the value is something else, a masked array, or an array of objects, of text or
+        of numbers in the byte order or of a size that JAX does not have.
     """
     if not isinstance(value, AnyArray):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.")
+        hint = {"torch.Tensor": f" Use {name}.cpu().numpy().", "builtins.list": " Use np.stack."}
+        raise ValueError(f"{name} is a {kind}; expected a JAX or NumPy array.{hint.get(kind, '')}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a masked array; expected a plain one: {name}.filled(0).")
+    if isinstance(value, np.ndarray):
+        dtype = value.dtype
+        numbers = jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b"
+        if not numbers or not dtype.isnative or dtype.itemsize > {"c": 16}.get(dtype.kind, 8):
+            raise ValueError(
+                f"{name} has dtype {dtype.str}, which JAX cannot take; expected plain numbers in "
+                f"this machine's byte order: {name}.astype(np.float32)."
+            )
 
 
 def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bool = False) -> None:
@@ -183,12 +196,14 @@ def check_size(size: VideoSize | None, shape: tuple[int, ...], config: ODVAEConf
       config: the config of the model.
 
     Raises:
-      ValueError: if the video of the latents is smaller than `size`.
+      ValueError: if `size` is no `VideoSize`, or the video of the latents is smaller.
     """
+    if size is None:
+        return
+    if not isinstance(size, VideoSize):
+        raise ValueError(f"size is {size!r:.100}; expected a VideoSize(frames, height, width).")
     most = config.video_shape(shape)[1:4]
-    if size is not None and any(
-        n > m for n, m in zip(dataclasses.astuple(size), most, strict=True)
-    ):
+    if any(n > m for n, m in zip(dataclasses.astuple(size), most, strict=True)):
         raise ValueError(
             f"latents of shape {tuple(shape)} are those of {most} frames, rows and columns, fewer "
             f"than {size}: they are another video's."

@@ -12,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 IMAGE_CHANNELS = 3
+MOST_CHANNELS = 2**16
+"""The most channels that a layer can have; a config with more is damaged or hostile."""
+MOST_BLOCKS = 256
+"""The most residual blocks that an encoder or a decoder can have."""
 GROUP_NORM_EPSILON = 1e-6
 
 Kind = Literal["2d", "3d", "mixed"]
@@ -75,9 +79,13 @@ class Structure:
         levels = len(self.width_multipliers)
         if not levels:
             _refuse("width_multipliers", self.width_multipliers, "one positive integer per level")
+        if max(self.width_multipliers) > MOST_CHANNELS:
+            _refuse("width_multipliers", self.width_multipliers, f"at most {MOST_CHANNELS}")
         for name in ("encoder_blocks", "decoder_blocks"):
             if not _is_positive(getattr(self, name)):
                 _refuse(name, getattr(self, name), "a positive integer")
+            if getattr(self, name) * levels > MOST_BLOCKS:
+                _refuse(name, getattr(self, name), f"at most {MOST_BLOCKS} on all levels together")
             object.__setattr__(self, name, int(getattr(self, name)))
         if self.decoder_width is not None:
             if not _is_positive(self.decoder_width):
@@ -273,8 +281,19 @@ class ODVAEConfig:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer.")
             object.__setattr__(self, name, int(value))
-        if not isinstance(self.scaling_factor, (int, float)) or not self.scaling_factor > 0:
-            raise ValueError(f"scaling_factor={self.scaling_factor!r} must be a positive number.")
+        factor = self.scaling_factor
+        if not isinstance(factor, (int, float)) or isinstance(factor, bool):
+            raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
+        if max(self.encoder_widths + self.decoder_widths) > MOST_CHANNELS:
+            raise ValueError(
+                f"width={self.width} makes a layer of more than {MOST_CHANNELS} channels."
+            )
+        if self.latent_channels > MOST_CHANNELS:
+            raise ValueError(
+                f"latent_channels={self.latent_channels} is more than {MOST_CHANNELS}."
+            )
         if self.width % self.groups:
             raise ValueError(
                 f"width={self.width} is not a multiple of groups={self.groups}: "

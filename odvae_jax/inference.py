@@ -244,7 +244,7 @@ def _check_devices(name, x, shape, unit, mesh):
 
 def _is_traced(*trees):
     """Whether this runs inside a function that is being compiled, even on constants."""
-    ambient = jnp.zeros(())  # traced itself inside one
+    ambient = jax.device_put(np.float32(0))  # traced itself inside one
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((ambient, trees)))
 
 

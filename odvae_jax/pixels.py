@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from odvae_jax.types import AnyArray
+from odvae_jax.types import AnyArray, whole_numbers
 
 
 def to_unit_range(video: UInt8[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
@@ -30,15 +32,23 @@ class VideoSize:
       frames: the number of frames.
       height: the number of rows.
       width: the number of columns.
+
+    Raises:
+      ValueError: if one of them is no whole number, or is less than 1.
     """
 
     frames: int
     height: int
     width: int
 
+    def __post_init__(self):
+        whole_numbers(self, "frames", "frames", least=1)
+        whole_numbers(self, "pixels", "height", "width", least=1)
+
     def cut(self, video: Shaped[AnyArray, "b t h w c"]) -> Shaped[AnyArray, "b u v x c"]:
         """Returns a video [B, T, H, W, C] cut to this size at its end, bottom and right."""
-        return video[:, : self.frames, : self.height, : self.width]
+        cut = _cut_array if isinstance(video, np.ndarray) else _cut
+        return cut(video, dataclasses.astuple(self))
 
 
 def pad_video(
@@ -55,5 +65,32 @@ def pad_video(
     more = [n - m for n, m in zip(size, video.shape[1:4], strict=True)]
     if not any(more):
         return video
-    pad = np.pad if isinstance(video, np.ndarray) else jnp.pad
+    pad = np.pad if isinstance(video, np.ndarray) else _pad
     return pad(video, ((0, 0), *((0, n) for n in more), (0, 0)), mode="edge")
+
+
+def _cut_array(video, size):
+    frames, height, width = size
+    return video[:, :frames, :height, :width]
+
+
+# Compiled, so that no index is sent to the device by every call.
+_cut = jax.jit(_cut_array, static_argnames="size", inline=True)
+_pad = jax.jit(jnp.pad, static_argnames=("pad_width", "mode"), inline=True)
+
+
+@functools.partial(jax.jit, static_argnames=("start", "stop"), inline=True)
+def _frames_between(video, start, stop):
+    return video[:, start:stop]
+
+
+def frames_between(
+    video: Shaped[AnyArray, "b t ..."], start: int, stop: int | None = None
+) -> Shaped[AnyArray, "b u ..."]:
+    """Returns the frames from `start` to `stop`, which count as in a slice; None is the end.
+
+    Of a JAX array, each pair of numbers is compiled.
+    """
+    if isinstance(video, np.ndarray):
+        return video[:, start:stop]
+    return _frames_between(video, start, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,9 +59,10 @@ class DiagonalGaussian:
           moments: floating point, [..., 2 C].
           size: the size of the video before it was padded; None if it was not.
         """
-        xp = np if isinstance(moments, np.ndarray) else jnp
-        mean, logvar = xp.split(moments.astype(xp.float32), 2, axis=-1)
-        return cls(mean, xp.clip(logvar, *LOGVAR_RANGE), size)
+        if isinstance(moments, np.ndarray):
+            mean, logvar = np.split(moments.astype(np.float32), 2, axis=-1)
+            return cls(mean, np.clip(logvar, *LOGVAR_RANGE), size)
+        return cls(*_mean_and_logvar(moments), size)
 
     def mode(self) -> Float[AnyArray, "*shape"]:
         """Returns the most probable latents, which are the mean."""
@@ -68,13 +70,11 @@ class DiagonalGaussian:
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, "*shape"]:
         """Returns latents drawn with the reparameterisation trick, which lets gradients through."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+        return _sampled(self.mean, self.logvar, key)
 
     def kl(self) -> Float[Array, " b"]:
         """Returns the KL divergence to the unit Gaussian in nats, summed over each clip."""
-        terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
-        return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
+        return _divergence(self.mean, self.logvar)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], VideoSize | None]:
         """Returns mean and log-variance as leaves, and the size as static data, for JAX."""
@@ -94,3 +94,21 @@ class DiagonalGaussian:
     def __repr__(self) -> str:
         size = "" if self.size is None else f", size={self.size!r}"
         return f"DiagonalGaussian(mean={self.mean!r}, logvar={self.logvar!r}{size})"
+
+
+# Compiled, so that no constant is sent to the device by every call.
+@functools.partial(jax.jit, inline=True)
+def _mean_and_logvar(moments):
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+
+@functools.partial(jax.jit, inline=True)
+def _sampled(mean, logvar, key):
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+@functools.partial(jax.jit, inline=True)
+def _divergence(mean, logvar):
+    terms = mean**2 + jnp.exp(logvar) - 1.0 - logvar
+    return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))

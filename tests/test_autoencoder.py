@@ -7,6 +7,8 @@ import pytest
 
 import odvae_jax
 from odvae_jax import ODVAE, ODVAEConfig
+from odvae_jax.layers.carry import START
+from odvae_jax.tiling.live import LiveDecoder, LiveEncoder
 from tests.conftest import SMALL, full, random_video, small_model
 from tests.released import golden, released_model
 
@@ -141,3 +143,73 @@ def test_a_model_is_made_from_a_config_and_a_seed():
 def test_a_model_needs_a_config():
     with pytest.raises(ValueError, match=r"ODVAEConfig.variant\(4\)"):
         ODVAE({"width": 8})
+
+
+ODD_ARRAYS = {
+    "big-endian": (lambda x: x.astype(x.dtype.newbyteorder(">")), "byte order.*astype"),
+    "objects": (lambda x: x.astype(object), r"dtype \|O, which JAX cannot take"),
+    "text": (lambda x: x.astype(str), "which JAX cannot take"),
+    "long double": (lambda x: x.astype(np.longdouble), "which JAX cannot take"),
+    "masked": (lambda x: np.ma.masked_array(x, x > 0.5), "masked array.*filled"),
+    "structured": (lambda x: np.zeros(x.shape, [("a", "f4")]), "which JAX cannot take"),
+    "bool": (lambda x: x > 0, "dtype bool"),
+    "complex": (lambda x: x.astype(np.complex64), "dtype complex64"),
+    "a list": (lambda x: x.tolist(), "builtins.list; expected a JAX or NumPy array"),
+    "no rows": (lambda x: x[:, :, :0], "nearest"),
+}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("make, words", ODD_ARRAYS.values(), ids=ODD_ARRAYS)
+def test_arrays_that_jax_cannot_take_are_refused_by_every_way_in(make, words):
+    vae = small_model(norm="frame")
+    video = make(random_video(5, 16, 16))
+    latents = make(np.ones((1, 2, 2, 2, 4), np.float32))
+    ways = [
+        *(functools.partial(call, video) for call in (vae.encode, vae.moments, vae.reconstruct)),
+        lambda: odvae_jax.encode(vae, video),
+        lambda: odvae_jax.encode(vae, video, tiling=odvae_jax.Streaming(4)),
+        lambda: vae.encode_chunk(video, START),
+        lambda: vae.decode(latents),
+        lambda: odvae_jax.decode(vae, latents, tiling=odvae_jax.TemporalTiling(5)),
+        lambda: odvae_jax.decode_uint8(vae, latents),
+        lambda: vae.decode_chunk(latents, START, final=True),
+        lambda: LiveDecoder(vae).push(latents),
+    ]
+    if "nearest" not in words:
+        ways.append(lambda: LiveEncoder(vae).push(video))
+    for way in ways:
+        with pytest.raises(ValueError, match=words) as error:
+            way()
+        assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("number", [0, -1, 1.5, 2.0, True, "3", None, float("nan"), [1]])
+def test_impossible_sizes_and_numbers_are_refused(number):
+    for make, words in (
+        (lambda: odvae_jax.VideoSize(number, 8, 8), "VideoSize.frames=.*at least 1"),
+        (lambda: odvae_jax.VideoSize(8, 8, number), "VideoSize.width=.*at least 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
+    if number in (0, -1):
+        return
+    for make, words in (
+        (lambda: odvae_jax.TemporalTiling(number), "group=.*expected a whole number of frames"),
+        (lambda: odvae_jax.Streaming(number), "chunk=.*expected a whole number of frames"),
+        (lambda: odvae_jax.SpatialTiling(number), "tile=.*expected a whole number of pixels"),
+        (lambda: odvae_jax.SpatialTiling(16, number), "overlap=.*expected a whole number of"),
+        (lambda: odvae_jax.make_mesh(number), "data=.*expected a whole number of devices"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_integers_of_numpy_are_taken_and_other_sizes_are_refused():
+    size = odvae_jax.VideoSize(np.int64(3), np.uint8(8), 8)
+    assert size == odvae_jax.VideoSize(3, 8, 8) and type(size.frames) is int
+    assert odvae_jax.Streaming(np.int32(4)) == odvae_jax.Streaming(4)
+    with pytest.raises(ValueError, match="expected a VideoSize"):
+        odvae_jax.decode(small_model(), np.ones((1, 2, 2, 2, 4), np.float32), size=(3, 8, 8))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import mmap
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,11 @@ import numpy as np
 import safetensors
 
 from odvae_jax.checkpoints.pickles import PickleError, read_pickle
+from odvae_jax.files import one_line, printable
 
+JSON_BYTES = 16 * 2**20
+"""The size of the largest JSON file that is read."""
+_JSON_LEVELS = 32
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -36,13 +43,26 @@ class _Safetensors(Mapping):
     """Tensors of a safetensors file, each read when it is looked up."""
 
     def __init__(self, path: Path):
+        self._path = path
         self._file = safetensors.safe_open(path, framework="numpy")
         self._names = dict.fromkeys(self._file.keys())
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The texts by name that the file's header holds beside its tensors."""
+        return self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)
+        try:
+            return self._file.get_tensor(name)
+        except Exception as error:  # the library raises many classes for dtypes that NumPy lacks
+            dtype = self._file.get_slice(name).get_dtype()
+            raise ValueError(
+                f"{printable(self._path)}: {shown(name)} is of {dtype}, which cannot be read "
+                f"({one_line(error, 100)}); expected float32, float16 or bfloat16."
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -59,27 +79,32 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
       ValueError: if it is a Git LFS pointer, is truncated, or is not a file of weights.
     """
     path = Path(path)
+    name = printable(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a file of weights.")
+        raise FileNotFoundError(f"{name} does not exist; expected a file of weights.")
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(_LFS_POINTER):
         raise ValueError(
-            f"{path} is a Git LFS pointer, not the weights themselves: "
+            f"{name} is a Git LFS pointer, not the weights themselves: "
             "run `git lfs pull` where it was cloned."
         )
     if path.suffix == ".safetensors":
         try:
             return WeightFile(path, _Safetensors(path))
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file: {error}.") from error
+        except OSError:  # it cannot be read
+            raise
+        except Exception as error:  # the library's own, or Python's for what is no UTF-8
+            raise ValueError(
+                f"{name} is truncated or not a safetensors file: {one_line(error)}."
+            ) from error
     try:
         pickle = read_pickle(path)
     except PickleError as error:
-        raise ValueError(f"{path} is truncated or not a pickle of tensors: {error}.") from error
+        raise ValueError(f"{name} is truncated or not a pickle of tensors: {error}.") from error
     if not isinstance(pickle.content, Mapping):
         kind = type(pickle.content).__name__
-        raise ValueError(f"{path} is a pickle, but of a {kind}, not of weights by name.")
+        raise ValueError(f"{name} is a pickle, but of a {kind}, not of weights by name.")
     return WeightFile(path, pickle.content, tuple(pickle.inert))
 
 
@@ -100,4 +125,61 @@ def others(content: Mapping[str, Any], chosen: str | None = None) -> list[str]:
     if isinstance(content, _Safetensors):
         return []
     taken = {chosen, *tensors(content)}
-    return [str(name) for name in content if name not in taken]
+    return [shown(name) for name in content if name not in taken]
+
+
+def shown(value: Any) -> str:
+    """Returns what a file holds as short text that can be printed anywhere."""
+    return one_line(Exception(value if isinstance(value, str) else repr(value)), 100)
+
+
+def metadata_of(file: WeightFile) -> Mapping[str, str]:
+    """Returns the texts by name that a safetensors file holds beside its tensors."""
+    return file.content.metadata if isinstance(file.content, _Safetensors) else {}
+
+
+def parts_of(path: Path) -> dict[str, memoryview]:
+    """Returns the bytes of each tensor of a safetensors file, mapped from the file.
+
+    The file must be one that `read_weight_file` takes.
+    """
+    with path.open("rb") as file:
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    (length,) = struct.unpack("<Q", memory[:8])
+    fields = json.loads(bytes(memory[8 : 8 + length]))
+    places = {n: f["data_offsets"] for n, f in fields.items() if n != "__metadata__"}
+    start = 8 + length
+    return {n: memory[start + a : start + b] for n, (a, b) in places.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+      ValueError: if the file holds no JSON object, is larger than 16 MB or nested deeper than 32
+        levels, or holds numbers that are not finite.
+    """
+    name = printable(path)
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{name} has {size:,} bytes; expected a config of at most {JSON_BYTES:,}.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_json)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{name} is not JSON, or is cut short: {one_line(error, 200)}. Copy, download or save "
+            "it anew."
+        ) from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name} holds a {type(fields).__name__}, not a JSON object.")
+    if not _is_shallow(fields, _JSON_LEVELS):
+        raise ValueError(f"{name} is nested deeper than {_JSON_LEVELS} levels, as no config is.")
+    return fields
+
+
+def _not_json(constant):
+    raise ValueError(f"{constant} is no number")
+
+
+def _is_shallow(value, levels):
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)

@@ -12,7 +12,15 @@ from jaxtyping import Float
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.config import ODVAEConfig
-from odvae_jax.parameters import abstract_model, differences, named_parameters, with_parameters
+from odvae_jax.files import printable
+from odvae_jax.parameters import (
+    abstract_model,
+    check_finite,
+    converted,
+    differences,
+    named_parameters,
+    with_parameters,
+)
 
 Progress = Callable[[Iterable], Iterable]
 
@@ -37,6 +45,22 @@ def from_kernel(kernel: Float[np.ndarray, "kt k k c d"], axes: int) -> Float[np.
     """
     weight = kernel.transpose(4, 3, 0, 1, 2)
     return np.ascontiguousarray(weight.reshape(*weight.shape[:2], *weight.shape[2:][5 - axes :]))
+
+
+def length_of(weight: np.ndarray, name: str, source: Path) -> int:
+    """Returns the length of the first axis of a weight, which is the number of its outputs.
+
+    Args:
+      weight: the weight.
+      name: the name of the weight, for the error message.
+      source: the file, for the error message.
+
+    Raises:
+      ValueError: if the weight is a single number.
+    """
+    if not np.ndim(weight):
+        raise ValueError(f"{printable(source)}: {name} is a single number; expected a weight.")
+    return weight.shape[0]
 
 
 def torch_leaf(name: str) -> tuple[str, str]:
@@ -81,12 +105,13 @@ def build(
         value = state[theirs]
         found[theirs] = value.shape
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{source}: {theirs} is of {value.dtype}; weights are floating point.")
+            raise ValueError(
+                f"{printable(source)}: {theirs} is of {value.dtype}; weights are floating point."
+            )
         if ours.endswith(".kernel") and value.ndim in (2, 4, 5):
             value = to_kernel(value)
         if value.shape == expected[ours]:
-            # A copy: what is mapped from a file would change with the file.
-            parameters[ours] = jnp.array(value, config.param_dtype, copy=True)
+            parameters[ours] = converted(value, config.param_dtype)
     wanted = {}
     for ours, theirs in names.items():
         if ours in parameters:
@@ -97,10 +122,12 @@ def build(
     found |= {n: np.shape(state[n]) for n in state if n not in found}
     if problems := differences(wanted, found):
         raise ValueError(
-            f"{source} does not hold a {config.name!r} model of width {config.width}: "
+            f"{printable(source)} does not hold a {config.name!r} model of width {config.width}: "
             f"{problems}. {_likely_cause(wanted, found)}"
         )
-    return with_parameters(vae, parameters)
+    check_finite({names[ours]: value for ours, value in parameters.items()}, source)
+    # Copies: what is mapped from a file would change with the file.
+    return with_parameters(vae, {n: jnp.array(v, copy=True) for n, v in parameters.items()})
 
 
 def _torch_shape(shape, axes):

@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.files import read_weight_file
+from odvae_jax.checkpoints import integrity
+from odvae_jax.checkpoints.files import read_json, read_weight_file
+from odvae_jax.checkpoints.folders import CONFIG_FILE, write_folder
 from odvae_jax.config import ODVAEConfig
-from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
+from odvae_jax.files import one_line, printable
+from odvae_jax.parameters import (
+    abstract_model,
+    check_finite,
+    check_shapes,
+    converted,
+    named_parameters,
+    with_parameters,
+)
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
 ENCODER = ("encoder.", "quant_conv.")
@@ -73,111 +79,52 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
     write_folder(path, config, WEIGHTS_FILE, arrays, overwrite=overwrite, metadata=metadata)
 
 
-def write_folder(
-    path: str | os.PathLike,
-    config: dict[str, Any],
-    weights_file: str,
-    arrays: dict[str, np.ndarray],
-    *,
-    overwrite: bool,
-    metadata: dict[str, str],
-) -> None:
-    """Writes `config.json` and a safetensors file into a folder.
-
-    A folder that did not exist appears complete or not at all.
-
-    Args:
-      path: the folder.
-      config: the content of `config.json`.
-      weights_file: the name of the safetensors file.
-      arrays: the arrays of the safetensors file by name.
-      overwrite: whether files of these names are replaced.
-      metadata: the metadata of the safetensors file.
-
-    Raises:
-      FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
-        holds files of other names.
-    """
-    path = check_destination(path, (CONFIG_FILE, weights_file), overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        building.chmod(0o755)  # mkdtemp lets nobody else in
-        (building / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        save_file(arrays, building / weights_file, metadata=metadata)
-        # safetensors lets nobody else read what it writes.
-        (building / weights_file).chmod((building / CONFIG_FILE).stat().st_mode)
-        if path.exists():
-            for file in building.iterdir():
-                os.replace(file, path / file.name)
-            building.rmdir()
-        else:
-            building.rename(path)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-
-
-def check_destination(path: str | os.PathLike, ours: tuple[str, ...], *, overwrite: bool) -> Path:
-    """Returns the real path of a folder that may be written, with links followed.
-
-    Args:
-      path: the folder.
-      ours: the names of files that may be replaced; files of other names never are.
-      overwrite: whether they may be replaced.
-
-    Raises:
-      FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
-        holds files of other names.
-    """
-    path = Path(path).resolve()
-    if not path.exists():
-        return path
-    held = sorted(p.name for p in path.iterdir()) if path.is_dir() else [path.name]
-    if held and not overwrite:
-        raise FileExistsError(
-            f"{path} exists already; choose another path, or ask to overwrite it."
-        )
-    if strange := [name for name in held if name not in ours]:
-        raise FileExistsError(
-            f"{path} holds other files, which are not overwritten ({strange[:4]}); "
-            "choose another path."
-        )
-    return path
-
-
 def load(
-    path: str | os.PathLike, *, progress: Callable[[Iterable], Iterable] = iter, **overrides: Any
+    path: str | os.PathLike,
+    *,
+    progress: Callable[[Iterable], Iterable] = iter,
+    verify: bool = True,
+    **overrides: Any,
 ) -> ODVAE:
     """Loads a model from a folder of the package's own layout.
 
     Args:
       path: the folder.
       progress: wraps the loop over parameters, for example in a progress bar.
+      verify: whether the files are compared with the digests that were written with them. Files
+        without digests pass.
       **overrides: config fields to change that change no parameter's shape.
 
     Raises:
       FileNotFoundError: if one of the folder's files is missing.
-      ValueError: if the weights do not fit the config, or a field is unknown or cannot be changed.
+      ValueError: if the weights do not fit the config, a field is unknown or cannot be changed, the
+        files are not what was written, or values are not finite.
     """
     path = Path(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             held = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no folder"
             raise FileNotFoundError(
-                f"{path / name} does not exist (found: {held}); "
+                f"{printable(path / name)} does not exist (found: {held}); "
                 "expected a folder that save_pretrained wrote."
             )
     config = read_config(path / CONFIG_FILE, **overrides)
-    state = read_weight_file(path / WEIGHTS_FILE).content
-    parameters = {name: jnp.array(state[name], config.param_dtype) for name in progress(state)}
+    file = read_weight_file(path / WEIGHTS_FILE)
+    state = file.content
+    parameters = {name: converted(state[name], config.param_dtype) for name in progress(state)}
+    model = abstract_model(config)
     try:
-        return with_parameters(abstract_model(config), parameters)
+        check_shapes(model, parameters)
     except ValueError as error:
         raise ValueError(
-            f"{path / WEIGHTS_FILE} does not fit {path / CONFIG_FILE} "
+            f"{printable(path / WEIGHTS_FILE)} does not fit {printable(path / CONFIG_FILE)} "
             f"(another width or variant?): {error}."
         ) from error
+    if verify:
+        integrity.verify(file, path / CONFIG_FILE)
+    check_finite(parameters, path / WEIGHTS_FILE)
+    # Copies: what is mapped from a file would change with the file.
+    return with_parameters(model, {name: jnp.array(value) for name, value in parameters.items()})
 
 
 def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
@@ -194,14 +141,15 @@ def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
     fields = read_json(path)
     if fields.pop("format", None) != FORMAT:
         raise ValueError(
-            f'{path} is not the config of an odvae_jax model ("format": "{FORMAT}" is missing).'
+            f"{printable(path)} is not the config of an odvae_jax model "
+            f'("format": "{FORMAT}" is missing).'
         )
     if missing := [f.name for f in dataclasses.fields(ODVAEConfig) if f.name not in fields]:
-        raise ValueError(f"{path}: the fields {missing} are missing.")
+        raise ValueError(f"{printable(path)}: the fields {missing} are missing.")
     try:
         config = ODVAEConfig.from_dict(fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:  # JSON may hold anything
+        raise ValueError(f"{printable(path)}: {one_line(error)}") from error
     return with_overrides(config, path, overrides)
 
 
@@ -218,22 +166,7 @@ def with_overrides(config: ODVAEConfig, source: Path, overrides: dict[str, Any])
     """
     if fixed := [n for n in overrides if hasattr(config, n) and n not in _CHANGEABLE]:
         raise ValueError(
-            f"{fixed} cannot be changed while loading {source}: the weights are made for them. "
-            f"What can is {list(_CHANGEABLE)}."
+            f"{fixed} cannot be changed while loading {printable(source)}: the weights are made "
+            f"for them. What can is {list(_CHANGEABLE)}."
         )
     return ODVAEConfig.from_dict({**config.to_dict(), **overrides})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
-
-    Raises:
-      ValueError: if the file holds no JSON object.
-    """
-    try:
-        fields = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object.")
-    return fields

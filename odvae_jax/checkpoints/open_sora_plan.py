@@ -17,8 +17,9 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
-from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import with_overrides, write_folder
+from odvae_jax.checkpoints.folders import write_folder
+from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
+from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.config import LEVELS, STRUCTURES, Kind, ODVAEConfig
 from odvae_jax.parameters import named_parameters
 
@@ -201,7 +202,10 @@ def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
     latents = "post_quant_conv.conv.weight"
     if name is None or latents not in state:
         raise ValueError(f"{source} is not a whole OD-VAE: conv_in or post_quant_conv is missing.")
-    sizes = {"width": state[name].shape[0], "latent_channels": state[latents].shape[0]}
+    sizes = {
+        "width": length_of(state[name], name, source),
+        "latent_channels": length_of(state[latents], latents, source),
+    }
     for structure in HOLDABLE:
         config = ODVAEConfig(structure=structure, groups=_GROUPS, **sizes, **_FUNCTION)
         parts = config.parts

@@ -12,10 +12,10 @@ from flax import nnx
 
 from odvae_jax import registry, shipped
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
-from odvae_jax.checkpoints.files import WeightFile, read_weight_file
+from odvae_jax.checkpoints import integrity, native, open_sora_plan, sd_vae
+from odvae_jax.checkpoints.files import WeightFile, read_json, read_weight_file, shown
 from odvae_jax.checkpoints.layout import Progress
-from odvae_jax.checkpoints.native import read_json
+from odvae_jax.files import one_line, printable
 
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
@@ -48,6 +48,7 @@ def from_pretrained(
     *,
     revision: str | None = None,
     subfolder: str | None = None,
+    verify: bool = True,
     **overrides: Any,
 ) -> nnx.Module:
     """Loads the model that a source holds, whatever kind of model it is.
@@ -59,6 +60,8 @@ def from_pretrained(
         the package; or the hub id of such a folder.
       revision: the branch, tag or commit of the hub's repository.
       subfolder: the folder inside the repository, or inside the local folder, such as "vae".
+      verify: whether the files are compared with the digests that this package writes with a model
+        (docs/weights.md). Files without digests pass.
       **overrides: config fields to change that change no parameter's shape, such as
         `dtype="bfloat16"`.
 
@@ -67,10 +70,12 @@ def from_pretrained(
 
     Raises:
       FileNotFoundError: if the source or one of its files is missing.
-      ValueError: if the files hold no model that is known. The message says which names differ and
-        how.
+      ValueError: if the files hold no model that is known, are damaged, or hold values that are not
+        finite. The message says which names differ and how.
     """
-    return load_pretrained(source, revision=revision, subfolder=subfolder, **overrides).vae
+    return load_pretrained(
+        source, revision=revision, subfolder=subfolder, verify=verify, **overrides
+    ).vae
 
 
 registry.register(load=from_pretrained, save=native.save)
@@ -82,6 +87,7 @@ def load_pretrained(
     revision: str | None = None,
     subfolder: str | None = None,
     progress: Progress = iter,
+    verify: bool = True,
     **overrides: Any,
 ) -> Loaded:
     """Loads the model that a source holds, and tells where it was loaded from.
@@ -91,12 +97,13 @@ def load_pretrained(
       revision: the branch, tag or commit of the hub's repository.
       subfolder: the folder inside the repository, or inside the local folder, such as "vae".
       progress: wraps the loop over parameters, for example in a progress bar.
+      verify: whether the files are compared with the digests that were written with them.
       **overrides: config fields to change that change no parameter's shape.
 
     Raises:
       FileNotFoundError: if the source or one of its files is missing.
-      ValueError: if the files hold no model that is known. The message says which names differ and
-        how.
+      ValueError: if the files hold no model that is known, are damaged, or hold values that are not
+        finite. The message says which names differ and how.
     """
     path = shipped.model_path(source)
     if not path.exists() and shipped.is_hub_id(str(source)):
@@ -108,37 +115,44 @@ def load_pretrained(
     if (path / RUN_MODEL_FOLDER / native.CONFIG_FILE).is_file():
         path = path / RUN_MODEL_FOLDER
     if path.is_file():
-        return _load_file(path, progress, overrides)
+        return _load_file(path, progress, verify, overrides)
     config_path = path / native.CONFIG_FILE
     if not config_path.is_file():
         files = [p for p in path.iterdir() if p.suffix in (".safetensors", ".ckpt", ".bin")]
         if len(files) == 1:
-            return _load_file(files[0], progress, overrides)
+            return _load_file(files[0], progress, verify, overrides)
         held = sorted(p.name for p in path.iterdir())
         hint = ' The autoencoder is in "vae": pass subfolder="vae".' if "vae" in held else ""
-        raise FileNotFoundError(f"{config_path} does not exist (found: {held[:8]}).{hint}")
+        raise FileNotFoundError(
+            f"{printable(config_path)} does not exist (found: {held[:8]}).{hint}"
+        )
     fields = read_json(config_path)
     kind = fields.get("_class_name")
     if fields.get("format") == native.FORMAT:
-        vae = native.load(path, progress=progress, **overrides)
+        vae = native.load(path, progress=progress, verify=verify, **overrides)
         return Loaded(vae, "native", path / native.WEIGHTS_FILE)
     for layout, module in _FOREIGN.items():
         if kind == module.CLASS_NAME:
-            config = module.config_from_json(fields, config_path)
+            config = _foreign_config(module, fields, config_path)
             file = _weights_in(path, prefer_checkpoint=module is open_sora_plan)
+            if verify:
+                integrity.verify(file, config_path)
             return _load_foreign(layout, file, config, progress, overrides)
     raise ValueError(
-        f"{config_path} is the config of {kind!r}; known are odvae_jax's own, "
-        f"{open_sora_plan.CLASS_NAME} (released OD-VAE) and "
+        f"{printable(config_path)} is the config of {shown(repr(kind))}; known are odvae_jax's "
+        f"own, {open_sora_plan.CLASS_NAME} (released OD-VAE) and "
         f"{sd_vae.CLASS_NAME} (diffusers' SD-VAE)."
     )
 
 
-def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loaded:
+def _load_file(path: Path, progress: Progress, verify: bool, overrides: dict[str, Any]) -> Loaded:
     """Loads a single file: a released training checkpoint, or an SD-VAE in either layout."""
     file = read_weight_file(path)
     if "quant_conv.kernel" in file.content:
-        raise ValueError(f"{path} is of odvae_jax's own layout: pass its folder, {path.parent}.")
+        raise ValueError(
+            f"{printable(path)} is of odvae_jax's own layout: pass its folder, "
+            f"{printable(path.parent)}."
+        )
     released = open_sora_plan.is_released(file)
     layout = "open-sora-plan" if released else "sd-vae"
     module = _FOREIGN[layout]
@@ -146,8 +160,20 @@ def _load_file(path: Path, progress: Progress, overrides: dict[str, Any]) -> Loa
     if config_path.is_file():
         fields = read_json(config_path)
         if fields.get("_class_name") == module.CLASS_NAME:
-            config = module.config_from_json(fields, config_path)
+            config = _foreign_config(module, fields, config_path)
+    if verify:
+        integrity.verify(file, None if config is None else config_path)
     return _load_foreign(layout, file, config, progress, overrides)
+
+
+def _foreign_config(module, fields: dict[str, Any], path: Path):
+    """Returns the config of a foreign model; its file may hold anything."""
+    try:
+        return module.config_from_json(fields, path)
+    except (ValueError, TypeError, OverflowError) as error:
+        said = one_line(error, 2000)
+        name = printable(path)
+        raise ValueError(said if said.startswith(str(path)) else f"{name}: {said}") from error
 
 
 def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
@@ -156,8 +182,8 @@ def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
     if file.inert:
         logger.warning(
             "%s names %s, which were not looked up and stand as inert objects",
-            file.path,
-            ", ".join(file.inert),
+            printable(file.path),
+            ", ".join(map(shown, file.inert[:8])) + (", ..." if len(file.inert) > 8 else ""),
         )
     return Loaded(vae, layout, file.path, tuple(ignored), file.inert)
 
@@ -172,11 +198,13 @@ def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
     if not checkpoints and not files:
         held = sorted(p.name for p in folder.iterdir())[:8]
         raise FileNotFoundError(
-            f"no weights in {folder}: looked for {_FOREIGN_WEIGHTS}, found {held}."
+            f"no weights in {printable(folder)}: looked for {_FOREIGN_WEIGHTS}, found {held}."
         )
     if len(checkpoints) > 1:
         names = [c.name for c in checkpoints]
-        raise ValueError(f"{folder} holds several checkpoints, {names}: name the one wanted.")
+        raise ValueError(
+            f"{printable(folder)} holds several checkpoints, {names}: name the one wanted."
+        )
     return read_weight_file((checkpoints + files)[0])
 
 
@@ -219,5 +247,5 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
             "" if subfolder else ' Its autoencoder may be in a folder of its own: subfolder="vae".'
         )
         raise FileNotFoundError(
-            f"{where} is no local path, and could not be had from the hub: {error}{hint}"
+            f"{where} is no local path, and could not be had from the hub: {one_line(error)}{hint}"
         ) from error

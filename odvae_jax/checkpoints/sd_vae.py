@@ -19,8 +19,9 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
-from odvae_jax.checkpoints.layout import Progress, build, from_kernel, torch_leaf
-from odvae_jax.checkpoints.native import with_overrides, write_folder
+from odvae_jax.checkpoints.folders import write_folder
+from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
+from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.config import STRUCTURES, ODVAEConfig, Structure
 from odvae_jax.parameters import named_parameters
 
@@ -92,13 +93,14 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
         if name in fields and fields[name] != value:
             raise ValueError(f"{source}: {name} is {fields[name]!r}; an SD-VAE has {value!r}.")
     widths = fields.get("block_out_channels")
-    if not (isinstance(widths, list) and widths == [widths[0] * m for m in _ROW.width_multipliers]):
+    first = widths[0] if isinstance(widths, list) and widths else None
+    if not isinstance(first, int) or widths != [first * m for m in _ROW.width_multipliers]:
         raise ValueError(
             f"{source}: block_out_channels is {widths}; "
             f"an SD-VAE's are in the ratio {_ROW.width_multipliers}."
         )
     return ODVAEConfig.image(
-        width=widths[0],
+        width=first,
         latent_channels=fields.get("latent_channels", 4),
         groups=fields.get("norm_num_groups", 32),
         scaling_factor=fields.get("scaling_factor", 0.18215),
@@ -140,7 +142,7 @@ def load(
         ends = ("encoder.conv_in.weight", "post_quant_conv.weight")
         if missing := [name for name in ends if name not in state]:
             raise ValueError(f"{file.path} is not a whole SD-VAE: {missing} are missing.")
-        width, latent_channels = (np.shape(state[name])[0] for name in ends)
+        width, latent_channels = (length_of(state[name], name, file.path) for name in ends)
         groups = overrides.pop("groups", None if width % 32 else 32)
         if groups is None:
             raise ValueError(

@@ -11,6 +11,7 @@ import functools
 import math
 
 from odvae_jax.cli.parsing import Parser, UsageError, path
+from odvae_jax.files import printable
 
 EXAMPLE = "odvae convert small SMALL_AGAIN --to=native"
 GOES_ON = False
@@ -34,6 +35,13 @@ def add_arguments(parser: Parser) -> None:
     )
     group.add_argument(
         "--overwrite", action="store_true", help="Replace what is at the destination."
+    )
+    group.add_argument(
+        "--noverify",
+        dest="verify",
+        action="store_false",
+        help="Take files that differ from the digests that were written with them, such as a "
+        "config.json that was edited.",
     )
     group = parser.add_argument_group("the hub")
     group.add_argument(
@@ -82,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
+    from odvae_jax.checkpoints.folders import check_destination
     from odvae_jax.checkpoints.pretrained import load_pretrained
     from odvae_jax.parameters import named_parameters
 
@@ -94,13 +103,14 @@ def run(arguments: argparse.Namespace) -> None:
         "diffusers": (sd_vae.WEIGHTS_FILE, sd_vae.save),
     }[arguments.to]
     written = (native.CONFIG_FILE, weights)
-    native.check_destination(arguments.destination, written, overwrite=arguments.overwrite)
+    check_destination(arguments.destination, written, overwrite=arguments.overwrite)
     switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
     switches = {name: value for name, value in switches.items() if value is not None}
     loaded = load_pretrained(
         arguments.source,
         revision=arguments.revision,
         subfolder=arguments.subfolder,
+        verify=arguments.verify,
         progress=functools.partial(tqdm, desc="reading", unit="parameter", dynamic_ncols=True),
         **({} if arguments.variant else switches),
     )
@@ -137,6 +147,7 @@ def _inflated(image, arguments: argparse.Namespace, switches: dict[str, str]):
 
 
 def _report(loaded, vae, arguments: argparse.Namespace, taken: set[str], inflated: set[str]):
+    from odvae_jax.checkpoints.files import shown
     from odvae_jax.parameters import named_parameters
 
     parameters = named_parameters(vae)
@@ -147,7 +158,8 @@ def _report(loaded, vae, arguments: argparse.Namespace, taken: set[str], inflate
             f"{sum(math.prod(parameters[n].shape) for n in names):12,} values"
         )
 
-    print(f"{loaded.source} ({loaded.layout}, {loaded.vae.config.name}) -> {arguments.destination}")
+    source, destination = printable(loaded.source), printable(arguments.destination)
+    print(f"{source} ({loaded.layout}, {loaded.vae.config.name}) -> {destination}")
     print(f"{arguments.to}, {vae.config.name}, width {vae.config.width}, {vae.config.param_dtype}")
     print(f"  taken    {count(taken)}")
     print(f"  inflated {count(inflated)}")
@@ -156,4 +168,5 @@ def _report(loaded, vae, arguments: argparse.Namespace, taken: set[str], inflate
         some = ", ".join(loaded.ignored[:8]) + (", ..." if len(loaded.ignored) > 8 else "")
         print(f"  ignored  {len(loaded.ignored):4} names of the file: {some}")
     if loaded.inert:
-        print(f"  inert    {', '.join(loaded.inert)}")
+        some = ", ".join(map(shown, loaded.inert[:8])) + (", ..." if len(loaded.inert) > 8 else "")
+        print(f"  inert    {some}")

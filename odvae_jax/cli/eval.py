@@ -160,7 +160,14 @@ def _add_computation(parser: Parser) -> None:
         "--i3d",
         metavar="FILE",
         type=path,
-        help="An i3d_torchscript.pt for the Fréchet video distance, run by PyTorch on the CPU.",
+        help="An i3d_torchscript.pt for the Fréchet video distance, run by PyTorch on the CPU. "
+        "It needs --trust-torchscript.",
+    )
+    group.add_argument(
+        "--trust-torchscript",
+        action="store_true",
+        help="Let TorchScript files run. Each of them is a program that can do whatever you may "
+        "do, so take them only from people whom you trust.",
     )
 
 
@@ -212,7 +219,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     results, written = evaluate(
         contenders,
         clips,
-        load_meters(fvd=arguments.fvd, i3d=arguments.i3d),
+        load_meters(
+            fvd=arguments.fvd, i3d=arguments.i3d, trust_torchscript=arguments.trust_torchscript
+        ),
         tiling=arguments.tiling,
         output=arguments.output,
         batch=arguments.batch,

@@ -21,16 +21,19 @@ from odvae_jax.tiling import TemporalTiling
 MEASUREMENTS_FOLDER = "measurements"
 
 
-def load_meters(*, fvd: bool = True, i3d: str | os.PathLike | None = None) -> Meters:
+def load_meters(
+    *, fvd: bool = True, i3d: str | os.PathLike | None = None, trust_torchscript: bool = False
+) -> Meters:
     """Loads the trained networks that metrics need; what is not installed is noted as missing.
 
     Args:
       fvd: whether the Fréchet video distance is computed, which takes most of the time.
       i3d: the path of an `i3d_torchscript.pt` to use instead of this package's I3D.
+      trust_torchscript: whether that file may run: it is a program.
 
     Raises:
       FileNotFoundError: if `i3d` is given and cannot be loaded.
-      ValueError: if `i3d` is given and is no TorchScript file.
+      ValueError: if `i3d` is given and is not trusted, or is no TorchScript file.
     """
     lpips, features, missing = None, None, {}
     try:
@@ -40,7 +43,7 @@ def load_meters(*, fvd: bool = True, i3d: str | os.PathLike | None = None) -> Me
     if not fvd:
         missing["rfvd"] = "it was not asked for"
     elif i3d:
-        features = TorchI3D(i3d)
+        features = TorchI3D(i3d, trust_torchscript=trust_torchscript)
     else:
         try:
             features = load_i3d()

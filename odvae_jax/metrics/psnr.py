@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,6 +18,11 @@ def psnr(
 
     It is 100 where the mean squared error is below 1e-10.
     """
-    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    return _psnr(a, b)
+
+
+@functools.partial(jax.jit, inline=True)
+def _psnr(a, b):
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     mse = jnp.mean((a - b) ** 2, axis=(-3, -2, -1))
     return jnp.where(mse < 1e-10, 100.0, -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)))

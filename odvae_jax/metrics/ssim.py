@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,12 @@ def ssim(
             f"frames of {h}×{w} are smaller than SSIM's window; they need at least "
             f"{WINDOW}×{WINDOW} pixels."
         )
-    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    return _ssim(a, b)
+
+
+@functools.partial(jax.jit, inline=True)
+def _ssim(a, b):
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     mean_a, mean_b, aa, bb, ab = (_blur(x) for x in (a, b, a * a, b * b, a * b))
     variances = aa - mean_a**2 + bb - mean_b**2
     covariance = ab - mean_a * mean_b

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "height")
@@ -33,12 +34,14 @@ def make_mesh(
       axis_type: the type of all three axes.
 
     Raises:
-      ValueError: if a size is not positive, or if the sizes do not multiply to the number of
+      ValueError: if a size is no positive integer, or if the sizes do not multiply to the number of
         devices. The message says which product is needed.
     """
     devices = jax.devices() if devices is None else list(devices)
     count = len(devices)
     for name, size, least in (("data", data, -1), ("fsdp", fsdp, 1), ("height", height, 1)):
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+            raise ValueError(f"{name}={size!r:.100}: expected a whole number of devices.")
         if size < least or size == 0:
             raise ValueError(f"{name}={size} must be at least 1.")
     if data == -1:
@@ -48,5 +51,5 @@ def make_mesh(
             f"a mesh of data={data}, fsdp={fsdp} and height={height} needs {data * fsdp * height} "
             f"devices, and there are {count}: choose sizes whose product is {count}."
         )
-    shape = (data, fsdp, height)
+    shape = (int(data), int(fsdp), int(height))
     return jax.make_mesh(shape, AXES, axis_types=(axis_type,) * 3, devices=devices)

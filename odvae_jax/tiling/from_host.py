@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Shaped
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.layers.carry import START, Carry, State
-from odvae_jax.pixels import pad_video, to_uint8, to_unit_range
+from odvae_jax.pixels import frames_between, pad_video, to_uint8, to_unit_range
 from odvae_jax.sharding import replicate, spread_clips
 from odvae_jax.tiling.spatial import SpatialTiling
 from odvae_jax.tiling.streaming import Streaming
@@ -142,7 +142,7 @@ def encode_blocks(
             group = block if beginning else _concatenate([before, block])
             moments, _ = run(vae, _on_device(group, mesh), None)
             moments = moments if beginning else _without_first(moments)
-        before = block[:, -1:]
+        before = frames_between(block, -1)
         yield moments
 
 
@@ -183,7 +183,7 @@ def decode_blocks(
             group = block if before is None else _concatenate([before, block])
             frames, _ = run(vae, _on_device(group, mesh), None, True)
             frames = frames if before is None else _without_first(frames)
-        before = block[:, -1:]
+        before = frames_between(block, -1)
         yield frames
 
 
@@ -199,7 +199,9 @@ def cut_in_blocks(
         if isinstance(x, np.ndarray):
             yield x[:, start:stop]
         else:
-            yield _slice_frames(x, start, slice_size=stop - start)
+            # Put there: an argument would be sent to the device unasked.
+            at = jax.device_put(np.int32(start))
+            yield _slice_frames(x, at, slice_size=stop - start)
         start, stop = stop, min(stop + step, x.shape[1])
 
 

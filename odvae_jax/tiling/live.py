@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checks import check_streams
+from odvae_jax.checks import check_array, check_latents, check_streams
 from odvae_jax.layers.carry import START, State
+from odvae_jax.pixels import frames_between
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.types import AnyArray
 
@@ -40,15 +41,18 @@ class LiveEncoder:
         Raises:
           ValueError: if the shape of the frames cannot be encoded.
         """
+        check_array("frames", frames)
         frames = jnp.asarray(frames)
         if self._waiting is not None:
             frames = jnp.concatenate([self._waiting, frames], axis=1)
         settled = []
         count = 1 if self._state == START else self._vae.config.time_compression
         while frames.shape[1] >= count:
-            posterior, self._state = self._vae.encode_chunk(frames[:, :count], self._state)
+            posterior, self._state = self._vae.encode_chunk(
+                frames_between(frames, 0, count), self._state
+            )
             settled.append(posterior)
-            frames = frames[:, count:]
+            frames = frames_between(frames, count)
             count = self._vae.config.time_compression
         self._waiting = frames
         return _joined(settled)
@@ -62,7 +66,7 @@ class LiveEncoder:
         waiting, posterior = self._waiting, None
         if waiting is not None and waiting.shape[1]:
             missing = self._vae.config.time_compression - waiting.shape[1]
-            posterior = self.push(jnp.repeat(waiting[:, -1:], missing, axis=1))
+            posterior = self.push(jnp.concatenate([frames_between(waiting, -1)] * missing, axis=1))
         self._state, self._waiting = START, None
         return posterior
 
@@ -95,12 +99,13 @@ class LiveDecoder:
         Raises:
           ValueError: if the latents cannot be decoded.
         """
+        check_latents(latents, self._vae.config)
         latents = jnp.asarray(latents)
         frames = []
         for i in range(latents.shape[1]):
             if self._next is not None:
                 frames.append(self._decode(final=False))
-            self._next = latents[:, i : i + 1]
+            self._next = frames_between(latents, i, i + 1)
         return jnp.concatenate(frames, axis=1) if frames else None
 
     def flush(self) -> Float[Array, "b u v x 3"] | None:

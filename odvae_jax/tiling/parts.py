@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
@@ -23,25 +21,3 @@ def joined(parts: Shaped[Array, "n b u ..."]) -> Shaped[Array, "b n*u ..."]:
     """Returns parts, which lie along the first axis, one after another along the axis of frames."""
     n, b, u, *rest = parts.shape
     return jnp.moveaxis(parts, 0, 1).reshape(b, n * u, *rest)
-
-
-def whole_numbers(tiling: Any, unit: str, *names: str) -> None:
-    """Makes fields of a tiling plain integers.
-
-    Args:
-      tiling: a frozen dataclass.
-      unit: what the fields count, for the error.
-      names: the names of the fields.
-
-    Raises:
-      ValueError: if a field is no whole number.
-    """
-    for name in names:
-        value = getattr(tiling, name)
-        try:
-            object.__setattr__(tiling, name, operator.index(value))
-        except TypeError as error:
-            kind = type(tiling).__name__
-            raise ValueError(
-                f"{kind}({name}={value!r}): expected a whole number of {unit}."
-            ) from error

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Shaped
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.layers.carry import START, State
 from odvae_jax.sharding import varying_alike
-from odvae_jax.tiling.parts import Part, whole_numbers
+from odvae_jax.tiling.parts import Part
+from odvae_jax.types import whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class SpatialTiling:
             place, of_row, of_column, before = tile
             y, after = one(place, before if carries else state)
             start = (0, 0, place[0] * unit_out, place[1] * unit_out, 0)
-            y = y * of_row[:, None, None] * of_column[:, None]
+            y = y * of_row[None, None, :, None, None] * of_column[None, None, None, :, None]
             y += jax.lax.dynamic_slice(blended, start, y.shape)
             return jax.lax.dynamic_update_slice(blended, y, start), after
 

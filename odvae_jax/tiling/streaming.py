@@ -11,7 +11,8 @@ from jaxtyping import Array, Shaped
 from odvae_jax.checks import check_streams
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.layers.carry import START
-from odvae_jax.tiling.parts import Part, joined, whole_numbers
+from odvae_jax.tiling.parts import Part, joined
+from odvae_jax.types import whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from odvae_jax.config import ODVAEConfig
-from odvae_jax.tiling.parts import Part, joined, whole_numbers
+from odvae_jax.tiling.parts import Part, joined
+from odvae_jax.types import whole_numbers
 
 
 @dataclasses.dataclass(frozen=True)

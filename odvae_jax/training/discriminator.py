@@ -79,13 +79,15 @@ class _Layer(nnx.Module):
             dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
             precision=precision,
         )
+        bias = jax.lax.broadcast_to_rank(self.bias[...], x.ndim)
         if self.scale is None:
-            return x + self.bias[...].astype(x.dtype)
+            return x + bias.astype(x.dtype)
         x32 = x.astype(jnp.float32)
-        mean = jnp.mean(x32, (0, 1, 2, 3))
-        variance = jnp.mean((x32 - mean) ** 2, (0, 1, 2, 3))
-        multiplier = self.scale[...] * jax.lax.rsqrt(variance + _EPSILON)
-        return ((x32 - mean) * multiplier + self.bias[...]).astype(x.dtype)
+        mean = jnp.mean(x32, (0, 1, 2, 3), keepdims=True)
+        variance = jnp.mean((x32 - mean) ** 2, (0, 1, 2, 3), keepdims=True)
+        scale = jax.lax.broadcast_to_rank(self.scale[...], x.ndim)
+        multiplier = scale * jax.lax.rsqrt(variance + _EPSILON)
+        return ((x32 - mean) * multiplier + bias).astype(x.dtype)
 
 
 def _normal(rng, shape, mean):

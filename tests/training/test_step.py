@@ -99,6 +99,16 @@ def test_gradient_is_that_of_the_whole_loss_written_out():
     np.testing.assert_allclose(metrics["gradient_norm_generator"], norm, rtol=1e-4)
 
 
+def test_a_step_runs_under_the_strict_modes_of_jax():
+    step, state, config = compiled()
+    one_step()  # is compiled by now
+    clips, lpips = jax.device_put(CLIPS), load_lpips("vgg")
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(step(state, clips, lpips))
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(step_and_state(config)[0], state, clips, lpips)
+
+
 def test_every_part_of_the_state_moves_and_the_average_follows():
     _, state, config = compiled()
     after, _ = one_step()
