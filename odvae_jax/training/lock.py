@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from odvae_jax.files import BusyError, WholeFile, one_line, printable
+from odvae_jax.training.agreement import told
 
 logger = logging.getLogger(__name__)
 LOCK_FILE = "run.lock"
@@ -28,7 +27,6 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at the lock of another host."""
 SETTLE = 1.0
 """Seconds after taking over in which a disk without file locks shows who came last."""
-_BYTES = 1024  # of what the first process tells the others
 _TAKEN = "taken"
 
 
@@ -45,6 +43,9 @@ class RunLock:
     Args:
       folder: the folder.
 
+    Attributes:
+      lost: whether this process has noticed, when it renewed the lock, that another run took it.
+
     Raises:
       BusyError: when the context is entered, in all processes, if another run holds the lock.
       OSError: if the folder cannot be written.
@@ -54,6 +55,7 @@ class RunLock:
         self._path = folder / LOCK_FILE
         self._holds = jax.process_index() == 0
         self._me = {**_this_process(), "token": secrets.token_hex(8), "renewed": 0}
+        self.lost = False
         self._made: list[Path] = []
         self._renewed_at = time.time()
         self._ended = threading.Event()
@@ -79,7 +81,7 @@ class RunLock:
                     said = _TAKEN
                 except OSError as error:
                     said, problem = one_line(error), error
-            said = _told(said)
+            said = told(said)
             if said not in ("", _TAKEN):
                 raise problem or BusyError(said)
         if self._holds:
@@ -119,8 +121,11 @@ class RunLock:
         return _named(found)
 
     def check(self) -> None:
-        """Raises BusyError, naming the other run, if it has taken the lock from this one."""
-        if other := self.taken_by():
+        """Raises BusyError, naming the other run, if it has taken the lock from this one.
+
+        Of several processes each must call it, and it raises in all of them.
+        """
+        if other := told(self.taken_by() or ""):
             raise BusyError(taken_message(self._path.parent, other))
 
     def _taking(self) -> Iterator[None]:
@@ -200,7 +205,10 @@ class RunLock:
         while not self._ended.wait(RENEW_EVERY):
             try:
                 with self._writing:
-                    if self._ended.is_set() or not self._renew():
+                    if self._ended.is_set():
+                        return
+                    if not self._renew():
+                        self.lost = True
                         return
             except OSError as error:
                 if not complained:
@@ -321,12 +329,3 @@ def _named(holder: dict | None) -> str:
     if not holder:
         return "a run that its lock does not name"
     return f"process {holder.get('pid', '?')} on host {holder.get('host', '?')}"
-
-
-def _told(said: str) -> str:
-    """What the first of all processes says, in all of them."""
-    if jax.process_count() == 1:
-        return said
-    text = said.encode()[:_BYTES].ljust(_BYTES, b"\0")
-    found = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
-    return bytes(np.asarray(found, np.uint8)).rstrip(b"\0").decode(errors="replace")
