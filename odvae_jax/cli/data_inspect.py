@@ -1,7 +1,8 @@
 """Shows what training would see of a source of videos.
 
 Prints how many videos there are, their hours, resolutions and frame rates, and which cannot be
-used and why. Draws four frames of some clips, one row per clip, as training would see them.
+used and why. Draws four frames of some clips, one row per clip, as training would see them. The
+exit status is 1 if no video can be used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 
 from odvae_jax.cli.parsing import Parser, path, positive, source
+from odvae_jax.files import printable
 
 EXAMPLE = "odvae data inspect sample-clips --frames=17 --size=128 --output=sheet.png"
 GOES_ON = False
@@ -58,8 +60,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def add_workers(parser: Parser) -> None:
-    """Adds the option for the number of processes."""
-    parser.add_argument_group("the work").add_argument(
+    """Adds the options for the number of processes and the time that a read may take."""
+    group = parser.add_argument_group("the work")
+    group.add_argument(
+        "--read-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="How many seconds one read may take before its video is given up; 0 for no limit. The "
+        "default is 60.",
+    )
+    group.add_argument(
         "--workers",
         type=positive,
         default=os.cpu_count(),
@@ -68,13 +79,21 @@ def add_workers(parser: Parser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Prints the counts and draws the picture."""
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the counts, draws the picture, and returns 1 if no video can be used."""
     from odvae_jax.data.inspection import contact_sheet, survey
+    from odvae_jax.data.processes import WorkerError
 
-    logging.getLogger("odvae_jax").setLevel(logging.ERROR)  # the report says it all
-    report = survey(arguments.source, frames=arguments.frames, workers=arguments.workers)
+    logging.getLogger("odvae_jax").setLevel(logging.WARNING)
+    logging.getLogger("odvae_jax.data.clips").setLevel(logging.ERROR)  # the report says it
+    options = {"frames": arguments.frames, "timeout": arguments.read_timeout or None}
+    try:
+        report = survey(arguments.source, workers=arguments.workers, **options)
+    except WorkerError as error:
+        raise OSError(str(error)) from error
     print(report)
-    if report.usable:
-        options = {name: getattr(arguments, name) for name in ("frames", "size", "clips")}
-        print(contact_sheet(arguments.source, arguments.output, **options))
+    if not report.usable:
+        return 1
+    options |= {name: getattr(arguments, name) for name in ("size", "clips")}
+    print(printable(contact_sheet(arguments.source, arguments.output, **options)))
+    return 0

@@ -2,7 +2,8 @@
 
 What is packed is read as array_record:DEST. Long videos are cut into parts. Frames are kept, their
 time stamps are not: a variable frame rate becomes the average one. Interrupted, the same command
-goes on after the last whole file.
+goes on after the last whole file. A video that cannot be used, or not to its end, is listed; the
+others are packed, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -65,11 +66,18 @@ def add_arguments(parser: Parser) -> None:
     add_workers(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Packs, and prints what was packed."""
+def run(arguments: argparse.Namespace) -> int:
+    """Packs, prints what was packed, and returns 1 if a video could not be used."""
     from odvae_jax.data.packing import pack_videos
+    from odvae_jax.data.processes import WorkerError
 
-    logging.getLogger("odvae_jax").setLevel(logging.ERROR)  # the report says it all
+    logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     names = ("short_side", "seconds", "kind", "crf", "videos_per_shard", "workers")
     options = {name: getattr(arguments, name) for name in names}
-    print(pack_videos(arguments.source, arguments.dest, **options))
+    timeout = arguments.read_timeout or None
+    try:
+        packing = pack_videos(arguments.source, arguments.dest, timeout=timeout, **options)
+    except WorkerError as error:
+        raise OSError(str(error)) from error
+    print(packing)
+    return 1 if packing.unusable else 0

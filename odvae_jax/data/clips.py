@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 import functools
+import itertools
 import logging
 import os
-import sys
 import threading
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 from jaxtyping import UInt8
 
-from odvae_jax.data.processes import own_main
-from odvae_jax.data.sources import Sampling, open_sources
-from odvae_jax.data.video import PartError, VideoError, centre_crop
+from odvae_jax.data.processes import InOrder, WorkerError
+from odvae_jax.data.sources import Sampling, open_sources, problem_of
+from odvae_jax.data.video import (
+    READ_TIMEOUT,
+    PartError,
+    TimeLimitError,
+    VideoError,
+    centre_crop,
+    within,
+)
 
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 64
 _PARTS = 4  # The number of parts of one video that are tried.
 _BLOCK = 10_000  # The number of clips over which the sources' shares are exact.
+_RESTARTS = 3  # The number of times within an hour that workers are started again.
+_HOUR = 3600.0
+_BLOCKED = 5  # The number of reads that block before a clip is given up.
+_WAIT = 10  # A video that blocked is left alone for so many times the limit.
 _FEW = 20  # The number of videos that are looked at before unusable ones can end a run.
 
 
@@ -68,8 +78,11 @@ class RandomClips:
       max_unusable: the greatest share of unusable videos among those that were looked at, from 0
         to 1.
       in_memory: whether decoded and scaled videos are kept in memory; for a few short ones.
+      timeout: the seconds that one read may take; None for no limit. A video that takes longer
+        cannot be used.
 
     Attributes:
+      timeout: the seconds that one read may take; None for no limit.
       sources: the sources that `path` names.
       sampling: how clips are cut out of videos.
       skipped: the reason why a video cannot be used, by the video's name.
@@ -94,8 +107,10 @@ class RandomClips:
         flip: bool = True,
         max_unusable: float = 1.0,
         in_memory: bool = False,
+        timeout: float | None = READ_TIMEOUT,
     ):
-        sources = open_sources(path, in_memory=in_memory)
+        sources = open_sources(path, in_memory=in_memory, timeout=timeout)
+        self.timeout = timeout
         self.sources = [source for _, source in sources]
         self._weights = tuple(weight for weight, _ in sources)
         self.sampling = Sampling(frames, short_side or size, stride, fps, holdout)
@@ -105,6 +120,7 @@ class RandomClips:
         self._max_unusable = max_unusable
         self.skipped: dict[str, str] = {}
         self._seen: set[str] = set()
+        self._blocked: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -134,12 +150,15 @@ class RandomClips:
     def draw(self, index: int) -> Drawn:
         """Returns the clip with an index and what was passed over for it; notes nothing.
 
+        Whatever goes wrong with a video is that video's problem: another one is drawn.
+
         Raises:
-          VideoError: if no video that was drawn can be used.
+          VideoError: if no video that was drawn can be used, or if five reads block, one after
+            another.
         """
         which, turn = _turn(self.seed, self._weights, index)
         source = self.sources[which]
-        passed_over = {}
+        passed_over, blocked = {}, 0
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.seed, index, attempt])
             video = int(rng.integers(len(source)))
@@ -147,21 +166,36 @@ class RandomClips:
                 epoch, place = divmod(turn, len(source))
                 video = _shuffled(place, len(source), self.seed + 7919 * which + epoch)
             name = source.name(video)
-            for earlier in range(_PARTS):
-                try:
-                    clip = self._cut(source, video, rng, earlier)
-                    return Drawn(clip, name, tuple(passed_over.items()))
-                except PartError as error:  # the header may promise more frames than there are
-                    reason = error
-                except VideoError as error:
-                    reason = error
-                    break
-            passed_over.setdefault(name, str(reason))
+            try:
+                clip = self._first_part(source, video, rng)
+                return Drawn(clip, name, tuple(passed_over.items()))
+            except Exception as error:
+                passed_over.setdefault(name, problem_of(name, error))
+                blocked += isinstance(error, TimeLimitError)
+            if blocked == _BLOCKED:
+                break
         reasons = "\n  ".join(list(passed_over.values())[:5])
         raise VideoError(
-            f"no usable video for clip {index} in {_ATTEMPTS} draws; "
+            f"no usable video for clip {index} in {attempt + 1} draws; "
             f"{len(passed_over)} of {len(source)} videos were tried:\n  {reasons}"
         )
+
+    def _first_part(self, source, video, rng):
+        """Cuts a clip out of a video; out of an earlier part of it if one cannot be decoded."""
+        name = source.name(video)
+        until, reason = self._blocked.get(name, (0.0, ""))
+        if time.monotonic() < until:
+            raise VideoError(reason)
+        try:
+            for earlier in range(_PARTS - 1):
+                try:
+                    return within(self.timeout, name, self._cut, source, video, rng, earlier)
+                except PartError:  # the header may promise more frames than there are
+                    continue
+            return within(self.timeout, name, self._cut, source, video, rng, _PARTS - 1)
+        except TimeLimitError as error:
+            self._blocked[name] = time.monotonic() + _WAIT * (self.timeout or 0.0), str(error)
+            raise
 
     def note(self, drawn: Drawn) -> None:
         """Logs the videos that were passed over for a clip, and keeps them in `skipped`.
@@ -197,32 +231,35 @@ class RandomClips:
         Raises:
           VideoError: if no video can be used.
         """
-        sampling = self.sampling
-        plain = dataclasses.replace(sampling, holdout=0)
-        clips, reasons = [], []
+        clips, reasons, blocked = [], [], 0
         for source in self.sources:
             for video in range(len(source)):
                 if len(clips) == count:
                     return np.stack(clips)
                 try:
-                    span = (sampling.frames - 1) * sampling.stride[0] + 1
-                    if sampling.fps is not None:
-                        seconds = (sampling.frames - 1) / sampling.fps
-                        span = round(seconds * source.rate(video)) + 1
-                    later = max(sampling.holdout - span, 0)
-                    frames = source.read(
-                        video,
-                        plain,
-                        sampling.stride[0],
-                        lambda n, later=later: max(n - 1 - later, 0),
-                    )
+                    name = source.name(video)
+                    frames = within(self.timeout, name, self._held_out_of, source, video)
                     clips.append(centre_crop(frames, self.size, self.size))
-                except VideoError as error:
-                    reasons.append(str(error))
+                except Exception as error:
+                    reasons.append(problem_of(name, error))
+                    blocked += isinstance(error, TimeLimitError)
+                    if blocked == _BLOCKED:
+                        raise
         if not clips:
             listed = "\n  ".join(reasons[:50])
             raise VideoError(f"none of {len(reasons)} videos can be used:\n  {listed}")
         return np.stack(clips)
+
+    def _held_out_of(self, source, video: int) -> np.ndarray:
+        """Reads the frames of a fixed clip from where the held out frames of a video begin."""
+        sampling = self.sampling
+        span = (sampling.frames - 1) * sampling.stride[0] + 1
+        if sampling.fps is not None:
+            seconds = (sampling.frames - 1) / sampling.fps
+            span = round(seconds * source.rate(video)) + 1
+        later = max(sampling.holdout - span, 0)
+        plain = dataclasses.replace(sampling, holdout=0)
+        return source.read(video, plain, sampling.stride[0], lambda n: max(n - 1 - later, 0))
 
     def _cut(self, source, video: int, rng: np.random.Generator, earlier: int) -> np.ndarray:
         """Cuts a clip out of a video.
@@ -291,10 +328,12 @@ def batches(
     rows: Sequence[int] | None = None,
     threads: int = 4,
     workers: int = 0,
-) -> Iterator[UInt8[np.ndarray, "n t s s 3"]]:
-    """Yields endless batches of clips, uint8 [n, T, size, size, 3], which are read ahead.
+    timeout: float | Literal["clips"] | None = "clips",
+) -> Batches:
+    """Returns endless batches of clips, uint8 [n, T, size, size, 3], which are read ahead.
 
-    The batches are the same for any number of threads and workers.
+    The batches are the same for any number of threads and workers. They are the same, too, if the
+    system kills a worker, which is then started again.
 
     Args:
       clips: the clips.
@@ -304,52 +343,88 @@ def batches(
       threads: the number of threads that decode, in each worker.
       workers: the number of processes that decode; 0 decodes in threads of this process. Workers
         import neither JAX nor the program's main module.
+      timeout: the seconds that one read may take, None for no limit; "clips" takes that of `clips`.
 
     Raises:
-      VideoError: if no video that was drawn can be used, or too many videos are unusable.
+      VideoError: on iteration, if no video that was drawn can be used, or too many are unusable.
+      WorkerError: on iteration, if workers died more than three times within an hour.
     """
-    rows = range(batch_size) if rows is None else rows
-    each = max(workers, 1)
-    _let_grain_read_its_flags()
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(2 * len(rows) // each, threads)
-    )
-    ahead = grain.MultiprocessingOptions(
-        num_workers=workers, per_worker_buffer_size=max(len(rows) // each, 1)
-    )
-    numbers = grain.MapDataset.range(sys.maxsize // 2)
-    draw = _Draw(clips, batch_size, first, tuple(rows))
-    drawn = numbers.map(draw).to_iter_dataset(options).mp_prefetch(ahead)
-    iterator = iter(drawn)
-    try:
-        with own_main() if workers else contextlib.nullcontext():
-            pending = [next(iterator)]  # the workers are started here
-        while True:
-            pending += [next(iterator) for _ in range(len(rows) - len(pending))]
-            for element in pending:
-                clips.note(element)
-            yield np.stack([element.clip for element in pending])
-            pending = []
-    finally:
-        iterator.close()
+    return Batches(clips, batch_size, first, rows, threads, workers, timeout)
 
 
-class _Draw:
-    """Maps the number of a clip, counted over those that this process reads, to the clip.
+class Batches:
+    """Endless batches of clips; `batches` makes it. It is an iterator.
 
-    It is a class, so that it can be sent to workers.
+    It can be closed at any time, from any thread. Closing takes a few seconds at most, even if a
+    read blocks, and what blocks does not keep the program from ending.
     """
 
-    def __init__(self, clips, batch_size, first, rows):
-        self._clips, self._batch_size, self._first, self._rows = clips, batch_size, first, rows
+    def __init__(self, clips, batch_size, first, rows, threads, workers, timeout):
+        rows = tuple(range(batch_size) if rows is None else rows)
+        self._clips, self._rows = clips, len(rows)
+        self._pending: list[Drawn] = []
+        limited = copy.copy(clips)
+        limited.timeout = clips.timeout if timeout == "clips" else timeout
+        self._drawn = InOrder(
+            _draw,
+            limited,
+            (first + start + row for start in itertools.count(0, batch_size) for row in rows),
+            workers=workers,
+            threads=threads,
+            ahead=len(rows) + max(2 * len(rows), max(workers, 1) * threads),
+            on_death=_Deaths(),
+        )
 
-    def __call__(self, count):
-        batch, place = divmod(count, len(self._rows))
-        return self._clips.draw(self._first + batch * self._batch_size + self._rows[place])
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> UInt8[np.ndarray, "n t s s 3"]:
+        try:
+            while len(self._pending) < self._rows:
+                self._pending.append(next(self._drawn))
+            for drawn in self._pending:
+                self._clips.note(drawn)
+        except Exception:
+            self.close()
+            raise
+        batch = np.stack([drawn.clip for drawn in self._pending])
+        self._pending = []
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads and processes that read."""
+        self._drawn.close()
 
 
-def _let_grain_read_its_flags():
-    """Marks grain's absl flags as parsed: reading them fails in programs that absl does not run."""
-    for name in flags.FLAGS:
-        if name.startswith("grain_"):
-            flags.FLAGS[name].present = max(flags.FLAGS[name].present, 1)
+def _draw(clips: RandomClips, index: int) -> Drawn:
+    return clips.draw(index)
+
+
+class _Deaths:
+    """Counts the workers that died within the last hour."""
+
+    def __init__(self):
+        self._times: list[float] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, how: str) -> None:
+        advice = (
+            "fewer config.data.workers or config.data.threads, smaller batches, or packed data "
+            "(odvae data pack) need less memory"
+        )
+        with self._lock:
+            now = time.monotonic()
+            self._times = [*(t for t in self._times if now - t < _HOUR), now]
+            count = len(self._times)
+        if count > _RESTARTS:
+            raise WorkerError(
+                f"data workers died {count} times within an hour; the last one {how}: {advice}."
+            )
+        logger.warning(
+            "a data worker %s; it is started again (%d of %d times within an hour), and its clips "
+            "are read again: %s",
+            how,
+            count,
+            _RESTARTS,
+            advice,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from tqdm import tqdm
 
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.processes import in_processes
-from odvae_jax.data.sources import Sampling, Source, open_sources
-from odvae_jax.data.video import VideoError
+from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of
+from odvae_jax.data.video import READ_TIMEOUT, within
 
 _LISTED = 20
 
@@ -60,23 +61,32 @@ class Report:
         return "\n".join(lines)
 
 
-def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
+def survey(
+    text: str, *, frames: int = 1, workers: int = 1, timeout: float | None = READ_TIMEOUT
+) -> Report:
     """Reads the header and one frame of every video of some sources, and reports what is there.
 
     Args:
       text: names the sources (see `odvae_jax.data.sources`).
       frames: the number of frames that a video must have to be usable.
-      workers: the number of processes that read.
+      workers: the number of processes that read. A video that a process dies of is unusable.
+      timeout: the seconds that one read may take; None for no limit.
 
     Raises:
       FileNotFoundError: if there is no such source.
       ValueError: if nothing usable is there.
     """
     report = Report()
-    sources = [source for _, source in open_sources(text)]
+    sources = [source for _, source in open_sources(text, timeout=timeout)]
     jobs = [(which, i) for which, source in enumerate(sources) for i in range(len(source))]
-    found_of_all = in_processes(_look, (sources, frames), jobs, workers)
-    with tqdm(total=len(jobs), unit="video", dynamic_ncols=True) as bar:
+
+    def lost(job, reason):
+        which, index = job
+        return f"{sources[which].name(index)} cannot be used: {reason}."
+
+    found_of_all = in_processes(_look, (sources, frames), jobs, workers, lost)
+    bar = tqdm(total=len(jobs), unit="video", dynamic_ncols=True)
+    with bar, contextlib.closing(found_of_all):
         for (which, index), found in zip(jobs, found_of_all, strict=True):
             source = sources[which]
             report.videos += 1
@@ -94,20 +104,32 @@ def survey(text: str, *, frames: int = 1, workers: int = 1) -> Report:
 def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
     """Returns a video's length in seconds, frames per second and size; or why it is unusable."""
     (sources, frames), (which, index) = shared, job
-    source, places = sources[which], []
+    source = sources[which]
+    name = source.name(index)
     try:
-        # The first frame; and how many places there are for one.
-        frame = source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)[0]
-        rate = source.rate(index)
-    except VideoError as error:
-        return str(error)
-    if places[0] < frames:
-        return f"{source.name(index)} has {places[0]} frames; clips need {frames}."
-    return places[0] / rate, rate, frame.shape[1::-1]
+        places, rate, size = within(source.timeout, name, _facts, source, index)
+    except Exception as error:
+        return problem_of(name, error)
+    if places < frames:
+        return f"{name} has {places} frames; clips need {frames}."
+    return places / rate, rate, size
+
+
+def _facts(source, index):
+    """Reads the first frame of a video, and how many places there are for one."""
+    places = []
+    frame = source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)[0]
+    return places[0], source.rate(index), frame.shape[1::-1]
 
 
 def contact_sheet(
-    text: str, output: str | Path, *, frames: int = 25, size: int = 256, clips: int = 8
+    text: str,
+    output: str | Path,
+    *,
+    frames: int = 25,
+    size: int = 256,
+    clips: int = 8,
+    timeout: float | None = READ_TIMEOUT,
 ) -> Path:
     """Writes a picture of random clips as training would see them: a row of four frames per clip.
 
@@ -117,6 +139,7 @@ def contact_sheet(
       frames: the number of frames in a clip.
       size: the side of a clip in pixels.
       clips: the number of clips.
+      timeout: the seconds that one read may take; None for no limit.
 
     Returns:
       The path of the picture.
@@ -124,7 +147,7 @@ def contact_sheet(
     Raises:
       VideoError: if no video has that many frames.
     """
-    source = RandomClips(text, frames=frames, size=size)
+    source = RandomClips(text, frames=frames, size=size, timeout=timeout)
     shown = np.linspace(0, frames - 1, num=min(4, frames), dtype=int)
     rows = [rearrange(source[i][shown], "n h w c -> h (n w) c") for i in range(clips)]
     output = Path(output)

@@ -1,16 +1,55 @@
-"""Processes that read videos: without JAX, and without the caller's script."""
+"""Jobs done ahead in threads or processes: without JAX, and without the caller's script.
+
+A process that dies, as one that the system kills when memory runs out, is started again, and loses
+no job. A thread or process that blocks for ever keeps neither `close` nor the program from ending.
+"""
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
+import atexit
 import contextlib
+import heapq
 import multiprocessing
+import multiprocessing.util
+import os
+import pickle
+import signal
+import socket
+import struct
 import sys
+import threading
+import time
 import types
-from collections.abc import Callable, Generator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import cloudpickle
+
+from odvae_jax.data.once import hand_over, handed_over, warn_once
+from odvae_jax.files import one_line
+
+_PATIENCE = 2.0  # seconds that threads and processes get to end
+_STARTS = 3  # processes in a row that may die before they are ready
+_STARTING = threading.Lock()  # one process at a time is started, since the main module is shared
+
+
+class WorkerError(RuntimeError):
+    """Processes that read data died too often. The message says why, and what to do."""
+
+
+def how_it_died(exitcode: int | None) -> str:
+    """Returns how a process died, with the likely cause, from what `Process.exitcode` says."""
+    if exitcode is None or exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    if -exitcode == signal.SIGKILL:
+        return f"was killed ({name}), probably because the system ran out of memory"
+    return f"was ended by {name}, probably a fault in a library that decodes"
 
 
 @contextlib.contextmanager
@@ -28,46 +67,378 @@ def own_main():
         sys.modules["__main__"] = before
 
 
-_SHARED = None  # What all jobs of a process share.
+class InOrder:
+    """The results of `function(shared, job)` for each job, in order, which are computed ahead.
+
+    It is an iterator. It can be closed at any time, from any thread; then it yields nothing more.
+
+    Args:
+      function: what is called. For processes, it and everything that it takes and returns can be
+        pickled.
+      shared: what all jobs share; it is sent to each process once.
+      jobs: the jobs; they need not end.
+      workers: the number of processes; 0 works in threads of this process. The processes import
+        neither JAX nor the caller's script.
+      threads: the number of threads, in each process.
+      ahead: the number of jobs that are begun or done before their results are asked for.
+      on_death: called with how a process died (see `how_it_died`), for each that died by itself.
+        What it raises ends the iteration.
+      lost: makes the result of a job out of the job and the reason, for a job that two processes
+        died of, the second of which did nothing else meanwhile. None tries each job until it is
+        done.
+
+    Raises:
+      WorkerError: on iteration, if processes cannot even be started.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        shared: Any,
+        jobs: Iterable,
+        *,
+        workers: int,
+        threads: int = 1,
+        ahead: int,
+        on_death: Callable | None = None,
+        lost: Callable | None = None,
+    ):
+        self._tasks = tasks = _Tasks(jobs, ahead, lost)
+        self._workers: list[_Worker] = []
+        if workers:
+            pickled = cloudpickle.dumps((function, shared))
+            self._workers = [_Worker(pickled, threads, tasks, on_death) for _ in range(workers)]
+            lanes = [(w.lane, place) for w in self._workers for place in range(threads)]
+        else:
+            lanes = [(_work_here, function, shared, tasks)] * threads
+        self._threads = [
+            threading.Thread(target=lane[0], args=lane[1:], daemon=True) for lane in lanes
+        ]
+        for thread in self._threads:
+            thread.start()
+        _OPEN.add(self)
+
+    def __iter__(self) -> InOrder:
+        return self
+
+    def __next__(self) -> Any:
+        return self._tasks.next_result()
+
+    def close(self) -> None:
+        """Ends the threads and processes. It waits two seconds at most for those that block."""
+        _OPEN.discard(self)
+        self._tasks.end()
+        for worker in self._workers:
+            worker.end()
+        until = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(until - time.monotonic(), 0))
+
+    def __del__(self):
+        if "_threads" in self.__dict__:
+            self.close()
 
 
-def _share(shared):
-    global _SHARED
-    _SHARED = shared
+_OPEN: weakref.WeakSet[InOrder] = weakref.WeakSet()
 
 
-def _with_shared(function, job):
-    return function(_SHARED, job)
+@atexit.register  # after multiprocessing's own function, so before it runs, which waits for ever
+def _close_all():
+    for open_one in list(_OPEN):
+        open_one.close()
 
 
-def in_processes(function: Callable, shared: Any, jobs: Sequence, workers: int) -> Generator:
+class _Task:
+    """One job: its number in the order, and whether a process died of it."""
+
+    def __init__(self, number, job):
+        self.number, self.job, self.suspect = number, job, False
+
+    def __lt__(self, other):
+        return self.number < other.number
+
+
+class _Tasks:
+    """Which jobs are to be done, and the results until they are asked for."""
+
+    def __init__(self, jobs, ahead, lost):
+        self._fresh = (_Task(*pair) for pair in enumerate(jobs))
+        self._ahead, self._lost = ahead, lost
+        self._again: list[_Task] = []  # a heap of those whose process died
+        self._results: dict[int, tuple[bool, Any]] = {}
+        self._given = self._wanted = self._running = 0
+        self._count: int | None = None  # of all jobs, once it is known
+        self._alone = self._ended = False
+        self._fault: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def next_result(self):
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ended or self._wanted in self._results or self._wanted == self._count
+            )
+            if self._fault is not None:
+                raise self._fault
+            if self._ended or self._wanted not in self._results:
+                raise StopIteration
+            good, value = self._results.pop(self._wanted)
+            self._wanted += 1
+            self._changed.notify_all()
+        if not good:
+            raise value
+        return value
+
+    def take(self) -> _Task | None:
+        """Waits for a job that may be begun; None once there is none any more."""
+        with self._changed:
+            while not self._ended:
+                if self._again and self._again[0].suspect:  # it is done alone
+                    if not self._running:
+                        self._alone = True
+                        return self._begun(heapq.heappop(self._again))
+                elif not self._alone:
+                    if self._again:
+                        return self._begun(heapq.heappop(self._again))
+                    if self._count is None and self._given < self._wanted + self._ahead:
+                        if (task := next(self._fresh, None)) is not None:
+                            self._given += 1
+                            return self._begun(task)
+                        self._count = self._given
+                        self._changed.notify_all()
+                    if self._count is not None and not self._running:
+                        return None
+                self._changed.wait()
+        return None
+
+    def _begun(self, task):
+        self._running += 1
+        return task
+
+    def done(self, task: _Task, good: bool, value: Any) -> None:
+        with self._changed:
+            self._running -= 1
+            self._alone = False
+            self._results[task.number] = good, value
+            self._changed.notify_all()
+
+    def died(self, task: _Task, began: bool, how: str) -> None:
+        """Notes that a process died while a job was its own, begun or not."""
+        if began and task.suspect:
+            self.done(task, True, self._lost(task.job, f"a process that read it twice {how}"))
+            return
+        with self._changed:
+            self._running -= 1
+            self._alone = False
+            task.suspect = task.suspect or (began and self._lost is not None)
+            heapq.heappush(self._again, task)
+            self._changed.notify_all()
+
+    def end(self, fault: BaseException | None = None) -> None:
+        with self._changed:
+            self._fault = self._fault or fault
+            self._ended = True
+            self._results.clear()
+            self._changed.notify_all()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+
+def _outcome(function, shared, job) -> tuple[bool, Any]:
+    try:
+        return True, function(shared, job)
+    except Exception as error:
+        return False, error
+
+
+def _work_here(function, shared, tasks):
+    while (task := tasks.take()) is not None:
+        tasks.done(task, *_outcome(function, shared, task.job))
+
+
+class _Worker:
+    """A process that is started again when it dies, with a thread and a socket for each lane."""
+
+    def __init__(self, pickled, threads, tasks, on_death):
+        self._pickled, self._threads, self._tasks = pickled, threads, tasks
+        self._on_death = on_death
+        self._lock = threading.Lock()
+        self._process, self._sockets = None, []
+        self._how, self._failed_starts = "", 0
+
+    def lane(self, place: int) -> None:
+        """Gives jobs to one thread of the process, for as long as there are any."""
+        while (task := self._tasks.take()) is not None:
+            process = None
+            try:
+                try:
+                    process, connection = self._connection(place)
+                    _send(connection, task.job)
+                    good, value, warnings = _receive(connection)
+                except (OSError, EOFError):
+                    if self._tasks.ended:
+                        return
+                    if process is not None:
+                        self._bury(process)
+                    self._tasks.died(task, process is not None, self._how)
+                else:
+                    for kind, message in warnings:
+                        warn_once(kind, message)
+                    self._tasks.done(task, good, value)
+            except BaseException as fault:  # what `on_death` raises; jobs that cannot be sent
+                self._tasks.end(fault)
+                return
+
+    def _connection(self, place):
+        with self._lock:
+            if self._process is None:
+                self._start()
+            return self._process, self._sockets[place]
+
+    def _start(self):
+        pairs = [socket.socketpair() for _ in range(self._threads)]
+        self._sockets, theirs = [list(side) for side in zip(*pairs, strict=True)]
+        process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(theirs, self._pickled), daemon=True
+        )
+        with _STARTING, own_main():
+            process.start()
+        self._process = process
+        for their in theirs:
+            their.close()
+        if self._tasks.ended:
+            process.kill()
+        try:
+            _receive(self._sockets[0])  # it is ready
+            self._failed_starts = 0
+        except (OSError, EOFError):
+            self._buried()
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS and not self._tasks.ended:
+                raise WorkerError(
+                    f"processes that read data cannot be started: each {self._how} before it "
+                    "was ready."
+                ) from None
+            raise EOFError from None
+
+    def _bury(self, process):
+        with self._lock:
+            if self._process is process:  # else another lane has done it
+                self._buried()
+
+    def _buried(self):
+        process, self._process = self._process, None
+        for connection in self._sockets:
+            connection.close()
+        process.join(_PATIENCE)
+        process.kill()
+        process.join()
+        self._how = how_it_died(process.exitcode)
+        if self._on_death is not None and not self._tasks.ended:
+            self._on_death(self._how)
+
+    def end(self) -> None:
+        """Kills the process, which holds nothing that could be lost."""
+        if (process := self._process) is not None:
+            process.kill()
+            process.join(_PATIENCE)
+
+
+def _serve(connections: list[socket.socket], pickled: bytes) -> None:
+    """What a process does: it does the jobs that come, until nobody is there to send them."""
+    hand_over()
+    function, shared = pickle.loads(pickled)
+    threads = [
+        threading.Thread(target=_serve_lane, args=(connection, function, shared), daemon=True)
+        for connection in connections
+    ]
+    _send(connections[0], "ready")
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _serve_lane(connection, function, shared):
+    while True:
+        try:
+            job = _receive(connection)
+        except (OSError, EOFError):
+            os._exit(0)  # whatever other threads wait for
+        good, value = _outcome(function, shared, job)
+        notes = handed_over()
+        try:
+            message = _packed((good, value, notes))
+        except Exception as error:  # what cannot be pickled
+            kind = type(error if good else value).__name__
+            text = one_line(error if good else value)
+            message = _packed((False, RuntimeError(f"{kind}: {text}"), notes))
+        _send_all(connection, message)
+
+
+def _packed(message: Any) -> list:
+    """Returns the parts of a message: the sizes of the parts, and the parts without copies."""
+    buffers: list[pickle.PickleBuffer] = []
+    text = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts = [text, *(buffer.raw() for buffer in buffers)]
+    sizes = [len(parts), *(memoryview(part).nbytes for part in parts)]
+    return [struct.pack(f"<{len(sizes)}Q", *sizes), *parts]
+
+
+def _send(connection: socket.socket, message: Any) -> None:
+    _send_all(connection, _packed(message))
+
+
+def _send_all(connection, parts):
+    for part in parts:
+        connection.sendall(part)
+
+
+def _receive(connection: socket.socket) -> Any:
+    (count,) = struct.unpack("<Q", _received(connection, 8))
+    sizes = struct.unpack(f"<{count}Q", _received(connection, 8 * count))
+    text, *buffers = [_received(connection, size) for size in sizes]
+    return pickle.loads(text, buffers=buffers)
+
+
+def _received(connection, size) -> bytearray:
+    part = bytearray(size)
+    view = memoryview(part)
+    while view.nbytes:
+        if not (read := connection.recv_into(view)):
+            raise EOFError
+        view = view[read:]
+    return part
+
+
+def in_processes(
+    function: Callable,
+    shared: Any,
+    jobs: Sequence,
+    workers: int,
+    lost: Callable[[Any, str], Any],
+) -> Generator:
     """Yields `function(shared, job)` for each job, in order; a few jobs are done ahead.
 
-    The processes import neither JAX nor the caller's script.
+    If a process dies, its job is tried once more, alone. If that process dies too, the job is given
+    up, and the others go on. The processes import neither JAX nor the caller's script.
 
     Args:
       function: a function that can be pickled.
       shared: what all jobs share; it is sent to each process once.
       jobs: the jobs.
       workers: the number of processes. One worker works in this process.
+      lost: makes the result of a job that is given up out of the job and the reason.
+
+    Raises:
+      WorkerError: if no process can be started.
     """
     if workers < 2 or len(jobs) < 2:
         yield from (function(shared, job) for job in jobs)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_share,
-        initargs=(shared,),
-    )
-    pending = collections.deque()
-    try:
-        for job in jobs:
-            with own_main():
-                pending.append(pool.submit(_with_shared, function, job))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    workers = min(workers, len(jobs))
+    results = InOrder(function, shared, jobs, workers=workers, ahead=2 * workers, lost=lost)
+    with contextlib.closing(results):
+        yield from results

@@ -1,10 +1,9 @@
 """What a process that decodes videos runs first: it keeps JAX from being imported.
 
-`processes.own_main` starts such processes. grain imports JAX if it can. That takes seconds and
-memory in each process, and a GPU as soon as one is touched. grain works without it too.
+`processes.own_main` starts such processes. Importing JAX would take seconds and memory in each of
+them, and a GPU as soon as one is touched.
 """
 
-import logging
 import os
 import signal
 import sys
@@ -20,8 +19,6 @@ def _end_with(parent):
 
 if __name__ == "__mp_main__":
     sys.modules["jax"] = None
-    # grain would say that it misses JAX's profiler.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     # Ctrl-C and schedulers send signals to the whole group. The parent decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -14,7 +14,8 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from odvae_jax.data.video import PartError, VideoError, select_frames
+from odvae_jax.data.video import READ_TIMEOUT, PartError, VideoError, select_frames
+from odvae_jax.files import one_line
 
 T = TypeVar("T")
 Where = Callable[[int], int]
@@ -86,7 +87,14 @@ class Extent:
 
 
 class Source(abc.ABC):
-    """A collection of videos, numbered from 0 on."""
+    """A collection of videos, numbered from 0 on.
+
+    Attributes:
+      timeout: the seconds that one read may take, None for no limit. Whoever opens a source sets
+        it. What a source does not limit itself, its callers limit.
+    """
+
+    timeout: float | None = READ_TIMEOUT
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -178,3 +186,10 @@ def cut(
             f"{moment:.3f} s on."
         )
     return frames
+
+
+def problem_of(name: str, error: Exception) -> str:
+    """Returns in one line why a video cannot be used, from what was raised for it."""
+    if isinstance(error, VideoError):
+        return str(error)
+    return f"{name} cannot be used: {type(error).__name__}: {one_line(error)}."

@@ -5,7 +5,10 @@ A manifest is a file .csv or .jsonl with a column path, and optionally start and
 
 from __future__ import annotations
 
+import collections
 import csv
+import functools
+import io
 import json
 import logging
 import os
@@ -14,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from odvae_jax.data.finding import open_regular
 from odvae_jax.data.sources.base import Extent, Source, cut
-from odvae_jax.data.video import VideoReader, find_videos, to_rgb
+from odvae_jax.data.video import OrderError, VideoReader, find_videos, to_rgb
+from odvae_jax.files import one_line, printable
 
 logger = logging.getLogger(__name__)
 Entry = tuple[str, float | None, float | None]
@@ -40,30 +45,30 @@ class Files(Source):
     ):
         self._entries = entries
         self._cache: dict | None = {} if in_memory else None
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
     def __len__(self):
         return len(self._entries)
 
     def __getstate__(self):
         cache = None if self._cache is None else {}
-        return {"_entries": self._entries, "_cache": cache}
+        return {"_entries": self._entries, "_cache": cache, "timeout": self.timeout}
 
     def __setstate__(self, state):
         self.__dict__ |= state
-        self._lock = threading.Lock()
+        self._locks = collections.defaultdict(threading.Lock)
 
     def name(self, index):
         path, start, end = self._entries[index]
         part = "" if start is None and end is None else f" [{start or 0:g} to {end or 'end'} s]"
-        return path + part
+        return printable(path) + part
 
     def entry(self, index: int) -> Entry:
         """Returns the path of a video's file, and the start and end of what is used, in seconds."""
         return self._entries[index]
 
     def rate(self, index):
-        with VideoReader(self._entries[index][0]) as video:
+        with VideoReader(self._entries[index][0], timeout=self.timeout) as video:
             return video.fps
 
     def bytes_behind(self, index):
@@ -75,9 +80,14 @@ class Files(Source):
         if self._cache is not None:
             video, frames = self._decoded(path, sampling.short_side)
             return cut(lambda _: frames, self._extent(index, video), sampling, stride, where)
-        with VideoReader(path) as video:
+        with VideoReader(path, timeout=self.timeout) as video:
             extent = self._extent(index, video)
-            chosen = cut(video.frames_from, extent, sampling, stride, where)
+            where = functools.cache(where)  # it may be random, and is asked twice
+            try:
+                chosen = cut(video.frames_from, extent, sampling, stride, where)
+                video.check_end()
+            except OrderError:
+                chosen = cut(video.frames_in_order, extent, sampling, stride, where)
             return to_rgb(chosen, sampling.short_side)
 
     def _extent(self, index, video):
@@ -90,12 +100,12 @@ class Files(Source):
         )
 
     def _decoded(self, path, short_side):
-        with self._lock:
+        with self._locks[path]:
             if path not in self._cache:
-                with VideoReader(path, threads=0) as video:
+                with VideoReader(path, threads=0, timeout=self.timeout) as video:
                     frames = [
                         (time, to_rgb([frame], short_side)[0])
-                        for time, frame in video.frames_from(None)
+                        for time, frame in video.frames_in_order(None)
                     ]
                 self._cache[path] = video, frames
         return self._cache[path]
@@ -113,7 +123,7 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
       ValueError: if there is no video below the folder, or the manifest is not one.
     """
     path = Path(text)
-    if path.suffix.lower() in (".csv", ".jsonl") and path.is_file():
+    if path.suffix.lower() in (".csv", ".jsonl") and path.exists() and not path.is_dir():
         return Files(_manifest(path), in_memory=in_memory)
     return Files([(p, None, None) for p in find_videos(text)], in_memory=in_memory)
 
@@ -121,13 +131,13 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
 def _manifest(path: Path) -> list[Entry]:
     """Reads the entries of a manifest; paths in it are relative to its folder."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".jsonl":
                 rows = [json.loads(line) for line in file if line.strip()]
             else:
                 rows = list(csv.DictReader(file))
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a manifest: {error}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, RecursionError) as error:
+        raise ValueError(f"{printable(path)} is not a manifest: {one_line(error)}.") from error
     columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     if "path" not in columns:
         raise ValueError(

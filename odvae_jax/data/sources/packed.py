@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from odvae_jax.data.finding import check_regular
 from odvae_jax.data.sources.base import Extent, cut
 from odvae_jax.data.sources.images import scale_image
 from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, unpack
 from odvae_jax.data.sources.records import Records
-from odvae_jax.data.video import VideoReader, to_rgb
+from odvae_jax.data.video import VideoError, VideoReader, to_rgb
+from odvae_jax.files import printable
 
 
 class Packed(Records):
@@ -22,7 +24,7 @@ class Packed(Records):
     """
 
     def name(self, index):
-        return f"{Path(self._paths[0]).parent}, record {index}"
+        return f"{printable(Path(self._paths[0]).parent)}, record {index}"
 
     def rate(self, index):
         return unpack(self.record(index), self.name(index))[0]["fps"]
@@ -31,12 +33,14 @@ class Packed(Records):
         header, content = unpack(self.record(index), self.name(index))
         if header["kind"] == "raw":
             shape = [header[n] for n in ("frames", "height", "width")]
+            if len(content) != np.prod(shape) * 3:
+                raise VideoError(f"{self.name(index)} has {len(content)} bytes for {shape} pixels.")
             raw = np.frombuffer(content, np.uint8).reshape(*shape, 3)
             extent = Extent(header["name"], 0.0, len(raw) / header["fps"], header["fps"])
             times = [(i / extent.rate, frame) for i, frame in enumerate(raw)]
             chosen = cut(lambda _: times, extent, sampling, stride, where)
             return [scale_image(frame, sampling.short_side) for frame in chosen]
-        with VideoReader(content, header["name"]) as video:
+        with VideoReader(content, header["name"], timeout=self.timeout) as video:
             extent = Extent(header["name"], video.start, video.end, video.fps)
             chosen = cut(video.frames_from, extent, sampling, stride, where)
             return to_rgb(chosen, sampling.short_side)
@@ -56,9 +60,14 @@ def open_packed(text: str, *, in_memory: bool = False) -> Packed:
     path = Path(text)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; write it with `odvae data pack SOURCE {path}`."
+            f"{printable(path)} does not exist; write it with `odvae data pack SOURCE {path}`."
         )
-    files = [path] if path.is_file() else sorted(path.glob(f"*{PACKED_SUFFIX}"))
+    if not path.is_dir():
+        check_regular(path)
+        return Packed([str(path)])
+    files = [p for p in sorted(path.glob(f"*{PACKED_SUFFIX}")) if not p.name.startswith(".")]
+    for file in files:
+        check_regular(file)
     if not files:
         raise ValueError(
             f"{path} holds no *{PACKED_SUFFIX} file (found {sorted(os.listdir(path))[:5]}); write "

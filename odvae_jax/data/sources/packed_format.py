@@ -6,10 +6,13 @@ import json
 import struct
 
 from odvae_jax.data.video import VideoError
+from odvae_jax.files import one_line
 
 PACKED_SUFFIX = ".array_record"
 """The extension of files of packed videos."""
 _MAGIC = b"odvae1"
+_HEADER = {"name": str, "kind": str, "fps": (int, float)}
+_HEADER |= {"frames": int, "height": int, "width": int}
 
 
 def pack(header: dict, content: bytes) -> bytes:
@@ -32,10 +35,19 @@ def unpack(record: bytes, name: str) -> tuple[dict, bytes]:
       name: what the error message calls it.
 
     Raises:
-      VideoError: if `pack` did not make the record.
+      VideoError: if `pack` did not make the record, or it is damaged.
     """
     at = len(_MAGIC) + 4
     if record[: len(_MAGIC)] != _MAGIC:
         raise VideoError(f"{name} was not written by `odvae data pack`.")
-    length = struct.unpack("<I", record[len(_MAGIC) : at])[0]
-    return json.loads(record[at : at + length]), record[at + length :]
+    try:
+        length = struct.unpack("<I", record[len(_MAGIC) : at])[0]
+        header = json.loads(record[at : at + length])
+        for key, kinds in _HEADER.items():
+            if not isinstance(header[key], kinds) or isinstance(header[key], bool):
+                raise ValueError(key)
+        if not all(0 < header[n] < 2**31 for n in ("fps", "frames", "height", "width")):
+            raise ValueError("numbers")
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise VideoError(f"{name} has a damaged header: {one_line(error)}.") from error
+    return header, record[at + length :]

@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from odvae_jax.data.sources.packed import open_packed
 from odvae_jax.data.sources.pictures import open_pictures
 from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS, find_sample_clips, open_sample_clips
 from odvae_jax.data.sources.tfds import open_tfds
-from odvae_jax.data.video import find_videos
+from odvae_jax.data.video import READ_TIMEOUT, find_videos
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "folder:": open_files,
@@ -34,33 +33,44 @@ a new file with such a function, and a line here.
 _LEAST_SHARE = 1e-3
 
 
-def open_source(text: str | os.PathLike, *, in_memory: bool = False) -> Source:
+def open_source(
+    text: str | os.PathLike, *, in_memory: bool = False, timeout: float | None = READ_TIMEOUT
+) -> Source:
     """Opens the one source that a string names.
 
     Args:
       text: the string (see `odvae_jax.data.sources`). What begins with no key of `SOURCES` is the
         path of a folder, a video or a manifest.
       in_memory: whether sources of video files keep decoded videos in memory.
+      timeout: the seconds that one read of a video may take; None for no limit.
 
     Raises:
       FileNotFoundError: if there is no such path, or what should provide it is not installed.
       ValueError: if nothing usable is there.
     """
     text = str(text)
-    for key, opener in SOURCES.items():
+    opener, rest = open_files, text
+    for key, listed in SOURCES.items():
         if text == key or (key.endswith(":") and text.startswith(key)):
-            return opener(text.removeprefix(key), in_memory=in_memory)
-    if not Path(text).exists():
-        _check_kind(text)
-    return open_files(text, in_memory=in_memory)
+            opener, rest = listed, text.removeprefix(key)
+            break
+    else:
+        if not os.path.lexists(text):
+            _check_kind(text)
+    source = opener(rest, in_memory=in_memory)
+    source.timeout = timeout
+    return source
 
 
-def open_sources(text: str | os.PathLike, *, in_memory: bool = False) -> list[tuple[float, Source]]:
+def open_sources(
+    text: str | os.PathLike, *, in_memory: bool = False, timeout: float | None = READ_TIMEOUT
+) -> list[tuple[float, Source]]:
     """Opens the sources that a string names.
 
     Args:
       text: one source, or several with weights, as in "0.7*folder:A; 0.3*folder:B".
       in_memory: whether sources of video files keep decoded videos in memory.
+      timeout: the seconds that one read of a video may take; None for no limit.
 
     Returns:
       Pairs of a share and a source. The shares are the weights, scaled so that their sum is 1.
@@ -71,8 +81,9 @@ def open_sources(text: str | os.PathLike, *, in_memory: bool = False) -> list[tu
         usable is there.
     """
     text = str(text)
-    if Path(text).exists() or (";" not in text and not re.match(r"[^:/]*\*", text)):
-        return [(1.0, open_source(text, in_memory=in_memory))]
+    given = {"in_memory": in_memory, "timeout": timeout}
+    if os.path.lexists(text) or (";" not in text and not re.match(r"[^:/]*\*", text)):
+        return [(1.0, open_source(text, **given))]
     sources = []
     for part in filter(None, (p.strip() for p in text.split(";"))):
         weight, star, name = part.partition("*")
@@ -85,7 +96,7 @@ def open_sources(text: str | os.PathLike, *, in_memory: bool = False) -> list[tu
                 f"{part!r} of the sources {text!r} has no weight; expected a positive number, an "
                 'asterisk and a source, as in "0.7*folder:A; 0.3*folder:B".'
             )
-        sources.append((weight, open_source(name.strip(), in_memory=in_memory)))
+        sources.append((weight, open_source(name.strip(), **given)))
     total = sum(weight for weight, _ in sources)
     if min(weight for weight, _ in sources) < _LEAST_SHARE * total:
         raise ValueError(f"a source of {text!r} has a share under {_LEAST_SHARE:g}; leave it out.")

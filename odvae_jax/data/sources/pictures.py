@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 
-from odvae_jax.data.finding import find_files
+from odvae_jax.data.finding import find_files, open_regular
 from odvae_jax.data.sources.base import Source
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
-from odvae_jax.data.video import VideoError
+from odvae_jax.data.video import VideoError, within
+from odvae_jax.files import one_line, printable
 
 IMAGE_EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
 """The extensions of image files, in lower case."""
@@ -27,7 +29,7 @@ class Pictures(Source):
         return len(self._paths)
 
     def name(self, index):
-        return self._paths[index]
+        return printable(self._paths[index])
 
     def rate(self, index):
         return 1.0
@@ -41,10 +43,17 @@ class Pictures(Source):
         if sampling.frames != 1:
             raise VideoError(f"{name} is an image; clips need {sampling.frames} frames.")
         try:
-            with open(self._paths[index], "rb") as file:
-                return [decode_image(file, sampling.short_side)]
+            content = within(self.timeout, name, self._content, index)
+            return [decode_image(io.BytesIO(content), sampling.short_side)]
+        except VideoError:
+            raise
         except IMAGE_ERRORS as error:
-            raise VideoError(f"{name} cannot be read as an image: {error}.") from error
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise VideoError(f"{name} cannot be read as an image: {reason}.") from error
+
+    def _content(self, index) -> bytes:
+        with open_regular(self._paths[index]) as file:
+            return file.read()
 
 
 def open_pictures(text: str, *, in_memory: bool = False) -> Pictures:

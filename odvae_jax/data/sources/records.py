@@ -7,8 +7,10 @@ import os
 
 import numpy as np
 
+from odvae_jax.data.finding import check_regular
 from odvae_jax.data.sources.base import Source
-from odvae_jax.data.video import VideoError
+from odvae_jax.data.video import VideoError, within
+from odvae_jax.files import one_line, printable
 
 
 class Records(Source):
@@ -21,7 +23,7 @@ class Records(Source):
 
     def __init__(self, paths: list[str], counts: list[int] | None = None):
         self._paths = paths
-        counts = [_reader(path).num_records() for path in paths] if counts is None else counts
+        counts = [_count(path) for path in paths] if counts is None else counts
         self._ends = np.cumsum(counts)
 
     def __len__(self):
@@ -29,7 +31,8 @@ class Records(Source):
 
     def bytes_behind(self, index):
         """Returns the number of bytes in the shard that holds a record."""
-        return os.path.getsize(self._paths[self._shard(index)])
+        path = self._paths[self._shard(index)]
+        return os.path.getsize(path) if os.path.exists(path) else 0
 
     def record(self, index: int) -> bytes:
         """Reads a record.
@@ -38,19 +41,43 @@ class Records(Source):
           VideoError: if the record cannot be read.
         """
         shard = self._shard(index)
-        first = int(self._ends[shard - 1]) if shard else 0
+        first, path = int(self._ends[shard - 1]) if shard else 0, self._paths[shard]
         try:
-            return _reader(self._paths[shard]).read([index - first])[0]
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise VideoError(f"{self.name(index)} cannot be read: {error}.") from error
+            return within(self.timeout, self.name(index), _read, path, index - first)
+        except VideoError:
+            raise
+        except Exception as error:
+            raise VideoError(f"{self.name(index)} cannot be read: {one_line(error)}.") from error
 
     def _shard(self, index):
         return int(np.searchsorted(self._ends, index, side="right"))
+
+
+def _read(path, place) -> bytes:
+    return _reader(path).read([place])[0]
+
+
+def _count(path) -> int:
+    """Returns the number of records of a file.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    try:
+        reader = _reader(path)
+        # A file that was cut short seems to be one without records.
+        count, good = reader.num_records(), reader.ok()
+    except RuntimeError as error:
+        raise ValueError(f"{printable(path)} is no array_record file: {one_line(error)}.") from None
+    if not good:
+        raise ValueError(f"{printable(path)} is damaged; write it again, or remove it.")
+    return count
 
 
 @functools.lru_cache(maxsize=256)
 def _reader(path):
     from array_record.python.array_record_module import ArrayRecordReader
 
+    check_regular(path)
     # Records are read here and there, so groups of records read ahead would be wasted.
     return ArrayRecordReader(path, options="readahead_buffer_size:0")

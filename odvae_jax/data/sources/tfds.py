@@ -13,7 +13,8 @@ from pathlib import Path
 from odvae_jax.data.sources.base import Extent, cut
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
 from odvae_jax.data.sources.records import Records
-from odvae_jax.data.video import PartError
+from odvae_jax.data.video import PartError, VideoError
+from odvae_jax.files import one_line, printable
 
 
 class TFDS(Records):
@@ -76,15 +77,19 @@ class TFDS(Records):
         super().__init__([str(self._folder / p) for p in paths], counts)
 
     def name(self, index):
-        return f"{self._folder}:{self._split}, example {index}"
+        return f"{printable(self._folder)}:{self._split}, example {index}"
 
     def rate(self, index):
         return self._fps
 
     def frames(self, index, sampling, stride, where):
+        from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
-        example = tf_example_pb2.Example.FromString(self.record(index))
+        try:
+            example = tf_example_pb2.Example.FromString(self.record(index))
+        except DecodeError as error:
+            raise VideoError(f"{self.name(index)} is damaged: {one_line(error)}.") from error
         images = example.features.feature[self._feature].bytes_list.value
         extent = Extent(self.name(index), 0.0, len(images) / self._fps, self._fps)
         times = [(i / self._fps, image) for i, image in enumerate(images)]
@@ -92,7 +97,7 @@ class TFDS(Records):
         try:
             return [decode_image(io.BytesIO(b), sampling.short_side) for b in chosen]
         except IMAGE_ERRORS as error:
-            raise PartError(f"{extent.name} holds a broken image: {error}.") from error
+            raise PartError(f"{extent.name} holds a broken image: {one_line(error)}.") from error
 
 
 def open_tfds(text: str, *, in_memory: bool = False) -> TFDS:

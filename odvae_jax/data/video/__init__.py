@@ -1,8 +1,9 @@
 """Video files in and out, through PyAV; JAX is not needed."""
 
 from odvae_jax.data.video.blocks import FrameBlocks
-from odvae_jax.data.video.errors import PartError, VideoError
+from odvae_jax.data.video.errors import OrderError, PartError, TimeLimitError, VideoError
 from odvae_jax.data.video.files import EXTENSIONS, find_videos
+from odvae_jax.data.video.limits import READ_TIMEOUT, moved, within
 from odvae_jax.data.video.reader import VideoInfo, VideoReader, inspect_video, read_frames
 from odvae_jax.data.video.scaling import centre_crop, scaled_size, to_rgb
 from odvae_jax.data.video.selection import select_frames
@@ -10,9 +11,12 @@ from odvae_jax.data.video.writer import ThreadedVideoWriter, VideoWriter, encode
 
 __all__ = [
     "EXTENSIONS",
+    "READ_TIMEOUT",
     "FrameBlocks",
+    "OrderError",
     "PartError",
     "ThreadedVideoWriter",
+    "TimeLimitError",
     "VideoError",
     "VideoInfo",
     "VideoReader",
@@ -21,9 +25,11 @@ __all__ = [
     "encode_h264",
     "find_videos",
     "inspect_video",
+    "moved",
     "read_frames",
     "scaled_size",
     "select_frames",
     "to_rgb",
+    "within",
     "write_video",
 ]

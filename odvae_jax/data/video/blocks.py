@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from odvae_jax.data.video.errors import VideoError
+from odvae_jax.data.video.limits import READ_TIMEOUT
 from odvae_jax.data.video.reader import VideoReader
 from odvae_jax.data.video.scaling import centre_crop, to_rgb
+from odvae_jax.files import one_line, printable
 
 
 class FrameBlocks:
@@ -31,6 +33,8 @@ class FrameBlocks:
       size: the number of rows and columns that are cut from the centre of every frame; None keeps
         the whole frame.
       threads: the number of threads that scale.
+      timeout: the seconds that opening, or reading on to the next frame, may take; None for no
+        limit.
 
     Attributes:
       fps: the average number of frames per second. It is known once the first block was read.
@@ -53,8 +57,10 @@ class FrameBlocks:
         short_side: int | None = None,
         size: int | None = None,
         threads: int = 2,
+        timeout: float | None = READ_TIMEOUT,
     ):
         self.path, self.fps, self.problem = str(path), 0.0, ""
+        self._name, self._timeout = printable(path), timeout
         self.frames = self.height = self.width = 0
         self._length, self._short_side, self._size, self._threads = (
             length,
@@ -70,7 +76,7 @@ class FrameBlocks:
             if not self.frames:
                 self.height, self.width = frame.shape[:2]
             elif frame.shape[:2] != (self.height, self.width):
-                self.problem = f"{self.path} changes its size after {self.frames} frames."
+                self.problem = f"{self._name} changes its size after {self.frames} frames."
                 break
             waiting.append(frame)
             self.frames += 1
@@ -102,23 +108,24 @@ class FrameBlocks:
         try:
             rgb = to_rgb(frames, self._short_side)
         except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise VideoError(f"{self.path} has frames that cannot be shown: {error}.") from error
+            reason = one_line(error)
+            raise VideoError(f"{self._name} has frames that cannot be shown: {reason}.") from error
         if self._size is None:
             return rgb
         height, width = rgb[0].shape[:2]
         if min(height, width) < self._size:
             raise VideoError(
-                f"{self.path} has frames of {height}×{width}; a cut of {self._size} needs more, or "
-                "a short side that they are scaled to."
+                f"{self._name} has frames of {height}×{width}; a cut of {self._size} needs more, "
+                "or a short side that they are scaled to."
             )
         return [centre_crop(frame, self._size, self._size) for frame in rgb]
 
     def _decoded(self):
         batch, count, end = [], 0, 0.0
         try:
-            with VideoReader(self.path, threads=0) as video:
+            with VideoReader(self.path, threads=0, timeout=self._timeout) as video:
                 self.fps = video.fps
-                for time, frame in video.frames_from(None):
+                for time, frame in video.frames_in_order(None):
                     if batch and (frame.width, frame.height) != (batch[0].width, batch[0].height):
                         yield batch
                         batch = []
@@ -130,7 +137,7 @@ class FrameBlocks:
                 fewer = count < video.declared or not video.declared
                 if fewer and video.promised and end < video.promised - 1.5 / video.fps:
                     self.problem = (
-                        f"{self.path} ends after {count} of {video.declared or 'more'} frames, at "
+                        f"{self._name} ends after {count} of {video.declared or 'more'} frames, at "
                         f"{end:.2f} of {video.promised:.2f} s."
                     )
         except VideoError as error:

@@ -7,3 +7,11 @@ class VideoError(ValueError):
 
 class PartError(VideoError):
     """One part of a video cannot be used; other parts of the same video may be usable."""
+
+
+class TimeLimitError(VideoError):
+    """A read took too long and was given up. Its disk may be out of reach."""
+
+
+class OrderError(VideoError):
+    """The frames of a video come in another order than that of their time stamps."""

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import heapq
 import io
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import TypeVar
 
 import av
 import numpy as np
+from av.stream import Disposition
 from jaxtyping import UInt8
 
-from odvae_jax.data.video.errors import PartError, VideoError
+from odvae_jax.data.finding import check_regular
+from odvae_jax.data.once import warn_once
+from odvae_jax.data.video.errors import OrderError, PartError, TimeLimitError, VideoError
+from odvae_jax.data.video.limits import READ_TIMEOUT, each_within, moved, within
 from odvae_jax.data.video.scaling import to_rgb
+from odvae_jax.files import one_line, printable
+
+T = TypeVar("T")
+_HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics, as ITU-T H.273 numbers them
+_LATE = 16  # The number of frames that a decoder may keep back to put others in order.
 
 # PyAV before 19 refuses to open a file with a title or the like that is not UTF-8.
 _OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -44,34 +57,97 @@ class VideoInfo:
         return len(self.timestamps)
 
 
-def inspect_video(path: str | os.PathLike) -> VideoInfo:
+def inspect_video(path: str | os.PathLike, *, timeout: float | None = READ_TIMEOUT) -> VideoInfo:
     """Reads the number, time stamps and size of a video's frames from its packets.
 
     Nothing is decoded.
 
+    Args:
+      path: the path of the file.
+      timeout: the seconds that one read may take; None for no limit.
+
     Raises:
       VideoError: if the file is not a video or holds no frame.
     """
+    return within(timeout, printable(path), _inspected, path)
+
+
+def _inspected(path: str | os.PathLike) -> VideoInfo:
+    name = printable(path)
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path} holds no video stream.")
-            stream = container.streams.video[0]
+        with _open(os.fspath(path), name) as container:
+            stream = _video_stream(container, name)
             stamps = sorted(
                 packet.pts
-                for packet in container.demux(stream)
+                for packet in _packets(container, stream)
                 if packet.pts is not None and not packet.is_discard
             )
             if not stamps:
-                raise VideoError(f"{path} holds no frames with time stamps.")
+                raise VideoError(f"{name} holds no frames with time stamps.")
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             return VideoInfo(str(path), tuple(stamps), stream.width, stream.height, float(rate))
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be read as a video: {error}.") from error
+        raise VideoError(f"{name} cannot be read as a video: {one_line(error)}.") from error
+
+
+def _open(source: str | bytes, name: str) -> av.container.InputContainer:
+    """Opens a regular file, or bytes.
+
+    Raises:
+      VideoError: if it is something else, such as a named pipe, which would block.
+    """
+    if isinstance(source, bytes):
+        return av.open(io.BytesIO(source), **_OPEN_OPTIONS)
+    try:
+        check_regular(source)
+    except OSError as error:
+        raise VideoError(f"{name} cannot be read as a video: {error.strerror}.") from error
+    except ValueError as error:
+        raise VideoError(str(error)) from error
+    # A relative path with a colon would be taken for a protocol.
+    return av.open(os.path.abspath(source), **_OPEN_OPTIONS)
+
+
+def _video_stream(container, name: str) -> av.VideoStream:
+    """Returns the video of a file as the program ffmpeg chooses it: the largest, or the default.
+
+    A cover picture is no video.
+
+    Raises:
+      VideoError: if there is none.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        cover = ", only a picture" if container.streams.video else ""
+        raise VideoError(f"{name} holds no video stream{cover}.")
+
+    def rank(stream):
+        default = bool(stream.disposition & Disposition.default)
+        return (stream.width or 0) * (stream.height or 0) + 5_000_000 * default
+
+    stream = max(streams, key=rank)
+    if kind := _HDR.get(int(stream.codec_context.color_trc or 0)):
+        warn_once(
+            "HDR",
+            f"{name} is an HDR video ({kind}), perhaps one of several: its colours are taken as "
+            "they are, without tone mapping, and look pale; convert such videos to SDR first.",
+        )
+    return stream
+
+
+def _packets(container, stream) -> Iterator[av.Packet]:
+    for packet in container.demux(stream):
+        moved()
+        yield packet
 
 
 def read_frames(
-    info: VideoInfo, start: int, count: int, *, short_side: int | None = None
+    info: VideoInfo,
+    start: int,
+    count: int,
+    *,
+    short_side: int | None = None,
+    timeout: float | None = READ_TIMEOUT,
 ) -> UInt8[np.ndarray, "count h w 3"]:
     """Decodes some frames of a video, starting at the key frame before the first of them.
 
@@ -81,6 +157,7 @@ def read_frames(
       count: the number of frames.
       short_side: the length in pixels to which the shorter side is scaled, with antialiasing. None
         keeps the size.
+      timeout: the seconds that one read may take; None for no limit.
 
     Returns:
       The frames in RGB, uint8 [count, H, W, 3], turned as the file says.
@@ -93,23 +170,27 @@ def read_frames(
         raise ValueError(f"{count} frames were asked for; expected at least 1.")
     if start < 0 or start + count > info.frames:
         raise VideoError(
-            f"{info.path} has {info.frames} frames; {start} to {start + count} were asked for."
+            f"{printable(info.path)} has {info.frames} frames; {start} to {start + count} were "
+            "asked for."
         )
-    with VideoReader(info.path, threads=0) as video:
+    with VideoReader(info.path, threads=0, timeout=timeout) as video:
         base = float(video.time_base)
         first = info.timestamps[start] * base
         wanted = info.timestamps[start : start + count]
         frames = []
         if start > 0:
             near = (f for t, f in video.frames_from(first) if t >= first - base / 2)
-            frames = list(itertools.islice(near, count))
+            with contextlib.suppress(OrderError):
+                nearest = list(itertools.islice(near, count))
+                video.check_end()
+                frames = nearest
         if [frame.pts for frame in frames] != list(wanted):
             # Frames without time stamps, or that come in another order: count from the beginning.
-            shown = itertools.islice(video.frames_from(None), start, start + count)
+            shown = itertools.islice(video.frames_in_order(None), start, start + count)
             frames = [frame for _, frame in shown]
         if len(frames) < count:
             raise VideoError(
-                f"{info.path} yielded {len(frames)} of {count} frames from frame {start} on."
+                f"{video.name} yielded {len(frames)} of {count} frames from frame {start} on."
             )
         return np.stack(to_rgb(frames, short_side))
 
@@ -124,6 +205,8 @@ class VideoReader:
       source: the path of a file, or its bytes.
       name: what error messages call the video; None takes the path.
       threads: the number of threads that decode; 0 lets FFmpeg choose.
+      timeout: the seconds that opening, or reading on to the next frame, may take; None for no
+        limit.
 
     Attributes:
       start: the time at which the first frame begins, according to the header.
@@ -139,44 +222,47 @@ class VideoReader:
         decoded. Errors of PyAV become this one.
     """
 
-    def __init__(self, source: str | bytes, name: str | None = None, *, threads: int = 1):
+    def __init__(
+        self,
+        source: str | bytes,
+        name: str | None = None,
+        *,
+        threads: int = 1,
+        timeout: float | None = READ_TIMEOUT,
+    ):
         self._source = source
-        self.name = name or (source if isinstance(source, str) else "a video in memory")
-        self._threads = threads
+        in_memory = isinstance(source, bytes)
+        self.name = name or ("a video in memory" if in_memory else printable(source))
+        self._threads, self._timeout = threads, timeout
+        self._container = None
 
     def __enter__(self) -> VideoReader:
         try:
-            self._open()
-            self._read_header()
+            within(self._timeout, self.name, self._read_header)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, _, error, __):
-        if getattr(self, "_container", None) is not None:
+        # A thread that was given up may still use the container.
+        if self._container is not None and not isinstance(error, TimeLimitError):
             self._container.close()
-            self._container = None
+        self._container = None
         if isinstance(error, (av.FFmpegError, OSError, ValueError, MemoryError)) and not isinstance(
             error, VideoError
         ):
-            raise VideoError(f"{self.name} cannot be read as a video: {error}.") from error
+            reason = one_line(error)
+            raise VideoError(f"{self.name} cannot be read as a video: {reason}.") from error
 
     def _open(self):
-        self._container = None
-        if isinstance(self._source, bytes):
-            source = io.BytesIO(self._source)
-        else:  # a relative path with a colon would be taken for a protocol
-            exists = os.path.exists(self._source)
-            source = os.path.abspath(self._source) if exists else self._source
-        self._container = av.open(source, **_OPEN_OPTIONS)
-        if not self._container.streams.video:
-            raise VideoError(f"{self.name} holds no video stream.")
-        self._stream = self._container.streams.video[0]
+        self._container = _open(self._source, self.name)
+        self._stream = _video_stream(self._container, self.name)
         self._stream.codec_context.thread_count = self._threads
         self._stream.thread_type = "SLICE" if self._threads == 1 else "AUTO"
 
     def _read_header(self):
+        self._open()
         stream, container = self._stream, self._container
         self.time_base = stream.time_base
         self.declared = stream.frames
@@ -190,7 +276,7 @@ class VideoReader:
                 container.start_time or 0
             ) / av.time_base + container.duration / av.time_base
         else:  # nothing but the packets says how long it is
-            packets = [p.pts for p in container.demux(stream) if p.pts is not None]
+            packets = [p.pts for p in _packets(container, stream) if p.pts is not None]
             if not packets:
                 raise VideoError(f"{self.name} holds no frames with time stamps.")
             self.end = float(max(packets) * stream.time_base) + 1 / self.fps
@@ -201,11 +287,58 @@ class VideoReader:
         """Yields pairs of a time in seconds and a decoded frame, in the order of time.
 
         The first frame is a key frame at or before `moment`. Where `moment` is None, or the file
-        cannot be searched for a moment, it is the first frame of the file.
+        cannot be searched for a moment, it is the first frame of the file. A frame without a time
+        stamp is taken to follow the one before it at the video's rate.
 
         Raises:
           PartError: if a frame is damaged.
+          OrderError: if the time stamps go backwards.
         """
+        return each_within(self._timeout, self.name, self._checked(self._decoded(moment)))
+
+    def frames_in_order(self, moment: float | None) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Yields what `frames_from` does, in the order of time even if the file has another one.
+
+        For it some more frames are decoded before the first one is yielded. A frame may come
+        sixteen places too late; if one comes later still, this raises OrderError, too.
+        """
+        ordered = self._checked(_in_order(self._decoded(moment)))
+        return each_within(self._timeout, self.name, ordered)
+
+    def check_end(self) -> None:
+        """Checks that what `frames_from` yielded so far is not followed by earlier frames.
+
+        It looks at the next sixteen packets, and decodes nothing. Afterwards `frames_from` and
+        `frames_in_order` have to be called anew.
+
+        Raises:
+          OrderError: if earlier frames follow.
+        """
+        within(self._timeout, self.name, self._check_end)
+
+    def _check_end(self):
+        with contextlib.suppress(av.FFmpegError):  # what comes later may be broken
+            for packet in itertools.islice(self._container.demux(self._stream), _LATE):
+                if packet.pts is not None and not packet.is_discard:
+                    self._check_time(float(packet.pts * self.time_base))
+
+    def _checked(self, frames):
+        """Yields times and frames, and raises an error where time goes backwards."""
+        self._last = -math.inf
+        for time, frame in frames:
+            self._check_time(time)
+            self._last = time
+            yield time, frame
+
+    def _check_time(self, time):
+        if time < self._last - float(self.time_base) / 2:
+            raise OrderError(
+                f"{self.name} has time stamps that go backwards, from {self._last:.3f} to "
+                f"{time:.3f} s; write it anew, for instance with ffmpeg."
+            )
+
+    def _decoded(self, moment):
+        """Yields times and frames as they come out of the decoder."""
         if moment is not None:
             for back in (0.0, 2.0, 10.0):
                 if moment - back <= self.start:
@@ -218,28 +351,45 @@ class VideoReader:
                     return
         self._container.close()
         self._open()
-        for index, frame in enumerate(self._container.decode(self._stream)):
-            self._check(frame)
-            yield self.start + index / self.fps if frame.time is None else frame.time, frame
+        yield from self._timed(self._container.decode(self._stream), self.start)
 
     def _sought(self, moment):
         try:
             self._container.seek(int(moment / self.time_base), stream=self._stream, backward=True)
         except av.FFmpegError:
             return
+        decoded = self._container.decode(self._stream)
         # Frames before the first key frame may depend on frames that were not read.
-        begun = False
-        for frame in self._container.decode(self._stream):
-            if frame.time is None:
-                return
-            begun = begun or frame.key_frame
-            if begun:
-                self._check(frame)
-                yield frame.time, frame
+        first = next((frame for frame in decoded if frame.key_frame or frame.time is None), None)
+        if first is not None and first.time is not None:
+            yield from self._timed(itertools.chain([first], decoded), first.time)
+
+    def _timed(self, frames, start):
+        """Yields frames with their times; those without a time stamp follow at the rate."""
+        known, since = start, 0
+        for frame in frames:
+            self._check(frame)
+            if frame.time is not None:
+                known, since = frame.time, 0
+            yield known + since / self.fps, frame
+            since += 1
 
     def _check(self, frame):
         if frame.is_corrupt:
             raise PartError(f"{self.name} is damaged at {frame.time} s.")
+
+
+def _in_order(frames: Iterator[tuple[float, T]]) -> Iterator[tuple[float, T]]:
+    """Yields times and frames sorted by time, if none comes more than `_LATE` places too late."""
+    waiting: list = []  # a heap; the number keeps frames of one time in their order
+    for number, (time, frame) in enumerate(frames):
+        heapq.heappush(waiting, (time, number, frame))
+        if len(waiting) > _LATE:
+            time, _, frame = heapq.heappop(waiting)
+            yield time, frame
+    while waiting:
+        time, _, frame = heapq.heappop(waiting)
+        yield time, frame
 
 
 def _promised_end(container, stream) -> float | None:
