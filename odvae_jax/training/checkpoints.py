@@ -164,8 +164,8 @@ class Checkpoints:
         return self._manager.restore(step, args=args)
 
     def _kept(self) -> str:
-        kept = self.latest
-        return "none" if kept is None else f"step {kept}"
+        kept = [step for step in steps(self.folder.parent) if step != self._saving]
+        return f"step {kept[-1]}" if kept else "none yet"
 
     def _attempt(self, what: str, action: Callable[[], Any]) -> None:
         try:
@@ -262,7 +262,7 @@ def begun_config(workdir: Path) -> dict[str, Any] | None:
     path = workdir / CONFIG_FILE
     copies = [workdir / FOLDER / str(step) / CONFIG_FILE for step in reversed(steps(workdir))]
     for place in (path, *copies):
-        config, reason = _json_object(place)
+        config, reason = read_json_object(place)
         if config is None:
             if place == path and path.exists():
                 logger.warning("%s is damaged (%s)", printable(path), reason)
@@ -288,7 +288,7 @@ def _damage(folder: Path, verify: bool) -> tuple[str, bool]:
             printable(folder),
         )
         return "", False
-    recorded, reason = _json_object(path)
+    recorded, reason = read_json_object(path)
     if recorded is None or not all(map(_is_record, recorded.values())):
         return f"{DIGESTS_FILE} is damaged ({reason or 'it holds something else'})", False
     found = digests.differences(folder, recorded)
@@ -300,8 +300,8 @@ def _is_record(value: Any) -> bool:
     return isinstance(value, list) and [type(part) for part in value] == [int, str]
 
 
-def _json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The JSON object in a file, or None and the reason why there is none."""
+def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns the JSON object in a file, or None and the reason why there is none."""
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
@@ -342,7 +342,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _remove_damaged_notes(folder: Path) -> None:
     """Removes the library's notes where they are no object, for it would open no checkpoint."""
     for path in folder.glob(f"*/{_NOTES[0]}"):
-        if path.stat().st_size and _json_object(path)[1].startswith("it holds"):
+        if path.stat().st_size and read_json_object(path)[1].startswith("it holds"):
             path.unlink()
 
 

@@ -3,10 +3,16 @@
 What is trained is `counting.py`: what is tested here does not depend on it.
 """
 
+import errno
 import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -14,9 +20,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from odvae_jax.training import loop
+from odvae_jax import digests
+from odvae_jax.cli import main
+from odvae_jax.files import BusyError
+from odvae_jax.training import lock, loop
 from tests.training.counting import get_config
-from tests.training.test_loop import timeless
+from tests.training.test_loop import lines, timeless
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,3 +178,170 @@ def test_a_damaged_config_of_a_run_is_taken_from_its_checkpoint(alone, run, capl
     assert "config.json is damaged" in caplog.text and "checkpoints/4/config.json" in caplog.text
     np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
     assert json.loads((run / "config.json").read_text())["steps"] == 6
+
+
+@pytest.fixture
+def stop_when_blocked(monkeypatch):
+    """Sends a signal to this process a moment after it began to wait; and Ctrl-C much later."""
+    timers = []
+
+    def later(which):
+        for seconds, sent in ((1.0, which), (15.0, signal.SIGINT)):
+            timers.append(threading.Timer(seconds, os.kill, (os.getpid(), sent)))
+            timers[-1].start()
+
+    yield later
+    for timer in timers:
+        timer.cancel()
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_run_waits_for_data_saves_what_is_done(
+    alone, tmp_path, stop_when_blocked, which
+):
+    stop_when_blocked(which)
+    start = time.monotonic()
+    state = train(tmp_path / "run", blocks_at=4)
+    assert time.monotonic() - start < 10
+    assert int(state.step) == 3 and saved(tmp_path / "run") == ["2", "3"]
+    assert (tmp_path / "run" / "numbers.npy").exists(), "a run that is stopped exports"
+    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3]
+    np.testing.assert_array_equal(train(tmp_path / "run").numbers, alone[1].numbers)
+    assert timeless(tmp_path / "run") == timeless(alone[0])
+
+
+def test_a_signal_before_the_first_step_leaves_nothing_unfinished(tmp_path, stop_when_blocked):
+    stop_when_blocked(signal.SIGTERM)
+    train(tmp_path / "run", blocks_at=1)
+    assert saved(tmp_path / "run") == [] and not (tmp_path / "run" / "numbers.npy").exists()
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_what_the_data_raises_costs_no_step(alone, tmp_path):
+    with pytest.raises(RuntimeError, match="the data is gone"):
+        train(tmp_path / "run", fails_at=4, log_every=100)
+    assert saved(tmp_path / "run") == ["2", "3"]
+    assert [r["step"] for r in lines(tmp_path / "run")] == [3], "what was measured is written"
+    assert not (tmp_path / "run" / "run.lock").exists()
+    np.testing.assert_array_equal(train(tmp_path / "run").numbers, alone[1].numbers)
+
+
+def test_a_run_is_refused_where_another_one_is(run):
+    with lock.RunLock(run):
+        before = (run / "run.lock").read_bytes()
+        with pytest.raises(BusyError, match=f"in use by another run, process {os.getpid()} on "):
+            train(run)
+        assert (run / "run.lock").read_bytes() == before and saved(run) == ["2", "4"]
+    train(run)
+    assert not (run / "run.lock").exists()
+
+
+def test_a_run_whose_folder_was_taken_over_saves_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW_EVERY", 3600.0)
+    make = loop._Run._after
+    other = {"host": "elsewhere", "pid": 77, "token": "other"}
+
+    def taken_at_3(self, step, *more):
+        if step == 3:
+            (tmp_path / "run" / "run.lock").write_text(json.dumps(other))
+        make(self, step, *more)
+
+    monkeypatch.setattr(loop._Run, "_after", taken_at_3)
+    with pytest.raises(BusyError, match="taken over by another run, process 77 on host elsewhere"):
+        train(tmp_path / "run")
+    assert saved(tmp_path / "run") == ["2"]
+    assert json.loads((tmp_path / "run" / "run.lock").read_text()) == other
+    assert not (tmp_path / "run" / "numbers.npy").exists()
+
+
+@pytest.mark.parametrize("how, good", [("full", "step 4"), ("gone", "none yet")])
+def test_a_run_whose_last_save_failed_says_so_and_names_the_last_good_one(
+    run, monkeypatch, how, good
+):
+    after, of_folder = loop._Run._after, digests.of_folder
+
+    def full(folder):
+        if folder.name.startswith("6"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return of_folder(folder)
+
+    def gone(self, step, *more):
+        if step == 6:
+            (run / "checkpoints").rename(run / "away")
+            (run / "checkpoints").write_text("")
+        after(self, step, *more)
+
+    if how == "full":
+        monkeypatch.setattr(digests, "of_folder", full)
+    else:
+        monkeypatch.setattr(loop._Run, "_after", gone)
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match=f"of step 6, could not be saved .*last good one is {good}"):
+        train(run)
+    assert (run / "numbers.npy").exists(), "it is exported nevertheless"
+    idle = ("asyncio_", "metadata_store_")  # of pools, which end with the program
+    new = [t for t in set(threading.enumerate()) - before if not t.name.startswith(idle)]
+    deadline = time.monotonic() + 5
+    while (left := [t.name for t in new if t.is_alive()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, "what waits would keep the program from ending"
+
+
+BAD_LINES = [
+    b"\xff\x00\x80",
+    b"{'step': 1}",
+    b"[1, 2]",
+    b"5",
+    b'{"loss": 1.0}',
+    b'{"step": NaN, "loss": 1.0}',
+    b'{"step": "3"}',
+    b'{"step": 2, "loss": "low"}',
+    b'{"step": ' + b"9" * 5000 + b"}",
+    b"[" * 100_000,
+]
+
+
+def test_lines_that_are_no_metrics_are_set_aside(alone, run, capsys):
+    content = (run / "metrics.jsonl").read_bytes().splitlines()
+    mixed = [line for pair in zip(BAD_LINES, content * 2, strict=False) for line in pair]
+    (run / "metrics.jsonl").write_bytes(
+        b"\n".join(mixed[:12] + BAD_LINES[6:]) + b'\n{"step": 4, "l'
+    )
+    assert main(["curves", str(run), str(run.parent / "curves.png")]) == 0, capsys.readouterr().err
+    train(run)
+    assert [r["step"] for r in lines(run)] == list(range(1, 7))
+    assert (run / "metrics-damaged.jsonl").read_bytes().split(b"\n") == [*BAD_LINES, b""]
+    train(run, steps=8)
+    assert (run / "metrics-damaged.jsonl").read_bytes().split(b"\n") == [*BAD_LINES, b""]
+
+
+def program(workdir, *options):
+    """The command that trains, and the log that it writes into."""
+    words = ["-m", "odvae_jax", "train", f"--config={ROOT}/tests/training/counting.py"]
+    words = [sys.executable, *words, f"--workdir={workdir}", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.full
+def test_of_two_commands_in_one_folder_the_second_ends_at_once(tmp_path):
+    with program(tmp_path / "run", "--config.blocks_at=4") as first:
+        assert first.stdout.readline() == "blocked\n", first.stderr.read()
+        with program(tmp_path / "run") as second:
+            said = second.communicate(timeout=60)[1]
+        assert second.returncode == 1
+        assert said.startswith("odvae train: ") and len(said.splitlines()) == 1
+        assert f"in use by another run, process {first.pid} on host" in said
+        first.kill()
+        first.communicate()
+    with program(tmp_path / "run") as third:
+        said = third.communicate(timeout=60)[1]
+    assert third.returncode == 0, said
+    assert f"was held by process {first.pid} on host" in said and "taken over" in said
