@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from odvae_jax.data.processes import WorkerError
 from odvae_jax.sharding import replicated
 from odvae_jax.training.fields import loop_config
 from odvae_jax.training.tasks import Feeds, Task, counters
@@ -48,7 +49,7 @@ class Numbers(Feeds):
             print("blocked", flush=True)
             queue.Queue().get()
         if step + 1 == self._config.fails_at:
-            raise RuntimeError("the data is gone")
+            raise WorkerError("workers died 4 times; give the run more memory")
         return jax.device_put(np.float32(number), replicated(self._mesh))
 
 

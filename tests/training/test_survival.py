@@ -25,7 +25,8 @@ from odvae_jax.cli import main
 from odvae_jax.files import BusyError
 from odvae_jax.training import lock, loop
 from tests.training.counting import get_config
-from tests.training.test_loop import lines, timeless
+from tests.training.test_faults import arguments as given
+from tests.training.test_loop import lines, timeless, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,9 +218,13 @@ def test_a_signal_before_the_first_step_leaves_nothing_unfinished(tmp_path, stop
     assert not (tmp_path / "run" / "run.lock").exists()
 
 
-def test_what_the_data_raises_costs_no_step(alone, tmp_path):
-    with pytest.raises(RuntimeError, match="the data is gone"):
-        train(tmp_path / "run", fails_at=4, log_every=100)
+@pytest.mark.usefixtures("own_log")
+def test_what_the_data_raises_costs_no_step(alone, tmp_path, capsys):
+    file = f"--config={ROOT}/tests/training/counting.py"
+    words = ["train", file, f"--workdir={tmp_path}/run", "--config.log_every=100"]
+    assert main([*words, "--config.fails_at=4"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "odvae train: workers died 4 times; give the run more memory"
     assert saved(tmp_path / "run") == ["2", "3"]
     assert [r["step"] for r in lines(tmp_path / "run")] == [3], "what was measured is written"
     assert not (tmp_path / "run" / "run.lock").exists()
@@ -345,3 +350,65 @@ def test_of_two_commands_in_one_folder_the_second_ends_at_once(tmp_path):
         said = third.communicate(timeout=60)[1]
     assert third.returncode == 0, said
     assert f"was held by process {first.pid} on host" in said and "taken over" in said
+
+
+SLOW_SOURCE = """
+import time
+from odvae_jax.data.sources.files import Files
+from odvae_jax.data.sources.parsing import SOURCES
+from odvae_jax.data.video import find_videos
+from tests.two_levels import get_config
+
+reads = 0
+
+class Blocking(Files):
+    def frames(self, *arguments):
+        global reads
+        reads += 1
+        if reads > 24:
+            print("blocked", flush=True)
+            time.sleep(1e6)
+        return super().frames(*arguments)
+
+SOURCES["blocking:"] = lambda text, **options: Blocking([(v, None, None) for v in find_videos(text)])
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_a_source_that_blocks_keeps_no_run_from_ending(videos, tmp_path, seconds):
+    """A signal ends it, or without one the limit for a read."""
+    (tmp_path / "slow.py").write_text(SLOW_SOURCE)
+    fields = tiny(videos, steps=100, batch_size=4, validate_every=0, checkpoint_every=1000)
+    words = given(fields, tmp_path / "run")[3:]
+    words = [w for w in words if "data.path" not in w and "read_timeout" not in w]
+    words = [sys.executable, "train.py", f"--config={tmp_path}/slow.py", *words]
+    words += [f"--config.data.path=blocking:{videos}", f"--config.data.read_timeout={seconds}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "log").open("w"),
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "blocked\n", (tmp_path / "log").read_text()
+        done = []
+        while not seconds and len(done) < 2:  # the batches that were read ahead
+            done = lines(tmp_path / "run") if (tmp_path / "run/metrics.jsonl").exists() else []
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        time.sleep(3)
+        start = time.monotonic()
+        if not seconds:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+        took = time.monotonic() - start
+    said = (tmp_path / "log").read_text()
+    assert process.returncode == (1 if seconds else 0), said
+    (step,) = saved(tmp_path / "run")
+    assert int(step) == lines(tmp_path / "run")[-1]["step"] >= 2
+    assert (tmp_path / "run" / "model").exists() == (not seconds)
+    assert seconds or took < 15, said
+    assert "Traceback" not in said
