@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -352,6 +353,30 @@ def test_of_two_commands_in_one_folder_the_second_ends_at_once(tmp_path):
     assert f"was held by process {first.pid} on host" in said and "taken over" in said
 
 
+@pytest.mark.full
+def test_two_processes_are_refused_together_and_go_on_from_the_same_checkpoint(run):
+    flipped(run / "checkpoints" / "4")
+
+    def both():
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"--coordinator=localhost:{free.getsockname()[1]}"
+        each = [program(run, address, "--processes=2", f"--process={i}") for i in range(2)]
+        said = [process.communicate(timeout=120)[1] for process in each]
+        return [process.returncode for process in each], said
+
+    with lock.RunLock(run):
+        statuses, said = both()
+    assert statuses == [1, 1], said
+    (last,) = {text.splitlines()[-1] for text in said}
+    assert "in use by another run" in last
+    statuses, said = both()
+    assert statuses == [0, 0], said
+    assert "continuing from step 2" in said[0]
+    assert [name[:9] for name in saved(run)] == ["2", "4", "6", "damaged-4"]
+    assert not (run / "run.lock").exists()
+
+
 SLOW_SOURCE = """
 import time
 from odvae_jax.data.sources.files import Files
@@ -370,7 +395,10 @@ class Blocking(Files):
             time.sleep(1e6)
         return super().frames(*arguments)
 
-SOURCES["blocking:"] = lambda text, **options: Blocking([(v, None, None) for v in find_videos(text)])
+def open_blocking(text, **options):
+    return Blocking([(path, None, None) for path in find_videos(text)])
+
+SOURCES["blocking:"] = open_blocking
 """
 
 
