@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from odvae_jax.evaluation.run import evaluate, load_meters
 from odvae_jax.files import write_whole
 from odvae_jax.tiling import TemporalTiling
 from odvae_jax.training import config as config_lib
-from odvae_jax.training.checkpoints import CONFIG_FILE
+from odvae_jax.training.checkpoints import begun_config, read_json_object
 from odvae_jax.training.curves import METRICS_FILE, read_metrics
+from odvae_jax.training.lock import RunLock
 from odvae_jax.training.loop import train
+from odvae_jax.training.tasks.autoencoder import model_beside
 
 logger = logging.getLogger("odvae_jax.ablate")
 IMAGE_RUN = "image"
@@ -117,7 +120,10 @@ def ablate(
       FileNotFoundError: if a model or the data is missing.
       FloatingPointError: if a training has too many steps in a row that are not finite.
       InterruptedError: if a training was told to stop.
+      BusyError: if another ablation or training is in the folder.
     """
+    if not os.fspath(workdir):
+        raise ValueError("workdir is empty; expected the path of a folder for the ablation.")
     workdir, chosen = Path(workdir), arms(config)
     ablation = config.ablation
     for arm in chosen:
@@ -128,14 +134,23 @@ def ablate(
         raise ValueError("config.validate_every=0: the curves are of what is measured meanwhile.")
     TemporalTiling(ablation.tiling).check(ODVAEConfig.variant(4))
     clips = _clips(config)
+    with RunLock(workdir):
+        return _ablate(config, workdir, init, clips)
+
+
+def _ablate(config, workdir: Path, init: str | None, clips: FixedClips) -> tuple[Results, Results]:
+    ablation, chosen = config.ablation, arms(config)
     _begin(config, workdir, init)
     if init is None:
-        _train(_image_config(config), workdir / IMAGE_RUN)
-        init = str(workdir / IMAGE_RUN)
+        image = _image_config(config)
+        _train(image, workdir / IMAGE_RUN)
+        init = str(_model_of(workdir / IMAGE_RUN, image.steps))
     for arm in chosen:
         _train(_arm_config(config, arm, init), workdir / arm.name)
     contenders = load_contenders(
-        [f"{a.name}={workdir / a.name}" for a in chosen], dtype="float32", precision="highest"
+        [f"{a.name}={_model_of(workdir / a.name, config.steps)}" for a in chosen],
+        dtype="float32",
+        precision="highest",
     )
     meters = load_meters(fvd=ablation.fvd)
     both = [
@@ -184,10 +199,12 @@ def _begin(config, workdir: Path, init: str | None) -> None:
         start = {"init": contender("", init, ODVAE.from_pretrained(init)).digest}
     settings = {"steps": config.steps, **start}
     path = workdir / _SETTINGS
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
+    before, reason = read_json_object(path)
+    if before is None:
+        if path.exists():
+            logger.warning("%s is damaged (%s), and written anew", path, reason)
         write_whole(path, json.dumps(settings) + "\n")
-    elif (before := json.loads(path.read_text())) != settings:
+    elif before != settings:
         raise ValueError(
             f"{workdir} holds ablations with {before}, not with {settings}: go on with theirs, or "
             "choose another workdir."
@@ -197,8 +214,8 @@ def _begin(config, workdir: Path, init: str | None) -> None:
 def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
     """Trains a model and notes that it is done, unless it is done already."""
     if (folder / _TRAINED).exists():
-        begun = json.loads((folder / CONFIG_FILE).read_text())
-        config_lib.check_continues(begun, config, str(folder))
+        if (begun := begun_config(folder)) is not None:
+            config_lib.check_continues(begun, config, str(folder))
         logger.info("%s is trained already", folder)
         return
     logger.info("training %s", folder)
@@ -207,6 +224,12 @@ def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
         raise InterruptedError(f"{folder} stopped after step {done}; the same command goes on.")
     write_whole(folder / _TRAINED, json.dumps({"step": done}) + "\n")
     jax.clear_caches()  # the next training needs other programs, and memory
+
+
+def _model_of(folder: Path, steps: int) -> Path:
+    """Returns where a training has saved its model."""
+    beside = model_beside(folder, steps)
+    return beside if beside.exists() else folder
 
 
 def _training_config(config, structure: str) -> ml_collections.ConfigDict:

@@ -11,6 +11,7 @@ import odvae_jax.ablate as module
 from configs.ablation import get_config
 from odvae_jax import ODVAE
 from odvae_jax.ablate import ablate, arms
+from odvae_jax.files import BusyError
 from tests.conftest import small_model
 
 
@@ -140,3 +141,22 @@ def test_one_that_was_told_to_stop_begins_no_other(videos, tmp_path, monkeypatch
     assert trained == ["image", "image", "v4-tail"]
     with pytest.raises(ValueError, match="holds ablations with .*'image_steps': 1"):
         ablate(tiny(videos, **{"ablation.image_steps": 2}), tmp_path / "run")
+
+
+def test_two_ablations_cannot_share_a_folder_and_cut_settings_are_written_anew(
+    videos, tmp_path, monkeypatch, caplog
+):
+    config = tiny(videos)
+
+    def while_another_begins(config, folder):
+        (tmp_path / "run" / "settings.json").write_text('{"ste')
+        with pytest.raises(BusyError, match="run is in use by another run, process"):
+            ablate(tiny(videos), tmp_path / "run")
+        return types.SimpleNamespace(step=0)
+
+    monkeypatch.setattr(module, "train", while_another_begins)
+    for _ in range(2):
+        with pytest.raises(InterruptedError, match="image stopped after step 0"):
+            ablate(config, tmp_path / "run")
+    assert "settings.json is damaged" in caplog.text
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["settings.json"]

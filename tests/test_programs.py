@@ -76,6 +76,35 @@ def test_what_cannot_work_is_said_at_once(case, tmp_path, capsys):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config=quick:image", "--workdir="],
+        ["train", "--config=", "--workdir=run"],
+        ["ablate", "--config=ablation", "--workdir= "],
+        ["ablate", "--config=ablation", "--workdir=run", "--init="],
+        ["encode", "", "out", "--ckpt=small"],
+        ["encode", "in", "", "--ckpt=small"],
+        ["encode", "in", "out", "--ckpt="],
+        ["eval", "--ckpt=", "--data=in"],
+        ["eval", "--ckpt=small=", "--data=in"],
+        ["eval", "--ckpt=small", "--data="],
+        ["eval", "--ckpt=small", "--data=in", "--output="],
+        ["data", "inspect", ""],
+        ["data", "pack", "in", ""],
+        ["convert", "small", ""],
+        ["curves", "", "out.png"],
+        ["summary", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_a_mistake_of_the_command_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("odvae ")
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_table_of_variants_is_printed(capsys):
     assert main(["variants"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]

@@ -91,6 +91,13 @@ def _run(module, arguments, program: str) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return FAILURE_STATUS
+    except RuntimeError as error:
+        from odvae_jax.data.processes import WorkerError
+
+        if not isinstance(error, WorkerError):
+            raise
+        print(f"{program}: {error}", file=sys.stderr)
+        return FAILURE_STATUS
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if module.GOES_ON else ""
         print(f"{program}: interrupted{goes_on}", file=sys.stderr)

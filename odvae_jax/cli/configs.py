@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from odvae_jax.cli.parsing import full_dtype, source
+from odvae_jax.cli.parsing import full_dtype, with_home
 from odvae_jax.shipped import config_path, did_you_mean, folder
 
 _OVERRIDE = re.compile(r"--(?:no)?config\.([^=]+)")
@@ -152,4 +152,4 @@ def _write_out(config: ml_collections.ConfigDict) -> None:
         if isinstance(value, ml_collections.ConfigDict):
             _write_out(value)
         elif isinstance(value, str):
-            config[name] = full_dtype(value) if name.endswith("dtype") else source(value)
+            config[name] = full_dtype(value) if name.endswith("dtype") else with_home(value)

@@ -138,13 +138,24 @@ def dtype(text: str) -> str:
 
 
 def path(text: str) -> str:
-    """A path whose leading ~ stands for the home folder."""
-    return os.path.expanduser(text)
+    """A path, which may not be empty, and whose leading ~ stands for the home folder."""
+    return os.path.expanduser(_not_empty(text, "path"))
 
 
 def source(text: str) -> str:
     """A source of videos, or several; in each of their paths ~ stands for the home folder."""
+    return with_home(_not_empty(text, "source of videos"))
+
+
+def with_home(text: str) -> str:
+    """A text in which ~ stands for the home folder wherever a path of a source can begin."""
     return _HOME.sub(lambda found: found[1] + os.path.expanduser("~"), text)
+
+
+def _not_empty(text: str, what: str) -> str:
+    if not text.strip():  # a shell variable that is not set; the current folder is called "."
+        raise argparse.ArgumentTypeError(f"the text {text!r} is empty; expected a {what}")
+    return text
 
 
 def labelled(text: str) -> str:

@@ -53,6 +53,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "crop": "random",  # or "centre"
                 "flip": True,  # mirror each clip with a probability of one half
                 "max_unusable": 0.2,  # share of unusable videos that ends the run
+                "read_timeout": 60.0,  # seconds that one read of a video may take (0: no limit)
                 # Batches of pictures (such as "images:DIR") instead of clips, in this share of
                 # the steps.
                 "image_path": "",

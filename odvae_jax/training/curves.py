@@ -3,26 +3,55 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.jsonl"
+DAMAGED_FILE = "metrics-damaged.jsonl"
+"""The file beside it for lines that are no records."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Returns the records of a metrics file, one per line.
+    """Returns the records of a metrics file, one per line; lines that are none are left out."""
+    return split_metrics(path)[0]
 
-    Torn lines, which a run leaves that dies while it writes, are left out.
+
+def split_metrics(path: Path) -> tuple[list[dict[str, float]], list[bytes]]:
+    """Returns the records of a metrics file, and the lines that are none.
+
+    A record is a JSON object of numbers, whose "step" is a finite one. A line that a run left torn
+    at the end of the file, since it died while it wrote, is in neither list.
     """
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    records, damaged = [], []
+    for line in lines:
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip():
+            damaged.append(line)
+    last = _record(torn)
+    return records + ([] if last is None else [last]), damaged
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(map(_is_number, record.values())):
+        return None
+    return record if math.isfinite(record.get("step", math.nan)) else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float)
 
 
 def plot_curves(workdirs: list[Path], output: Path) -> None:

@@ -33,6 +33,7 @@ _AT_LEAST = {
 # What a run may be continued with though it was begun otherwise: how, how long and how often.
 _FREE = ("log_every", "validate_every", "checkpoint_every", "mesh")
 _FREE += ("keep_checkpoints", "keep_every", "max_skipped_in_a_row", "continue_with_changes")
+_FREE += ("verify_checkpoints",)
 # What it must agree in, changes asked for or not.
 _FIXED = ("task", "seed")
 
@@ -56,6 +57,7 @@ def loop_config() -> ml_collections.ConfigDict:
             "checkpoint_every": 1000,
             "keep_checkpoints": 3,  # the last ones
             "keep_every": 0,  # and for ever those of steps that this divides (0: none)
+            "verify_checkpoints": True,  # compare the files' digests before going on from one
             # Continue a run with other losses or another optimizer than it was begun with.
             "continue_with_changes": False,
         }

@@ -7,12 +7,12 @@ It goes from the first step or the last saved. What is trained is a task
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from odvae_jax.files import write_whole
+from odvae_jax.files import BusyError, write_whole
 from odvae_jax.sharding import replicated, state_shardings
 from odvae_jax.training import fields
-from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, has_checkpoint
+from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, begun_config, has_checkpoint
 from odvae_jax.training.guard import guarded
+from odvae_jax.training.lock import RunLock
 from odvae_jax.training.reporting import Reporter
 from odvae_jax.training.tasks import Metrics, Task, counters
 
@@ -48,6 +50,8 @@ def train(
     several processes, each calls it with the same arguments, after `jax.distributed.initialize`;
     `workdir` is on a disk that all of them see.
 
+    One run at a time writes into `workdir`, and holds its lock meanwhile.
+
     Writes into `workdir`: `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json` and, at
     the end or when told to stop by SIGINT or SIGTERM, what the task exports. An autoencoder exports
     `curves.png` and `model/`: the EMA weights as `ODVAE.from_pretrained` reads them.
@@ -60,24 +64,31 @@ def train(
         cannot be used, or a pretrained model that does not fit.
       FileNotFoundError: if the data, the pretrained model or LPIPS's weights are missing.
       FloatingPointError: if too many steps in a row had no finite loss and gradient.
-      TypeError: if the state of a task of your own lacks a field that the loop counts in.
+      BusyError: if another run is in `workdir`, or has taken it from this one.
+      KeyboardInterrupt: if SIGINT or SIGTERM comes before there is something to save.
+      OSError: if `workdir` cannot be written, or the last checkpoint could not be saved.
+      Exception: whatever the data raises; the steps that are done are saved first.
     """
+    if not os.fspath(workdir):
+        raise ValueError("workdir is empty; expected the path of a folder for the run.")
     workdir = Path(workdir).absolute()
     config = fields.filled(config)
     mesh = fields.check(config, devices)
+    with _StopSignal() as stop, RunLock(workdir) as lock:
+        return _train(config, workdir, mesh, stop, lock)
+
+
+def _train(config, workdir: Path, mesh: Mesh, stop: _StopSignal, lock: RunLock) -> Any:
     continues = has_checkpoint(workdir)
-    if continues and (workdir / CONFIG_FILE).exists():
-        begun = json.loads((workdir / CONFIG_FILE).read_text())
+    if continues and (begun := begun_config(workdir)) is not None:
         fields.check_continues(begun, config, str(workdir))
     task = fields.task_class(config)(config, mesh)
     abstract, constants = _abstract(task), task.constants()
     initial = None if continues else task.initial()
-    # Nothing has been written so far: what cannot work leaves no folder.
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+    # Nothing but the lock has been written so far: what cannot work leaves no folder.
     if jax.process_count() > 1:  # nobody looks at the folder after another has begun to write
         multihost_utils.sync_global_devices("begin")
-    with _StopSignal() as stop, Checkpoints(workdir, config) as checkpoints:
+    with Checkpoints(workdir, config) as checkpoints:
         state, position = _begin(abstract, initial, checkpoints)
         del initial
         first = int(state.step)
@@ -87,9 +98,13 @@ def train(
             write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
         reporter = Reporter(workdir, first, task.per_step(), task.flops() / mesh.size)
         with contextlib.closing(reporter):
-            run = _Run(task, constants, position, checkpoints, reporter, stop)
+            run = _Run(task, constants, position, checkpoints, reporter, stop, lock)
+            stop.begin()
             state = run.to_the_end(state, first)
-    task.export(state, workdir)
+    lock.check()
+    if int(state.step) > 0:
+        task.export(state, workdir)
+    checkpoints.check_saved()
     return state
 
 
@@ -112,7 +127,6 @@ def _abstract(task: Task) -> Any:
 def _begin(abstract: Any, initial: Any, checkpoints: Checkpoints) -> tuple[Any, dict[str, int]]:
     """The state to go on from, spread over the mesh, and the position in the data."""
     if initial is None:
-        logger.info("continuing from step %d of %s", checkpoints.latest, checkpoints.folder.parent)
         return checkpoints.restore(abstract)
 
     def place(array, shape):  # each process has the whole, its devices take their parts
@@ -133,13 +147,14 @@ class _Run:
         checkpoints: Checkpoints,
         reporter: Reporter,
         stop: _StopSignal,
+        lock: RunLock,
     ):
         self._task, self._config = task, task.config
         self._feeds = task.feeds(position)
         self._steps = _Steps(task, constants, reporter)
         self._checkpoints = checkpoints
         self._reporter = reporter
-        self._stop = stop
+        self._stop, self._lock = stop, lock
         self._pending: list[
             Metrics
         ] = []  # those of the steps since the last report, on the devices
@@ -159,19 +174,62 @@ class _Run:
             ) as bar,
         ):
             for step in range(first + 1, config.steps + 1):
-                with self._reporter.waiting_for_data():
-                    batch = self._feeds(step - 1)
+                position = dict(self._feeds.position)
+                try:
+                    with self._reporter.waiting_for_data(), self._stop.raised():
+                        batch = self._feeds(step - 1)
+                except Stopped:
+                    self._end_before(step, state, position, first)
+                    break
+                except Exception:  # whatever sources, or tasks of one's own, raise
+                    self._end_before(step, state, position, first)
+                    raise
                 state, metrics = self._steps(self._task.kind(step - 1), state, batch)
                 self._pending.append(metrics)
                 if len(self._pending) > _IN_FLIGHT:
                     jax.block_until_ready(self._pending[-1 - _IN_FLIGHT])
                 stopping = self._stop.agreed(step)
+                if self._lock.lost and jax.process_count() == 1:
+                    self._check_lock()  # several processes look together, before they save
                 self._after(step, state, stopping, bar)
                 bar.update()
                 if stopping:
                     logger.warning("stopped after step %d; run the same command to continue", step)
                     break
         return state
+
+    def _end_before(self, step: int, state: Any, position: dict[str, int], first: int) -> None:
+        """Saves what was done before a step whose batch does not come.
+
+        Of several processes one cannot save alone: the others wait for it inside the step.
+        """
+        if jax.process_count() > 1:
+            logger.error(
+                "the last checkpoint is step %s: one process cannot save alone",
+                self._checkpoints.latest,
+            )
+            return
+        done = step - 1
+        if done > first:
+            if self._pending:
+                self._reporter.train(done, jax.device_get(self._pending))
+                self._pending.clear()
+            self._save(done, state, position)
+        logger.warning("stopped after step %d; run the same command to continue", done)
+
+    def _save(self, step: int, state: Any, position: dict[str, int]) -> None:
+        self._check_lock()
+        jax.block_until_ready(state)
+        # While steps are skipped the last good checkpoint is not pushed out.
+        if int(state.skipped_in_a_row) == 0:
+            self._checkpoints.save(step, state, position | {"seed": self._config.seed})
+
+    def _check_lock(self) -> None:
+        try:
+            self._lock.check()
+        except BusyError:
+            self._checkpoints.abandon()
+            raise
 
     def _after(self, step: int, state: Any, stopping: bool, bar: tqdm) -> None:
         """Reports, saves and measures, each when it is time to."""
@@ -188,11 +246,7 @@ class _Run:
             _check_guard(config, values, self._checkpoints)
         with self._reporter.away():
             if step % config.checkpoint_every == 0 or last:
-                jax.block_until_ready(state)
-                # While steps are skipped the last good checkpoint is not pushed out.
-                if int(state.skipped_in_a_row) == 0:
-                    run = self._feeds.position | {"seed": config.seed}
-                    self._checkpoints.save(step, state, run)
+                self._save(step, state, self._feeds.position)
             finished = last and not stopping
             if config.validate_every and (step % config.validate_every == 0 or finished):
                 self._reporter.validate(step, self._task.validate(step, state))
@@ -254,11 +308,19 @@ def _check_guard(config, values: dict[str, float], checkpoints: Checkpoints) -> 
         )
 
 
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came while the run waits for data."""
+
+
 class _StopSignal:
-    """Notes SIGINT and SIGTERM, so that the run can save and end after the step under way."""
+    """Notes SIGINT and SIGTERM, so that the run can save and end after the step under way.
+
+    Before the first step, when there is nothing to save, they end the run at once.
+    """
 
     def __init__(self):
         self._requested = False
+        self._raises: type[BaseException] | None = KeyboardInterrupt
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step; several processes ask each other from time to time."""
@@ -267,6 +329,28 @@ class _StopSignal:
         if step % _AGREE_EVERY:
             return False
         return bool(np.any(multihost_utils.process_allgather(np.array(self._requested))))
+
+    def begin(self) -> None:
+        """From now on signals are noted: there are steps to be saved."""
+        self._raises = None
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """A signal, or one that has come, raises Stopped inside this context.
+
+        Python goes on waiting for a lock or a queue after a handler that returns. Of several
+        processes none leaves the others alone: there a signal is noted, as always.
+        """
+        if jax.process_count() > 1:
+            yield
+            return
+        try:
+            self._raises = Stopped
+            if self._requested:
+                raise Stopped
+            yield
+        finally:
+            self._raises = None
 
     def __enter__(self):
         self._before = {}
@@ -279,6 +363,9 @@ class _StopSignal:
         if self._requested and which == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
+        if self._raises is not None:
+            raises, self._raises = self._raises, None
+            raise raises
 
     def __exit__(self, *_):
         for which, handler in self._before.items():

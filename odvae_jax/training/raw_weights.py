@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import orbax.checkpoint as ocp
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
-from odvae_jax.training.checkpoints import CONFIG_FILE, FOLDER, has_checkpoint
+from odvae_jax.training.checkpoints import (
+    CONFIG_FILE,
+    FOLDER,
+    begun_config,
+    has_checkpoint,
+    read_newest,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
@@ -24,15 +32,21 @@ def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
       workdir: the run's folder.
       **overrides: config fields to change that change no parameter's shape, such as `dtype`.
 
+    If the last one is damaged, it is the newest that is whole, which is logged.
+
     Raises:
       FileNotFoundError: if the folder holds no checkpoint of a run.
+      ValueError: if no checkpoint is whole, or the run's config cannot be read.
     """
     workdir = Path(workdir).absolute()
-    if not has_checkpoint(workdir) or not (workdir / CONFIG_FILE).is_file():
+    config = begun_config(workdir) if has_checkpoint(workdir) else None
+    if config is None and not (has_checkpoint(workdir) and (workdir / CONFIG_FILE).exists()):
         raise FileNotFoundError(
             f"{workdir} holds no checkpoint of a training run; raw weights are kept there alone."
         )
-    fields = json.loads((workdir / CONFIG_FILE).read_text())["model"]
+    fields = (config or {}).get("model")
+    if not isinstance(fields, dict):
+        raise ValueError(f"{workdir / CONFIG_FILE} is damaged, and no checkpoint holds another.")
     vae = abstract_model(ODVAEConfig.from_dict(fields | overrides))
     wanted = {
         "parameters": {
@@ -43,5 +57,17 @@ def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     part = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
     with ocp.CheckpointManager(workdir / FOLDER) as manager:
-        state = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=part)).state
+
+        def read(step):
+            return manager.restore(step, args=ocp.args.Composite(state=part)).state
+
+        step, state, left = read_newest(workdir, read)
+    for damaged, reason in left.items():
+        logger.warning(
+            "%s: the checkpoint of step %d is damaged: %s; the weights are those of step %d",
+            workdir,
+            damaged,
+            reason,
+            step,
+        )
     return with_parameters(vae, jax.tree.map(jax.numpy.asarray, state["parameters"]))

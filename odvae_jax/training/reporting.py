@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from odvae_jax.data.video import write_video
 from odvae_jax.files import write_whole
 from odvae_jax.flops import peak_flops
-from odvae_jax.training.curves import METRICS_FILE, read_metrics
+from odvae_jax.training.curves import DAMAGED_FILE, METRICS_FILE, split_metrics
 from odvae_jax.training.tasks.task import Measured
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,16 @@ def means(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    """Keeps the records up to a step, and sets lines aside that are no records."""
+    records, damaged = split_metrics(path)
+    if damaged:
+        aside = path.with_name(DAMAGED_FILE)
+        with aside.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in damaged))
+        logger.warning(
+            "%d lines of %s are no metrics; they are kept in %s", len(damaged), path, aside.name
+        )
+    kept = [record for record in records if record["step"] <= step]
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

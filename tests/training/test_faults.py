@@ -120,8 +120,10 @@ def test_a_full_disk_does_not_stop_the_run_and_costs_no_good_checkpoint(videos, 
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     room.write_bytes(bytes(free - 300_000))  # less than a checkpoint
     longer = tiny(videos, steps=7, **fields)
-    finished(start(longer, run))
+    status = start(longer, run).wait(timeout=300)
     log = (small_disk.parent / "run.log").read_text()
+    assert status == 1, "the last steps are in no checkpoint"
+    assert "of step 7, could not be saved" in log and "the last good one is step 2." in log
     assert "could not be saved" in log and "the last good checkpoint: step 2." in log
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["2"]
     assert [r["step"] for r in lines(run)] == list(range(1, 8)), "the run went on"

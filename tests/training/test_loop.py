@@ -1,6 +1,7 @@
 """Whole runs of a tiny model on real video files."""
 
 import json
+import shutil
 
 import chex
 import jax
@@ -116,6 +117,40 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert len(events.Images("clip_0")) == len(events.Images("clip_1")) == 2
     assert Image.open(workdir / "curves.png").size[0] > 500
+
+
+def test_files_of_others_and_a_picture_that_cannot_be_drawn_cost_no_export(
+    whole_run, videos, tmp_path, caplog
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run[0], workdir)
+    (workdir / "model" / "notes.txt").write_text("mine")
+    (workdir / "model" / "model.safetensors").unlink()
+    (workdir / "curves.png").unlink()
+    (workdir / "curves.png").mkdir()
+    train(tiny(videos, **WITH_ALL), workdir)
+    vae = ODVAE.from_pretrained(workdir / "model-6")
+    np.testing.assert_array_equal(vae.quant_conv.kernel[...], whole_run[1].ema["quant_conv.kernel"])
+    kept = sorted(p.name for p in (workdir / "model").iterdir())
+    assert kept == ["config.json", "notes.txt"]
+    assert f"The model is saved in {workdir / 'model-6'}" in caplog.text
+    assert "the curves could not be drawn" in caplog.text
+
+
+def test_raw_weights_are_those_of_the_newest_whole_checkpoint(whole_run, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    expected = load_raw(workdir).quant_conv.kernel[...]
+    (workdir / "config.json").write_text("")
+    shutil.copytree(whole_run[0] / "checkpoints" / "6", workdir / "checkpoints" / "6")
+    file = max((workdir / "checkpoints" / "6").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    np.testing.assert_array_equal(load_raw(workdir).quant_conv.kernel[...], expected)
+    assert "changed bytes; the weights are those of step 4" in caplog.text
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
 
 @pytest.mark.full

@@ -19,6 +19,7 @@ from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.files import one_line
 from odvae_jax.flops import count_flops
 from odvae_jax.inflation import METHODS, inflate
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST, load_lpips
@@ -56,6 +57,7 @@ _AT_LEAST = {
     "data.stride_max": 1,
     "data.fps": 0,
     "data.max_unusable": 0,
+    "data.read_timeout": 0,
     "data.image_rate": 0,
     "data.image_batch_size": 1,
     "discriminator.start": 0,
@@ -69,6 +71,7 @@ _AT_LEAST = {
 }
 _FREE = ("validation_clips", "model.remat", "init")
 _FREE += ("data.threads", "data.workers", "data.in_memory", "data.max_unusable")
+_FREE += ("data.read_timeout",)
 _FIXED = ("model", "batch_size", "freeze", "loss.train_logvar", "loss.logvar")
 _FIXED += ("data.frames", "data.size", "data.short_side", "data.holdout")
 _FIXED += ("discriminator.weight", "discriminator.width")
@@ -231,11 +234,32 @@ class Autoencoder(Task):
         whole = gather(model_parameters(state.ema))
         if jax.process_index() > 0:
             return
-        folder, curves = workdir / RUN_MODEL_FOLDER, workdir / "curves.png"
         trained = with_parameters(self._vae, jax.device_get(whole))
-        trained.save_pretrained(folder, overwrite=True)
-        plot_curves([workdir], curves)
+        folder = _save_model(trained, workdir, int(state.step))
+        curves = workdir / "curves.png"
+        try:
+            plot_curves([workdir], curves)
+        except Exception as error:  # a picture costs no run its model
+            logger.error("the curves could not be drawn in %s: %s", curves, one_line(error))
         logger.info("the model is in %s, the curves in %s", folder, curves)
+
+
+def _save_model(vae: ODVAE, workdir: Path, step: int) -> Path:
+    """Saves a run's model, and returns where: beside the usual folder if that holds other files."""
+    usual = workdir / RUN_MODEL_FOLDER
+    try:
+        vae.save_pretrained(usual, overwrite=True)
+        return usual
+    except FileExistsError as error:
+        folder = model_beside(workdir, step)
+        logger.warning("%s The model is saved in %s.", one_line(error), folder)
+        vae.save_pretrained(folder, overwrite=True)
+        return folder
+
+
+def model_beside(workdir: Path, step: int) -> Path:
+    """Returns where a run saves its model if `model/` holds files that are not the run's."""
+    return workdir / f"{RUN_MODEL_FOLDER}-{step}"
 
 
 def _check_data(config, model: ODVAEConfig) -> None:
@@ -363,6 +387,7 @@ def _clips(config, path: str, frames: int, holdout: int = 0) -> RandomClips:
         flip=data.flip,
         max_unusable=data.max_unusable,
         in_memory=data.in_memory,
+        timeout=data.read_timeout or None,
     )
 
 

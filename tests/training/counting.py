@@ -1,0 +1,84 @@
+"""A task that compiles in no time, for tests of what does not depend on what is trained."""
+
+import queue
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from odvae_jax.data.processes import WorkerError
+from odvae_jax.sharding import replicated
+from odvae_jax.training.fields import loop_config
+from odvae_jax.training.tasks import Feeds, Task, counters
+
+
+def get_config():
+    config = loop_config()
+    config.task = "tests.training.counting:Counting"
+    config.update(
+        steps=6,
+        log_every=1,
+        checkpoint_every=2,
+        validate_every=0,
+        blocks_at=-1,  # the step whose batch never comes
+        fails_at=-1,  # the step whose batch raises an error
+        size=5000,
+    )
+    return config
+
+
+class State(NamedTuple):
+    numbers: jax.Array
+    step: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+class Numbers(Feeds):
+    """The number of every batch; it is counted before the batch is there, as a reader would."""
+
+    def __init__(self, config, mesh, position):
+        self._config, self._mesh = config, mesh
+        self.position = {"next": position.get("next", 0)}
+
+    def __call__(self, step):
+        number = self.position["next"]
+        self.position["next"] += 1
+        if step + 1 == self._config.blocks_at:
+            print("blocked", flush=True)
+            queue.Queue().get()
+        if step + 1 == self._config.fails_at:
+            raise WorkerError("workers died 4 times; give the run more memory")
+        return jax.device_put(np.float32(number), replicated(self._mesh))
+
+
+class Counting(Task):
+    @classmethod
+    def defaults(cls):
+        return get_config()
+
+    @classmethod
+    def free(cls, config):
+        return ("steps", "blocks_at", "fails_at")
+
+    def initial(self):
+        numbers = jax.random.normal(jax.random.key(self.config.seed), (self.config.size,))
+        return State(numbers, **counters())
+
+    def step(self, kind):
+        def step(state, batch, constants):
+            numbers = jnp.sin(state.numbers * 1.5 + batch)
+            return state._replace(numbers=numbers), {"loss": jnp.mean(numbers**2)}
+
+        return step
+
+    def feeds(self, position):
+        return Numbers(self.config, self.mesh, position)
+
+    def per_step(self):
+        return {"numbers": 1}
+
+    def export(self, state, workdir):
+        if jax.process_index() == 0:
+            np.save(workdir / "numbers.npy", np.asarray(state.numbers))
