@@ -19,6 +19,8 @@ from odvae_jax.training.tasks.task import Task
 TASKS = {"autoencoder": "odvae_jax.training.tasks.autoencoder:Autoencoder"}
 """The tasks of this package by name. A task is imported when a config names it, not before."""
 DEFAULT_TASK = "autoencoder"
+_TYPES = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}
+_TYPES |= {dict: "fields", tuple: "a tuple", list: "a list"}
 
 _AT_LEAST = {
     "steps": 1,
@@ -71,9 +73,10 @@ def task_class(config: ml_collections.ConfigDict) -> type[Task]:
       ValueError: if `config.task` names no task, naming the nearest that exists.
     """
     name = config.get("task", DEFAULT_TASK)
-    if ":" not in name and name not in TASKS:
+    if not isinstance(name, str) or (":" not in name and name not in TASKS):
         raise ValueError(
-            f"config.task={name!r} is not known; {nearest(name, TASKS)}There are {list(TASKS)}, "
+            f"config.task={name!r} is not known; {nearest(str(name), TASKS)}There are "
+            f"{list(TASKS)}, "
             'and "package.module:Class" names a task of your own (docs/tasks.md).'
         )
     found = import_named(TASKS.get(name, name), "config.task")
@@ -109,6 +112,7 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
       ValueError: naming the field and what would do.
     """
     config = filled(config)
+    _check_types(config.to_dict(), task_class(config).defaults().to_dict())
     check_fields(config, at_least=_AT_LEAST)
     try:
         mesh = make_mesh(**config.mesh, devices=devices)
@@ -116,6 +120,29 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
         raise ValueError(f"config.mesh: {error}") from error
     task_class(config).check(config, mesh)
     return mesh
+
+
+def _check_types(given: dict[str, Any], defaults: dict[str, Any], where: str = "config.") -> None:
+    """Raises ValueError if a field is of another type than its default; a float may be whole."""
+    for name, default in defaults.items():
+        value = given[name]
+        if isinstance(default, dict) and isinstance(value, dict):
+            _check_types(value, default, f"{where}{name}.")
+            continue
+        # A field of a model may be a name or a row, and the model checks its own.
+        if where == "config.model.":
+            continue
+        kinds = {float: (int, float), int: (int,), bool: (bool,), str: (str,), dict: (dict,)}
+        kinds |= {tuple: (tuple, list), list: (tuple, list)}
+        expected = kinds.get(type(default), (object,))
+        if not isinstance(value, expected) or (
+            isinstance(value, bool) and type(default) in (int, float)
+        ):
+            shown = list(default) if isinstance(default, dict) else default
+            raise ValueError(
+                f"{where}{name}={value!r} is of the type {type(value).__name__}; expected "
+                f"{_TYPES.get(type(default), type(default).__name__)}, such as {shown!r}."
+            )
 
 
 def check_fields(

@@ -164,8 +164,7 @@ def main() -> int:
             return 1 if found["kind"] == "finding" else 0
         names = given.target or list(targets)
         counts, findings = search(names, given.seed, given.minutes * 60, Path(folder))
-    print(table(counts))
-    print("\n".join([f"{len(findings)} findings", *findings]))
+    print("\n".join([*findings, table(counts), f"{len(findings)} findings"]))
     return 1 if findings else 0
 
 

@@ -154,6 +154,7 @@ def _near(rng, value):
         return rng.choice((value + 1, value - 1, -value, value * 2, str(value), float(value)))
     if isinstance(value, str):
         return rng.choice((value + "x", value[:-1], value.upper(), [value], value * 50))
+    value = copy.deepcopy(value)  # none of its places may come to stand inside itself
     if isinstance(value, list):
         return rng.choice((value + value, value[:-1], [value], {"0": value}))
     return [value]

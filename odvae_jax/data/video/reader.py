@@ -120,6 +120,9 @@ def _video_stream(container, name: str) -> av.VideoStream:
     if not streams:
         cover = ", only a picture" if container.streams.video else ""
         raise VideoError(f"{name} holds no video stream{cover}.")
+    streams = [s for s in streams if s.codec_context is not None]
+    if not streams:
+        raise VideoError(f"{name} holds video of a codec that is not known here.")
 
     def rank(stream):
         default = bool(stream.disposition & Disposition.default)
