@@ -184,7 +184,7 @@ if how == "is killed while it replaces":
         replace(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
     os.replace, replace = once, os.replace
-for i in range(60 if how == "repeats" else 1):
+for i in range(30 if how == "repeats" else 1):
     write(number + i)
 """
 
