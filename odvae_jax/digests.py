@@ -15,7 +15,7 @@ from typing import Any
 
 from odvae_jax.files import printable
 
-_AT_ONCE = 8 * 2**20  # bytes of a file that are in memory
+_AT_ONCE = 2**23  # bytes of a file that are in memory
 
 
 def of_bytes(*parts: Any) -> str:
