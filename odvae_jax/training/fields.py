@@ -112,7 +112,7 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
       ValueError: naming the field and what would do.
     """
     config = filled(config)
-    _check_types(config.to_dict(), task_class(config).defaults().to_dict())
+    _check_names_and_types(config.to_dict(), task_class(config).defaults().to_dict())
     check_fields(config, at_least=_AT_LEAST)
     try:
         mesh = make_mesh(**config.mesh, devices=devices)
@@ -122,27 +122,35 @@ def check(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
     return mesh
 
 
-def _check_types(given: dict[str, Any], defaults: dict[str, Any], where: str = "config.") -> None:
-    """Raises ValueError if a field is of another type than its default; a float may be whole."""
-    for name, default in defaults.items():
-        value = given[name]
+def _check_names_and_types(
+    given: dict[str, Any], defaults: dict[str, Any], where: str = "config."
+) -> None:
+    """Raises ValueError for a field without a default, or of another type than its default."""
+    if where == "config.model.":  # the model checks its own fields
+        return
+    for name, value in given.items():
+        if name not in defaults:
+            raise ValueError(
+                f"{where}{name} is not known; {nearest(str(name), defaults)}There are "
+                f"{sorted(defaults)}."
+            )
+        default = defaults[name]
         if isinstance(default, dict) and isinstance(value, dict):
-            _check_types(value, default, f"{where}{name}.")
-            continue
-        # A field of a model may be a name or a row, and the model checks its own.
-        if where == "config.model.":
-            continue
-        kinds = {float: (int, float), int: (int,), bool: (bool,), str: (str,), dict: (dict,)}
-        kinds |= {tuple: (tuple, list), list: (tuple, list)}
-        expected = kinds.get(type(default), (object,))
-        if not isinstance(value, expected) or (
-            isinstance(value, bool) and type(default) in (int, float)
-        ):
+            _check_names_and_types(value, default, f"{where}{name}.")
+        elif not _is_like(value, default):
             shown = list(default) if isinstance(default, dict) else default
             raise ValueError(
                 f"{where}{name}={value!r} is of the type {type(value).__name__}; expected "
                 f"{_TYPES.get(type(default), type(default).__name__)}, such as {shown!r}."
             )
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has a default's type; a number may be whole, and a tuple a list."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    like = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
+    return isinstance(value, like)
 
 
 def check_fields(

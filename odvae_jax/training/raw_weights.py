@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.files import printable
 from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
 from odvae_jax.training.checkpoints import (
     CONFIG_FILE,
@@ -28,26 +30,33 @@ logger = logging.getLogger(__name__)
 def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
     """Loads the raw weights, not their average, out of the last checkpoint of a training run.
 
+    If the last checkpoint is damaged, the newest whole one is taken, and the log says so.
+
     Args:
       workdir: the run's folder.
       **overrides: config fields to change that change no parameter's shape, such as `dtype`.
 
-    If the last one is damaged, it is the newest that is whole, which is logged.
-
     Raises:
       FileNotFoundError: if the folder holds no checkpoint of a run.
-      ValueError: if no checkpoint is whole, or the run's config cannot be read.
+      ValueError: if no checkpoint is whole, or the run's config is damaged or unknown here.
     """
     workdir = Path(workdir).absolute()
     config = begun_config(workdir) if has_checkpoint(workdir) else None
     if config is None and not (has_checkpoint(workdir) and (workdir / CONFIG_FILE).exists()):
         raise FileNotFoundError(
-            f"{workdir} holds no checkpoint of a training run; raw weights are kept there alone."
+            f"{printable(workdir)} holds no checkpoint of a training run; raw weights are kept "
+            "there alone."
         )
     fields = (config or {}).get("model")
     if not isinstance(fields, dict):
-        raise ValueError(f"{workdir / CONFIG_FILE} is damaged, and no checkpoint holds another.")
-    vae = abstract_model(ODVAEConfig.from_dict(fields | overrides))
+        raise ValueError(
+            f"{printable(workdir / CONFIG_FILE)} is damaged, and no checkpoint holds another."
+        )
+    try:
+        model = ODVAEConfig.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{printable(workdir / CONFIG_FILE)}: {error}") from error
+    vae = abstract_model(dataclasses.replace(model, **overrides))
     wanted = {
         "parameters": {
             name: jax.ShapeDtypeStruct(value.shape, value.dtype)
@@ -65,7 +74,7 @@ def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
     for damaged, reason in left.items():
         logger.warning(
             "%s: the checkpoint of step %d is damaged: %s; the weights are those of step %d",
-            workdir,
+            printable(workdir),
             damaged,
             reason,
             step,

@@ -13,6 +13,7 @@ import random
 import resource
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -45,9 +46,8 @@ def run(target, name: str, seed: int, corpus: Path) -> dict:
     the file whose name an error must show, and a function that uses the file; this returns None,
     or what is wrong with what it got.
     """
-    scratch = corpus.parent / f"case-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    # A folder of its own: readers may keep files open by their paths.
+    scratch = Path(tempfile.mkdtemp(prefix="case-", dir=corpus.parent))
     before, start = _peak(), time.monotonic()
     shown, use = target(random.Random(f"{name}:{seed}"), corpus, scratch)
     try:

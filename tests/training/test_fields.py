@@ -12,7 +12,7 @@ from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import make_mesh
-from odvae_jax.training.config import default_config, flat, paper_config
+from odvae_jax.training.config import check, default_config, flat, paper_config
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
 from odvae_jax.training.tasks import autoencoder
@@ -55,6 +55,7 @@ ELSEWHERE = {
     "validation_clips": "test_clips_are_as_the_config_says",
     "checkpoint_every": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
     "keep_checkpoints": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
+    "verify_checkpoints": "test_survival.py: test_digests_are_compared_only_if_the_config_says_so",
     "keep_every": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
     "max_skipped_in_a_row": "test_faults.py: test_too_many_steps_without_finite_loss_end_the_run",
     "continue_with_changes": "test_loop.py: test_a_run_is_continued_with_its_own_config",
@@ -80,6 +81,7 @@ ELSEWHERE = {
     "data.crop": "test_clips_are_as_the_config_says",
     "data.flip": "test_clips_are_as_the_config_says",
     "data.max_unusable": "test_clips_are_as_the_config_says",
+    "data.read_timeout": "test_survival.py: test_a_source_that_blocks_keeps_no_run_from_ending",
     "data.image_path": "test_loop.py: test_pictures_among_the_clips",
     "data.image_rate": "test_loop.py: test_pictures_among_the_clips",
     "data.image_batch_size": "test_loop.py: test_pictures_among_the_clips",
@@ -245,3 +247,43 @@ def test_the_paper_s_run_has_its_settings(phase, steps):
     assert config.model.dtype == "bfloat16" and config.model.param_dtype == "float32"
     with pytest.raises(ValueError, match="phase 'phase3' is not known"):
         paper_config(4, "phase3")
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("steps", "10", "config.steps='10' is of the type str; expected a whole number"),
+        ("steps", True, "expected a whole number"),
+        ("steps", 10.5, "expected a whole number"),
+        ("ema_decay", None, "expected a number, such as 0.999"),
+        ("data.flip", 1, "expected True or False"),
+        ("data.path", ["a"], "expected a text"),
+        ("mesh", 4, "expected fields, such as"),
+        ("loss.terms", 1, "expected a tuple"),
+        ("data.frame", 5, "config.data.frame is not known; did you mean 'frames'?"),
+        ("mesh.datax", 2, "config.mesh.datax is not known; did you mean 'data'?"),
+        ("learning_rate", 1e-3, "config.learning_rate is not known"),
+        ("task", 7, "config.task=7 is not known"),
+    ],
+)
+def test_fields_of_other_names_and_types_are_refused(name, value, said):
+    config = default_config()
+    config.data.path = "sample-clips"
+    section = config
+    *outer, last = name.split(".")
+    for one in outer:
+        section = section[one]
+    with section.unlocked(), section.ignore_type():
+        section[last] = value
+    with pytest.raises(ValueError) as error:
+        check(config)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_number_may_be_whole_and_a_tuple_a_list():
+    config = default_config()
+    config.data.path = "sample-clips"
+    with config.ignore_type():
+        config.loss.kl_weight = 1
+        config.loss.terms = []
+    check(config)
