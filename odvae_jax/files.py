@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,8 @@ class BusyError(OSError):
 class WholeFile:
     """A file that appears under its name complete or not at all.
 
-    No other process can write it at the same time.
+    No other process can write it at the same time. On disks that cannot lock files others can;
+    there the file of the one that ends last stays.
 
     Args:
       path: the path of the file. Its folder is made if there is none.
@@ -41,14 +43,19 @@ class WholeFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._part = path, part_of(path)
         while True:
-            self.file: BinaryIO = os.fdopen(
-                os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "wb"
-            )
+            self.file: BinaryIO = _opened(self._part)
             try:
-                self._lock()
+                locked = self._lock()
             except BaseException:
                 self.file.close()
                 raise
+            if not locked:
+                # Some network disks cannot lock files: there each writer has a file of its own.
+                self._part.unlink(missing_ok=True)
+                self.file.close()
+                self._part = part_of(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
+                self.file = _opened(self._part)
+                break
             if self._is_ours():
                 break
             # Between opening and locking, the writer before gave this file its name.
@@ -61,9 +68,15 @@ class WholeFile:
         return self._part
 
     def finish(self) -> None:
-        """Gives the file its name, after all of it has reached the disk."""
+        """Gives the file its name, after all of it has reached the disk.
+
+        Raises:
+          OSError: if the file cannot be written, or was removed or replaced meanwhile.
+        """
         self.file.flush()
         os.fsync(self.file.fileno())
+        if not self._is_ours():
+            raise OSError(f"{printable(self._part)} was removed while it was written.")
         os.replace(self._part, self._path)
         self.file.close()
 
@@ -76,16 +89,19 @@ class WholeFile:
         with contextlib.suppress(OSError):  # what cannot be written any more is not wanted
             self.file.close()
 
-    def _lock(self):
+    def _lock(self) -> bool:
+        """Locks the open file; says whether files can be locked here."""
+        if fcntl is None:
+            return False
         try:
-            if fcntl is not None:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise BusyError(
                     f"{printable(self._path)} is being written by another process."
                 ) from error
-            # Some network disks cannot lock files; there the file is written without a lock.
+            return False
+        return True
 
     def _is_ours(self) -> bool:
         """Whether the open file is still the one that has the name of the part file."""
@@ -93,6 +109,18 @@ class WholeFile:
             return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self._part))
         except FileNotFoundError:
             return False
+
+
+def _opened(part: Path) -> BinaryIO:
+    """Opens or makes a part file; a link in its place is removed and never followed."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.fdopen(os.open(part, flags, 0o666), "wb")
+    except OSError as error:
+        if error.errno != errno.ELOOP or not part.is_symlink():
+            raise
+    part.unlink(missing_ok=True)
+    return os.fdopen(os.open(part, flags, 0o666), "wb")
 
 
 def part_of(path: Path) -> Path:

@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, under writers that race and names that are odd."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import time
@@ -25,7 +27,7 @@ def _write_over_and_over(path, until):
 
 def test_readers_see_only_whole_files_while_two_processes_write(tmp_path):
     path = tmp_path / "file"
-    until = time.monotonic() + 3
+    until = time.monotonic() + 1.5
     fork = multiprocessing.get_context("fork")
     writers = [fork.Process(target=_write_over_and_over, args=(path, until)) for _ in range(2)]
     for writer in writers:
@@ -50,18 +52,55 @@ def test_a_writer_that_locks_what_the_other_has_just_finished_begins_anew(tmp_pa
     path = tmp_path / "file"
     first = WholeFile(path)
     first.file.write(b"finished")
-    lock = WholeFile._lock
+    flock = fcntl.flock
 
-    def late(self):
+    def late(*arguments):
         if not first.file.closed:
             first.finish()
-        lock(self)
+        flock(*arguments)
 
-    monkeypatch.setattr(WholeFile, "_lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     second = WholeFile(path)
     assert path.read_bytes() == b"finished"
     second.close()
     assert path.read_bytes() == b"finished"
+
+
+def test_on_disks_without_locks_each_writer_s_file_is_whole(tmp_path, monkeypatch):
+    def cannot(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", cannot)
+    path = tmp_path / "file"
+    first, second = WholeFile(path), WholeFile(path)
+    first.file.write(b"1" * 9)
+    second.file.write(b"2" * 5)
+    first.finish()
+    assert path.read_bytes() == b"1" * 9
+    second.finish()
+    assert path.read_bytes() == b"2" * 5
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_was_removed_while_it_was_written_does_not_get_its_name(tmp_path):
+    whole = WholeFile(tmp_path / "file")
+    whole.part.write_bytes(b"another's")
+    whole.part.unlink()
+    with pytest.raises(OSError, match="removed while it was written"):
+        whole.finish()
+    whole.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_in_the_place_of_the_part_file_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    part_of(tmp_path / "file").symlink_to(precious)
+    whole = WholeFile(tmp_path / "file")
+    whole.file.write(b"new")
+    whole.finish()
+    assert precious.read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
 
 
 def test_the_second_of_two_writers_is_told(tmp_path):

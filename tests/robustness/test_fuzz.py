@@ -15,7 +15,7 @@ KINDS = {
     "silent": ("finding", "says nothing"),
     "raises": ("finding", "IndexError"),
     "aborts": ("finding", "it died (-6)"),
-    "hangs": ("finding", "no answer after 2 s"),
+    "hangs": ("finding", "no answer after 1 s"),
     "grows": ("finding", "MiB"),
     "differs": ("finding", "something else was read"),
 }
@@ -31,7 +31,7 @@ def process(tmp_path_factory):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_way_to_go_wrong_is_found(process, name):
     kind, said = KINDS[name]
-    found = process.run(name, 0, seconds=2)
+    found = process.run(name, 0, seconds=1 if name == "hangs" else 60)
     assert found["kind"] == kind and said in found["said"]
     assert process.run("good", 0)["kind"] == "taken"  # and the search goes on
 
@@ -43,8 +43,8 @@ def test_a_case_is_repeated_by_its_seed(process):
 
 
 def test_a_search_counts_and_names_the_command_that_repeats_a_finding(tmp_path):
-    counts, findings = search(["good", "raises"], 7, 3, tmp_path, PITFALLS)
-    assert counts["good"].total() == counts["raises"]["finding"] == len(findings) > 1
+    counts, findings = search(["good", "raises"], 7, 1, tmp_path, PITFALLS)
+    assert counts["good"].total() == counts["raises"]["finding"] == len(findings) > 0
     assert findings[0].startswith("python -m tests.robustness.fuzz --case=raises:7\n")
     assert f"| raises | {len(findings):,} | 0 | 0 | {len(findings):,} |" in table(counts)
 
