@@ -29,6 +29,7 @@ SECONDS = 20
 TARGETS = "tests.robustness.targets"
 _CASES = 3000  # after which a process is replaced
 _START = 300  # seconds that a process may take to begin
+_ENDED = ""
 
 
 class Process:
@@ -50,10 +51,12 @@ class Process:
         self._process.stdin.write(f"{target} {seed}\n")
         self._process.stdin.flush()
         answer = self._answer(seconds)
-        if answer is None:
-            status = self._process.poll()
+        if not answer:
+            # The end of its output comes a moment before its status.
+            said = f"no answer after {seconds} s"
+            if answer == _ENDED:
+                said = f"it died ({self._process.wait()})"
             self.close()
-            said = f"no answer after {seconds} s" if status is None else f"it died ({status})"
             return {"kind": "finding", "said": f"{said}: {self._log()}", "seconds": seconds}
         if self._left == 0:
             self.close()
@@ -81,14 +84,14 @@ class Process:
             target=self._collect, args=(self._process.stdout, self._answers), daemon=True
         ).start()
         self._left = _CASES
-        if self._answer(_START) is None:
+        if not self._answer(_START):
             raise RuntimeError(f"the process did not begin: {self._log()}")
 
     @staticmethod
     def _collect(lines, answers):
         for line in lines:
             answers.put(line)
-        answers.put(None)
+        answers.put(_ENDED)
 
     def _answer(self, seconds):
         try:
