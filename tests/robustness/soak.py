@@ -37,7 +37,7 @@ from odvae_jax.data.sources import SAMPLE_CLIPS
 from tests.two_levels import CAUSAL
 
 ROOT = Path(__file__).parents[2]
-_ALONE = 0.35
+_ALONE = 0.42
 """The share of the time in which the first run is left alone."""
 _STEPS = 10**7  # more than any run here does
 _EXPECTED = {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "model", "tensorboard"}
@@ -218,15 +218,18 @@ class Killer:
     def torment(self, steps: int, seconds: float) -> None:
         """Goes on until the training has done its steps, for some time with events."""
         end, due = time.monotonic() + seconds, time.monotonic() + 20
+        coming: list[Callable] = []
         with tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
             while self.training.running or last_step(self.training.workdir) < steps:
                 if not self.training.running:
                     self._ended_by_itself()
                 if due < time.monotonic() < end:
-                    event = self._rng.choice(self.EVENTS)
+                    if not coming:  # each kind comes in every round
+                        coming = self._rng.sample(self.EVENTS, len(self.EVENTS))
+                    event = coming.pop()
                     event(self)
                     self.done[event.__name__] += 1
-                    due = time.monotonic() + self._rng.uniform(10, 60)
+                    due = time.monotonic() + self._rng.uniform(5, 40)
                 bar.update(last_step(self.training.workdir) - bar.n)
                 bar.set_postfix_str(f"{self.done.total()} events, {len(self.wrong)} wrong")
                 time.sleep(0.5)
