@@ -1,4 +1,4 @@
-"""The search for files that break the library finds what it looks for."""
+"""The search for files that break the library, and the soak, find what they look for."""
 
 import random
 
@@ -6,6 +6,7 @@ import pytest
 
 from tests.robustness.fuzz import Process, search, table
 from tests.robustness.mutations import damaged_bytes, damaged_json
+from tests.robustness.soak import growth
 
 PITFALLS = "tests.robustness.pitfalls"
 KINDS = {
@@ -56,3 +57,11 @@ def test_damage_is_decided_by_the_seed_and_changes_something():
         found = [damage(random.Random(seed), whole) for seed in range(50)]
         assert repr(found) == repr([damage(random.Random(seed), whole) for seed in range(50)])
         assert sum(one != whole for one in found) > 40
+
+
+def test_the_soak_sees_memory_that_grows_and_none_that_only_varies():
+    varies = [10**9 + 10**7 * (i % 7) for i in range(300)]
+    begins = [10**8 * min(i, 29) for i in range(30)]  # the first tenth, in which programs compile
+    assert abs(growth(begins + varies)) < 0.01
+    grows = [v + 4 * 10**5 * i for i, v in enumerate(varies)]
+    assert 0.09 < growth(begins + grows) < 0.14
