@@ -19,7 +19,13 @@ from odvae_jax.data.video import (
     read_frames,
 )
 from tests.conftest import write_clip
-from tests.data.odd_videos import write_hdr, write_stamped, write_with_cover
+from tests.data.odd_videos import (
+    write_hdr,
+    write_stamped,
+    write_stamped_as_stored,
+    write_with_b_frames,
+    write_with_cover,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +107,38 @@ def test_frames_are_shown_in_the_order_of_their_time_stamps(tmp_path, kind, cont
     shown = [max((i for i in at if stamps[i] <= 1000 * t), key=lambda i: (stamps[i], i))
              for t in (0.0, 0.2)]  # fmt: skip
     assert numbers(chosen) == shown
+
+
+@pytest.mark.parametrize("container", ["mp4", pytest.param("mkv", marks=pytest.mark.full)])
+def test_frames_stay_in_the_decoders_order_where_the_time_stamps_are_those_of_storage(
+    tmp_path, monkeypatch, container
+):
+    count = 40
+    good = write_with_b_frames(tmp_path / f"good.{container}", count)
+    path = write_stamped_as_stored(tmp_path / f"clip.{container}", good)
+    with av.open(str(path)) as file:
+        decoded = list(file.decode(video=0))
+    assert [f.pts for f in decoded] != sorted(f.pts for f in decoded), "as it was made"
+    assert numbers([f.to_ndarray(format="rgb24") for f in decoded]) == list(range(count))
+    for name in (good, path):
+        for way, shown in every_way(name, tmp_path / name.stem).items():
+            assert shown == list(range(count)), (name, way)
+    openings = []
+    opened = av.open
+    monkeypatch.setattr("av.open", lambda *a, **k: openings.append(a) or opened(*a, **k))
+    files = Files([(str(path), None, None)])
+    for first in (0, 5, 12, 22, 33):
+        clip = list(range(first, first + 5))
+        assert numbers(files.read(0, Sampling(5), 1, lambda n, at=first: at)) == clip
+        assert numbers(read_frames(inspect_video(path), first, 5)) == clip
+    assert len(openings) <= 3 * 5 + 4, "the middle is found by its time, without a second reading"
+
+
+def test_what_could_be_decoded_before_a_damaged_place_is_shown(tmp_path):
+    path = write_stamped(tmp_path / "clip.mkv", [100 * i for i in range(24)], broken=20)
+    blocks = FrameBlocks(path, 4)
+    assert numbers(np.concatenate(list(blocks))) == list(range(20))
+    assert "20 frames could be read before" in blocks.problem
 
 
 def test_a_video_whose_time_starts_anew_is_named_and_the_others_are_used(tmp_path):

@@ -354,3 +354,41 @@ def test_a_program_that_was_stopped_does_not_give_up_what_it_was_reading():
         process.stdin.write(b"0")
         process.send_signal(signal.SIGCONT)
         assert process.stdout.read() == b"1\n", process.stderr.read()
+
+
+INTERRUPTED = """
+import random, signal, sys
+from odvae_jax.data.video import FrameBlocks, VideoReader, inspect_video, read_frames
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, stop)
+path, wanted = sys.argv[1], int(sys.argv[2])
+info = inspect_video(path)
+random.seed(0)
+count = 0
+while count < wanted:
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.002, 0.03))
+    try:
+        if count % 3 == 0:
+            read_frames(info, 0, info.frames)
+        elif count % 3 == 1:
+            with VideoReader(path, threads=count % 2) as video:
+                for _ in video.frames_in_order(None):
+                    pass
+        else:
+            list(FrameBlocks(path, 8))
+    except KeyboardInterrupt:
+        count += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print("interrupted", count)
+"""
+
+
+@pytest.mark.parametrize("times", [12, pytest.param(600, marks=pytest.mark.full)])
+def test_reads_can_be_interrupted_at_any_time(tmp_path, times):
+    path = write_clip(tmp_path / "clip.mp4", frames=120, height=240, width=320)
+    command = [sys.executable, "-c", INTERRUPTED, str(path), str(times)]
+    run = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
+    assert (run.returncode, run.stdout) == (0, f"interrupted {times}\n"), run.stderr
