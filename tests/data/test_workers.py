@@ -201,8 +201,9 @@ def test_a_video_that_kills_workers_counts_as_unusable_and_uses_up_no_restarts(m
             taken(feed, 10)
     strict = RandomClips(text, frames=2, size=16, max_unusable=0.0)
     feed = batches(strict, 2, workers=1, threads=1)
-    with contextlib.closing(feed), pytest.raises(
-        VideoError, match=r"max_unusable=0.0(.|\n)*odd 3 .*SIGSEGV"
+    with (
+        contextlib.closing(feed),
+        pytest.raises(VideoError, match=r"max_unusable=0.0(.|\n)*odd 3 .*SIGSEGV"),
     ):
         taken(feed, 30)
 

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 from odvae_jax.data.video.errors import TimeLimitError
 
 T = TypeVar("T")
-READ_TIMEOUT = 60.0
-"""The seconds that one read may take, where nothing else is said."""
 _STEP = 1.0  # seconds
 _local = threading.local()
 

@@ -21,10 +21,11 @@ import numpy as np
 from av.stream import Disposition
 from jaxtyping import UInt8
 
+from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.data.finding import check_regular
 from odvae_jax.data.once import warn_once
 from odvae_jax.data.video.errors import OrderError, PartError, VideoError
-from odvae_jax.data.video.limits import READ_TIMEOUT, Guard, each_within, moved, within
+from odvae_jax.data.video.limits import Guard, each_within, moved, within
 from odvae_jax.data.video.scaling import to_rgb
 from odvae_jax.files import one_line, printable
 
