@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.packing import pack_videos
@@ -66,20 +67,30 @@ def test_a_cover_picture_as_first_stream_is_not_the_video(tmp_path):
             read(only)
 
 
-def test_of_several_videos_in_a_file_the_largest_is_read(tmp_path):
+@pytest.mark.parametrize(
+    "sides, default, read",
+    [((16, 48), None, 48), ((48, 16), 1, 16), ((2256, 16), 1, 2256)],
+    ids=["the largest", "the default", "one larger by over 5 million pixels"],
+)
+def test_of_several_videos_in_a_file_the_largest_or_the_default_is_read(
+    tmp_path, sides, default, read
+):
     with av.open(str(tmp_path / "clip.mkv"), "w") as container:
-        for side in (16, 48):
+        for place, side in enumerate(sides):
             stream = container.add_stream("ffv1", rate=10)
             stream.width, stream.height, stream.pix_fmt = side, side, "yuv444p"
-        for i in range(3):
+            stream.disposition = Disposition.default if place == default else 0
+        for i in range(3 if max(sides) < 100 else 1):
             for stream in container.streams.video:
                 array = np.full((stream.height, stream.width, 3), 9, np.uint8)
                 frame = av.VideoFrame.from_ndarray(array, format="rgb24")
                 frame.pts = i
                 container.mux(stream.encode(frame))
-    assert inspect_video(tmp_path / "clip.mkv").width == 48
+        for stream in container.streams.video:
+            container.mux(stream.encode())
+    assert inspect_video(tmp_path / "clip.mkv").width == read
     with VideoReader(str(tmp_path / "clip.mkv")) as video:
-        assert next(video.frames_from(None))[1].width == 48
+        assert next(video.frames_from(None))[1].width == read
 
 
 STAMPS = {  # the time stamps of the frames of a file, and the order in which they are shown
