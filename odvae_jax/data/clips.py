@@ -11,8 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -88,6 +87,7 @@ class RandomClips:
       sources: the sources that `path` names.
       sampling: how clips are cut out of videos.
       skipped: the reason why a video cannot be used, by the video's name.
+      avoided: the reason why a video is passed over without being opened, by the video's name.
 
     Raises:
       FileNotFoundError: if there is no such source.
@@ -121,6 +121,7 @@ class RandomClips:
         self._crop, self._flip = crop, flip
         self._max_unusable = max_unusable
         self.skipped: dict[str, str] = {}
+        self.avoided: dict[str, str] = {}
         self._seen: set[str] = set()
         self._blocked: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
@@ -149,14 +150,10 @@ class RandomClips:
         self.note(drawn)
         return drawn.clip
 
-    def draw(self, index: int, deadly: Mapping[str, str] = MappingProxyType({})) -> Drawn:
+    def draw(self, index: int) -> Drawn:
         """Returns the clip with an index and what was passed over for it; notes nothing.
 
         Whatever goes wrong with a video is that video's problem: another one is drawn.
-
-        Args:
-          index: the index of the clip.
-          deadly: why videos that must not be opened are passed over, by their names.
 
         Raises:
           VideoError: if no video that was drawn can be used, or if five reads block, one after
@@ -173,8 +170,8 @@ class RandomClips:
                 video = _shuffled(place, len(source), self.seed + 7919 * which + epoch)
             name = source.name(video)
             try:
-                if name in deadly:
-                    raise VideoError(deadly[name])
+                if name in self.avoided:
+                    raise VideoError(self.avoided[name])
                 doing(name)
                 clip = self._first_part(source, video, rng)
                 return Drawn(clip, name, tuple(passed_over.items()))
@@ -376,8 +373,9 @@ class Batches:
         self._clips, self._rows = clips, len(rows)
         self._pending: list[Drawn] = []
         limited = copy.copy(clips)
+        limited.avoided = dict(clips.avoided)
         limited.timeout = clips.timeout if timeout == "clips" else timeout
-        self._deadly: dict[str, str] = {}
+        self._deadly: dict[str, str] = {}  # the reason by the name of a video
         self._deaths = _Deaths()
         indices = (first + start + row for start in itertools.count(0, batch_size) for row in rows)
         self._drawn = InOrder(
@@ -419,7 +417,9 @@ class Batches:
 
 
 def _draw(clips: RandomClips, job: tuple[int, dict[str, str]]) -> Drawn:
-    return clips.draw(*job)
+    index, deadly = job
+    clips.avoided.update(deadly)
+    return clips.draw(index)
 
 
 class _Deaths:
