@@ -2,7 +2,7 @@
 
 Prints how many videos there are, their hours, resolutions and frame rates, and which cannot be
 used and why. Draws four frames of some clips, one row per clip, as training would see them. The
-exit status is 1 if no video can be used.
+exit status is 1 if no video can be used, or a folder cannot be read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 
 from odvae_jax.cli.parsing import Parser, path, positive, seconds, source
+from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.files import printable
 
 EXAMPLE = "odvae data inspect sample-clips --frames=17 --size=128 --output=sheet.png"
@@ -65,10 +66,10 @@ def add_workers(parser: Parser) -> None:
     group.add_argument(
         "--read-timeout",
         type=seconds,
-        default=60.0,
+        default=READ_TIMEOUT,
         metavar="S",
         help="How many seconds one read may take before its video is given up; 0 for no limit. The "
-        "default is 60.",
+        f"default is {READ_TIMEOUT:g}.",
     )
     group.add_argument(
         "--workers",
@@ -82,14 +83,10 @@ def add_workers(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the counts, draws the picture, and returns 1 if no video can be used."""
     from odvae_jax.data.inspection import contact_sheet, survey
-    from odvae_jax.data.processes import WorkerError
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     options = {"frames": arguments.frames, "timeout": arguments.read_timeout}
-    try:
-        report = survey(arguments.source, workers=arguments.workers, **options)
-    except WorkerError as error:
-        raise OSError(str(error)) from error
+    report = survey(arguments.source, workers=arguments.workers, **options)
     print(report)
     if not report.usable:
         return 1
@@ -101,4 +98,4 @@ def run(arguments: argparse.Namespace) -> int:
         print(printable(contact_sheet(arguments.source, arguments.output, **options)))
     finally:
         quiet.setLevel(before)
-    return 0
+    return 1 if report.problems else 0

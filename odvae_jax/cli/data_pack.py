@@ -3,7 +3,7 @@
 What is packed is read as array_record:DEST. Long videos are cut into parts. Frames are kept, their
 time stamps are not: a variable frame rate becomes the average one. Interrupted, the same command
 goes on after the last whole file. A video that cannot be used, or not to its end, is listed; the
-others are packed, and the exit status is then 1.
+others are packed, and the exit status is then 1, as it is for a folder that cannot be read.
 """
 
 from __future__ import annotations
@@ -67,17 +67,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs, prints what was packed, and returns 1 if a video could not be used."""
+    """Packs, prints what was packed, and returns 1 if a video or folder could not be used."""
     from odvae_jax.data.packing import pack_videos
-    from odvae_jax.data.processes import WorkerError
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     names = ("short_side", "seconds", "kind", "crf", "videos_per_shard", "workers")
     options = {name: getattr(arguments, name) for name in names}
     timeout = arguments.read_timeout
-    try:
-        packing = pack_videos(arguments.source, arguments.dest, timeout=timeout, **options)
-    except WorkerError as error:
-        raise OSError(str(error)) from error
+    packing = pack_videos(arguments.source, arguments.dest, timeout=timeout, **options)
     print(packing)
-    return 1 if packing.unusable else 0
+    return 1 if packing.unusable or packing.problems else 0

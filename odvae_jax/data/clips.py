@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import functools
@@ -10,13 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from odvae_jax.data.processes import InOrder, WorkerError
+from odvae_jax.data.processes import Again, InOrder, WorkerError, doing
 from odvae_jax.data.sources import Sampling, open_sources, problem_of
 from odvae_jax.data.video import (
     READ_TIMEOUT,
@@ -86,6 +87,7 @@ class RandomClips:
       sources: the sources that `path` names.
       sampling: how clips are cut out of videos.
       skipped: the reason why a video cannot be used, by the video's name.
+      avoided: the reason why a video is passed over without being opened, by the video's name.
 
     Raises:
       FileNotFoundError: if there is no such source.
@@ -119,6 +121,7 @@ class RandomClips:
         self._crop, self._flip = crop, flip
         self._max_unusable = max_unusable
         self.skipped: dict[str, str] = {}
+        self.avoided: dict[str, str] = {}
         self._seen: set[str] = set()
         self._blocked: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
@@ -167,6 +170,9 @@ class RandomClips:
                 video = _shuffled(place, len(source), self.seed + 7919 * which + epoch)
             name = source.name(video)
             try:
+                if name in self.avoided:
+                    raise VideoError(self.avoided[name])
+                doing(name)
                 clip = self._first_part(source, video, rng)
                 return Drawn(clip, name, tuple(passed_over.items()))
             except Exception as error:
@@ -333,7 +339,8 @@ def batches(
     """Returns endless batches of clips, uint8 [n, T, size, size, 3], which are read ahead.
 
     The batches are the same for any number of threads and workers. They are the same, too, if the
-    system kills a worker, which is then started again.
+    system kills a worker, which is then started again. A video that two workers died of, the second
+    of which read nothing else meanwhile, is passed over from then on like one that is broken.
 
     Args:
       clips: the clips.
@@ -347,7 +354,9 @@ def batches(
 
     Raises:
       VideoError: on iteration, if no video that was drawn can be used, or too many are unusable.
-      WorkerError: on iteration, if workers died more than three times within an hour.
+      WorkerError: on iteration, if workers died more than three times within an hour. Deaths of a
+        video that is passed over for it do not count any more once the clip is there that another
+        video was drawn for.
     """
     return Batches(clips, batch_size, first, rows, threads, workers, timeout)
 
@@ -364,16 +373,26 @@ class Batches:
         self._clips, self._rows = clips, len(rows)
         self._pending: list[Drawn] = []
         limited = copy.copy(clips)
+        limited.avoided = dict(clips.avoided)
         limited.timeout = clips.timeout if timeout == "clips" else timeout
+        self._deadly: dict[str, str] = {}  # the reason by the name of a video
+        self._deaths = _Deaths()
+        indices = (first + start + row for start in itertools.count(0, batch_size) for row in rows)
         self._drawn = InOrder(
             _draw,
             limited,
-            (first + start + row for start in itertools.count(0, batch_size) for row in rows),
+            ((index, self._deadly) for index in indices),  # as it is when the job is sent
             workers=workers,
             threads=threads,
             ahead=len(rows) + max(2 * len(rows), max(workers, 1) * threads),
-            on_death=_Deaths(),
+            on_death=self._deaths,
+            lost=self._lost,
         )
+
+    def _lost(self, job, reason: str, video: str | None) -> Again:
+        if video is not None:
+            self._deadly[video] = f"{video} cannot be used: {reason}."
+        return Again(job)
 
     def __iter__(self) -> Batches:
         return self
@@ -384,6 +403,7 @@ class Batches:
                 self._pending.append(next(self._drawn))
             for drawn in self._pending:
                 self._clips.note(drawn)
+                self._deaths.explained(self._deadly.keys() & dict(drawn.passed_over).keys())
         except Exception:
             self.close()
             raise
@@ -396,26 +416,24 @@ class Batches:
         self._drawn.close()
 
 
-def _draw(clips: RandomClips, index: int) -> Drawn:
+def _draw(clips: RandomClips, job: tuple[int, dict[str, str]]) -> Drawn:
+    index, deadly = job
+    clips.avoided.update(deadly)
     return clips.draw(index)
 
 
 class _Deaths:
-    """Counts the workers that died within the last hour."""
+    """Counts the workers that died within the last hour, and knows what they read."""
 
     def __init__(self):
-        self._times: list[float] = []
+        self._all: list[tuple[float, list[str]]] = []  # when, and the videos that were read
         self._lock = threading.Lock()
 
-    def __call__(self, how: str) -> None:
-        advice = (
-            "fewer config.data.workers or config.data.threads, smaller batches, or packed data "
-            "(odvae data pack) need less memory"
-        )
+    def __call__(self, how: str, videos: list[str]) -> None:
         with self._lock:
             now = time.monotonic()
-            self._times = [*(t for t in self._times if now - t < _HOUR), now]
-            count = len(self._times)
+            self._all = [*(d for d in self._all if now - d[0] < _HOUR), (now, videos)]
+            count, advice = len(self._all), self._advice()
         if count > _RESTARTS:
             raise WorkerError(
                 f"data workers died {count} times within an hour; the last one {how}: {advice}."
@@ -428,3 +446,22 @@ class _Deaths:
             _RESTARTS,
             advice,
         )
+
+    def explained(self, videos: Iterable[str]) -> None:
+        """Forgets the deaths of workers that read these videos."""
+        if videos := set(videos):
+            with self._lock:
+                self._all = [death for death in self._all if not videos & set(death[1])]
+
+    def _advice(self) -> str:
+        advice = (
+            "fewer config.data.workers or config.data.threads, smaller batches, or packed data "
+            "(odvae data pack) need less memory"
+        )
+        times = collections.Counter(video for _, read in self._all for video in set(read))
+        if suspects := [f"{video} ({n} times)" for video, n in times.most_common(5) if n > 1]:
+            return f"mend or remove what they read when they died: {', '.join(suspects)}; {advice}"
+        if times:
+            read = ", ".join(video for video, _ in times.most_common(5))
+            return f"{advice}; they read {read} when they died"
+        return advice

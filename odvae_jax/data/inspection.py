@@ -30,6 +30,7 @@ class Report:
       sizes: the number of videos by resolution.
       rates: the number of videos by frames per second.
       unusable: the reason why a video cannot be used, by the video's name.
+      problems: what else is wrong, such as folders that cannot be read.
     """
 
     videos: int = 0
@@ -37,6 +38,7 @@ class Report:
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unusable: dict[str, str] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def usable(self) -> int:
@@ -58,6 +60,7 @@ class Report:
         lines += [f"  {reason}" for reason in list(self.unusable.values())[:_LISTED]]
         if len(self.unusable) > _LISTED:
             lines.append(f"  and {len(self.unusable) - _LISTED} more")
+        lines += self.problems
         return "\n".join(lines)
 
 
@@ -78,6 +81,7 @@ def survey(
     """
     report = Report()
     sources = [source for _, source in open_sources(text, timeout=timeout)]
+    report.problems = [problem for source in sources for problem in source.problems]
     jobs = [(which, i) for which, source in enumerate(sources) for i in range(len(source))]
 
     def lost(job, reason):

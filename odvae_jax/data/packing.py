@@ -44,6 +44,7 @@ class Packing:
       bytes: the size of all these files together.
       unusable: what was wrong with a video, by the video's name. What came before the fault is
         packed.
+      problems: what else was wrong, such as folders that cannot be read.
     """
 
     dest: Path
@@ -51,6 +52,7 @@ class Packing:
     records: dict[str, int]
     bytes: int
     unusable: dict[str, str]
+    problems: tuple[str, ...] = ()
 
     def __str__(self):
         first = (
@@ -58,7 +60,7 @@ class Packing:
             f"in {len(self.records)} files, {self.bytes / 1e6:.1f} MB; {len(self.unusable)} "
             "unusable"
         )
-        return "\n  ".join([first, *self.unusable.values()])
+        return "\n  ".join([first, *self.unusable.values(), *self.problems])
 
 
 def pack_videos(
@@ -110,7 +112,7 @@ def pack_videos(
             reasons = "\n  ".join(list(done["unusable"].values())[:20])
             raise ValueError(f"none of {len(source)} videos could be packed:\n  {reasons}")
         size = sum((dest / name).stat().st_size for name in done["shards"])
-    return Packing(dest, len(source), done["shards"], size, done["unusable"])
+    return Packing(dest, len(source), done["shards"], size, done["unusable"], source.problems)
 
 
 def _lock(dest: Path) -> WholeFile:

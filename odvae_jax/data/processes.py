@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import heapq
 import os
 import pickle
@@ -37,6 +38,29 @@ class WorkerError(RuntimeError):
     """Processes that read data died too often. The message says why, and what to do."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """What `lost` returns for a job that is not given up, but done in another way.
+
+    Attributes:
+      job: the job as it is done next.
+    """
+
+    job: Any
+
+
+_lane = threading.local()
+
+
+def doing(what: str) -> None:
+    """Says what the job under way reads now, in case that its process dies of it.
+
+    It does nothing outside processes of `InOrder`.
+    """
+    if (connection := getattr(_lane, "connection", None)) is not None:
+        _send(connection, (what,))
+
+
 def how_it_died(exitcode: int) -> str:
     """Returns how a process died, with the likely cause, from its exit code."""
     if exitcode >= 0:
@@ -64,10 +88,12 @@ class InOrder:
         neither JAX nor the caller's script.
       threads: the number of threads, in each process.
       ahead: the number of jobs that are begun or done before their results are asked for.
-      on_death: called with how a process died (see `how_it_died`), for each that died by itself.
-        What it raises ends the iteration.
-      lost: makes the result of a job out of the job and the reason, for a job that two processes
-        died of, the second of which did nothing else meanwhile. None tries each job until it is
+      on_death: called with how a process died (see `how_it_died`), and with the list of what its
+        jobs had said that they read (see `doing`), for each that died by itself. What it raises
+        ends the iteration.
+      lost: makes the result of a job, or `Again`, out of the job, the reason, and what it had said
+        that it read, or None. It is called for a job that two processes died of while they read
+        the same, the second of which did nothing else meanwhile. None tries each job until it is
         done.
 
     Raises:
@@ -135,10 +161,11 @@ def _close_all():
 
 
 class _Task:
-    """One job: its number in the order, and whether a process died of it."""
+    """One job: its number in the order, whether a process died of it, and what it read then."""
 
     def __init__(self, number, job):
-        self.number, self.job, self.suspect = number, job, False
+        self.number, self.job = number, job
+        self.suspect, self.read = False, None
 
     def __lt__(self, other):
         return self.number < other.number
@@ -207,11 +234,16 @@ class _Tasks:
             self._results[task.number] = good, value
             self._changed.notify_all()
 
-    def died(self, task: _Task, began: bool, how: str) -> None:
-        """Notes that a process died while a job was its own, begun or not."""
-        if began and task.suspect:
-            self.done(task, True, self._lost(task.job, f"a process that read it twice {how}"))
-            return
+    def died(self, task: _Task, began: bool, how: str, read: str | None) -> None:
+        """Notes that a process died while a job, which read this, was its own, begun or not."""
+        if began and task.suspect and task.read == read:
+            value = self._lost(task.job, f"a process that read it twice {how}", read)
+            if not isinstance(value, Again):
+                self.done(task, True, value)
+                return
+            task.job, task.suspect, began = value.job, False, False
+        if began:
+            task.read = read
         with self._changed:
             self._running -= 1
             self._alone = False
@@ -251,6 +283,8 @@ class _Worker:
         self._on_death = on_death
         self._lock = threading.Lock()
         self._process, self._sockets = None, []
+        self._reads: list[str | None] = [None] * threads  # by the jobs under way
+        self._last: list[str | None] = [None] * threads  # by these, or by the ones before
         self._how, self._failed_starts = "", 0
 
     def lane(self, place: int) -> None:
@@ -261,13 +295,13 @@ class _Worker:
                 try:
                     process, connection = self._connection(place)
                     _send(connection, task.job)
-                    good, value, warnings = _receive(connection)
+                    good, value, warnings = self._answer(connection, place)
                 except (OSError, EOFError):
                     if self._tasks.ended:
                         return
                     if process is not None:
                         self._bury(process)
-                    self._tasks.died(task, process is not None, self._how)
+                    self._tasks.died(task, process is not None, self._how, self._reads[place])
                 else:
                     for kind, message in warnings:
                         warn_once(kind, message)
@@ -275,6 +309,13 @@ class _Worker:
             except BaseException as fault:  # what `on_death` raises; jobs that cannot be sent
                 self._tasks.end(fault)
                 return
+            self._reads[place] = None
+
+    def _answer(self, connection, place):
+        """Waits for the end of a job, and notes what it reads meanwhile."""
+        while len(message := _receive(connection)) == 1:
+            (self._reads[place],) = (self._last[place],) = message
+        return message
 
     def _connection(self, place):
         with self._lock:
@@ -340,7 +381,9 @@ class _Worker:
     def _died(self, how):
         self._how = how
         if self._on_death is not None and not self._tasks.ended:
-            self._on_death(how)
+            reads = [read for read in self._reads if read is not None]
+            # A signal may come late, when what caused it is over.
+            self._on_death(how, reads or [read for read in self._last if read is not None])
 
     def kill(self) -> None:
         """Kills the process, which holds nothing that could be lost."""
@@ -377,6 +420,7 @@ def serve(numbers: Sequence[int]) -> None:
 
 
 def _serve_lane(connection, function, shared):
+    _lane.connection = connection
     while True:
         try:
             job = _receive(connection)
@@ -454,6 +498,13 @@ def in_processes(
         yield from (function(shared, job) for job in jobs)
         return
     workers = min(workers, len(jobs))
-    results = InOrder(function, shared, jobs, workers=workers, ahead=2 * workers, lost=lost)
+    results = InOrder(
+        function,
+        shared,
+        jobs,
+        workers=workers,
+        ahead=2 * workers,
+        lost=lambda job, reason, _: lost(job, reason),
+    )
     with contextlib.closing(results):
         yield from results

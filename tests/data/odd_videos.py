@@ -14,10 +14,10 @@ def bright(number, side=32):
     return av.VideoFrame.from_ndarray(array, format="rgb24")
 
 
-def write_stamped(path, stamps):
+def write_stamped(path, stamps, *, broken=None):
     """A file of frames as bright as their place in the file, in which stamps[i] is frame i's time.
 
-    Stamps are in thousandths of a second.
+    Stamps are in thousandths of a second. The frame with the number `broken` cannot be decoded.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
@@ -31,7 +31,38 @@ def write_stamped(path, stamps):
             packets += stream.encode(frame)
         packets += stream.encode()
         for i, (packet, stamp) in enumerate(zip(packets, stamps, strict=True)):
+            if i == broken:
+                packet = av.Packet(b"\0" * 200)
+                packet.time_base = Fraction(1, 1000)
             packet.pts, packet.dts, packet.stream = stamp, 100 * (i - len(stamps)), stream
+            container.mux(packet)
+    return path
+
+
+def write_with_b_frames(path, count):
+    """An H.264 file of moving frames, some of which are stored after later ones."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "1", "g": "12", "bf": "3", "b-pyramid": "normal", "b-adapt": "0",
+                          "x264-params": "open-gop=0:scenecut=0"}  # fmt: skip
+        for i in range(count):
+            container.mux(stream.encode(bright(i)))
+        container.mux(stream.encode())
+    return path
+
+
+def write_stamped_as_stored(path, source):
+    """The same packets as in another file, whose time stamps say the order of storage."""
+    with av.open(str(source)) as taken, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(taken.streams.video[0])
+        packets = [packet for packet in taken.demux(video=0) if packet.size]
+        stamps = sorted(packet.pts for packet in packets)
+        assert stamps != [packet.pts for packet in packets], "as it was made"
+        for packet, stamp in zip(packets, stamps, strict=True):
+            packet.pts = packet.dts = stamp
+            packet.stream = stream
             container.mux(packet)
     return path
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.packing import pack_videos
@@ -19,7 +20,13 @@ from odvae_jax.data.video import (
     read_frames,
 )
 from tests.conftest import write_clip
-from tests.data.odd_videos import write_hdr, write_stamped, write_with_cover
+from tests.data.odd_videos import (
+    write_hdr,
+    write_stamped,
+    write_stamped_as_stored,
+    write_with_b_frames,
+    write_with_cover,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,20 +67,30 @@ def test_a_cover_picture_as_first_stream_is_not_the_video(tmp_path):
             read(only)
 
 
-def test_of_several_videos_in_a_file_the_largest_is_read(tmp_path):
+@pytest.mark.parametrize(
+    "sides, default, read",
+    [((16, 48), None, 48), ((48, 16), 1, 16), ((2256, 16), 1, 2256)],
+    ids=["the largest", "the default", "one larger by over 5 million pixels"],
+)
+def test_of_several_videos_in_a_file_the_largest_or_the_default_is_read(
+    tmp_path, sides, default, read
+):
     with av.open(str(tmp_path / "clip.mkv"), "w") as container:
-        for side in (16, 48):
+        for place, side in enumerate(sides):
             stream = container.add_stream("ffv1", rate=10)
             stream.width, stream.height, stream.pix_fmt = side, side, "yuv444p"
-        for i in range(3):
+            stream.disposition = Disposition.default if place == default else 0
+        for i in range(3 if max(sides) < 100 else 1):
             for stream in container.streams.video:
                 array = np.full((stream.height, stream.width, 3), 9, np.uint8)
                 frame = av.VideoFrame.from_ndarray(array, format="rgb24")
                 frame.pts = i
                 container.mux(stream.encode(frame))
-    assert inspect_video(tmp_path / "clip.mkv").width == 48
+        for stream in container.streams.video:
+            container.mux(stream.encode())
+    assert inspect_video(tmp_path / "clip.mkv").width == read
     with VideoReader(str(tmp_path / "clip.mkv")) as video:
-        assert next(video.frames_from(None))[1].width == 48
+        assert next(video.frames_from(None))[1].width == read
 
 
 STAMPS = {  # the time stamps of the frames of a file, and the order in which they are shown
@@ -101,6 +118,38 @@ def test_frames_are_shown_in_the_order_of_their_time_stamps(tmp_path, kind, cont
     shown = [max((i for i in at if stamps[i] <= 1000 * t), key=lambda i: (stamps[i], i))
              for t in (0.0, 0.2)]  # fmt: skip
     assert numbers(chosen) == shown
+
+
+@pytest.mark.parametrize("container", ["mp4", pytest.param("mkv", marks=pytest.mark.full)])
+def test_frames_stay_in_the_decoders_order_where_the_time_stamps_are_those_of_storage(
+    tmp_path, monkeypatch, container
+):
+    count = 40
+    good = write_with_b_frames(tmp_path / f"good.{container}", count)
+    path = write_stamped_as_stored(tmp_path / f"clip.{container}", good)
+    with av.open(str(path)) as file:
+        decoded = list(file.decode(video=0))
+    assert [f.pts for f in decoded] != sorted(f.pts for f in decoded), "as it was made"
+    assert numbers([f.to_ndarray(format="rgb24") for f in decoded]) == list(range(count))
+    for name in (good, path):
+        for way, shown in every_way(name, tmp_path / name.stem).items():
+            assert shown == list(range(count)), (name, way)
+    openings = []
+    opened = av.open
+    monkeypatch.setattr("av.open", lambda *a, **k: openings.append(a) or opened(*a, **k))
+    files = Files([(str(path), None, None)])
+    for first in (0, 5, 12, 22, 33):
+        clip = list(range(first, first + 5))
+        assert numbers(files.read(0, Sampling(5), 1, lambda n, at=first: at)) == clip
+        assert numbers(read_frames(inspect_video(path), first, 5)) == clip
+    assert len(openings) <= 3 * 5 + 4, "the middle is found by its time, without a second reading"
+
+
+def test_what_could_be_decoded_before_a_damaged_place_is_shown(tmp_path):
+    path = write_stamped(tmp_path / "clip.mkv", [100 * i for i in range(24)], broken=20)
+    blocks = FrameBlocks(path, 4)
+    assert numbers(np.concatenate(list(blocks))) == list(range(20))
+    assert "20 frames could be read before" in blocks.problem
 
 
 def test_a_video_whose_time_starts_anew_is_named_and_the_others_are_used(tmp_path):

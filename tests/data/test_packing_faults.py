@@ -19,7 +19,7 @@ from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.inspection import survey
 from odvae_jax.data.packing import pack_videos
 from odvae_jax.data.sources import SOURCES, TFDS, Sampling, Source, open_source
-from odvae_jax.data.video import VideoError
+from odvae_jax.data.video import VideoError, find_videos
 from odvae_jax.files import BusyError
 from tests.conftest import write_clip
 
@@ -320,3 +320,116 @@ def test_broken_examples_of_a_tfds_dataset_are_passed_over(tmp_path):
     for i in range(1, 6):
         with pytest.raises(VideoError, match=rf"example {i}"):
             source.read(i, Sampling(2), 1, lambda n: 0)
+
+
+def test_folders_that_cannot_be_read_and_lost_links_end_with_status_1(
+    folder, tmp_path, monkeypatch, capsys, caplog
+):
+    videos = shutil.copytree(folder, tmp_path / "some")
+    for name in ("gone", "kept"):
+        (videos / name).mkdir()
+        shutil.copy(next(folder.glob("*.mp4")), videos / name / "more.mp4")
+    scandir = os.scandir
+
+    def broken(path):
+        if str(path).endswith("gone"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", broken)
+    problems = {}
+    found = find_videos(videos, problems=problems)
+    assert problems == {str(videos / "gone"): "cannot be looked into: Input/output error"}
+    assert str(videos / "kept" / "more.mp4") in found and not caplog.records
+    line = f"{videos}/gone cannot be looked into: Input/output error"
+    assert find_videos(videos) == found
+    assert [record.getMessage() for record in caplog.records] == [line]
+    sheet = ["--output", str(tmp_path / "x.png"), "--clips=1", "--size=16", "--frames=2"]
+    for command in (
+        ["inspect", str(videos), *sheet],
+        ["pack", str(videos), str(tmp_path / "packed"), "--short-side=16"],
+    ):
+        assert main(["data", *command, "--workers=1"]) == 1
+        assert line in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no video below (.|\n)*gone cannot be looked into: Input"):
+        find_videos(videos / "gone")
+
+
+def test_links_that_lead_nowhere_are_named_where_problems_are_asked_for(folder, tmp_path, caplog):
+    videos = shutil.copytree(folder, tmp_path / "some")
+    (videos / "nowhere.mp4").symlink_to("gone.mp4")
+    (videos / "loop.mp4").symlink_to("loop.mp4")
+    os.mkfifo(videos / "pipe.mp4")
+    problems = {}
+    found = find_videos(videos, problems=problems)
+    assert problems == {
+        str(videos / "nowhere.mp4"): "is a link to gone.mp4, which does not exist",
+        str(videos / "loop.mp4"): "is a link that leads back to itself",
+    }
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"1 of {len(found) + 3} videos below ")
+
+
+def test_one_bad_shard_of_several_is_named_and_counted_and_the_others_are_used(
+    folder, tmp_path, caplog
+):
+    pack_videos(str(folder), tmp_path / "packed", **{**OPTIONS, "videos_per_shard": 1})
+    whole = open_source(f"array_record:{tmp_path / 'packed'}")
+    text = f"array_record:{shutil.copytree(tmp_path / 'packed', tmp_path / 'copy')}"
+    shards = sorted((tmp_path / "copy").glob("*.array_record"))
+    assert len(shards) >= 3
+    os.truncate(shards[1], shards[1].stat().st_size // 2)
+    shards[2].unlink()
+    os.mkfifo(shards[2])
+    source, frame = open_source(text), Sampling(1)
+    good = [0, *range(3, len(source))]
+    assert [source.record(i) for i in good] == [whole.record(i) for i in good]
+    for i, words in {1: f"{shards[1]} is damaged", 2: f"{shards[2]} is a named pipe"}.items():
+        with pytest.raises(VideoError, match=words):
+            source.read(i, frame, 1, lambda n: 0)
+    report = survey(text)
+    assert report.usable == len(source) - 2
+    assert sorted(reason.split(" is ")[0] for reason in report.unusable.values()) == [
+        str(shard) for shard in shards[1:3]
+    ]
+    clips = RandomClips(text, frames=2, size=16)
+    assert all(clips[i].shape == (2, 16, 16, 3) for i in range(2 * len(source)))
+    assert sum(str(shards[1]) in record.getMessage() for record in caplog.records) == 1
+    strict = RandomClips(text, frames=2, size=16, max_unusable=0.0)
+    with pytest.raises(VideoError, match=r"max_unusable=0.0(.|\n)*array_record is "):
+        [strict[i] for i in range(2 * len(source))]
+    (tmp_path / "bad").mkdir()
+    for i in range(2):
+        (tmp_path / "bad" / f"{i}.array_record").write_bytes(b"x" * 99)
+    with pytest.raises(ValueError, match=r"0.array_record is (.|\n)*1.array_record is "):
+        open_source(f"array_record:{tmp_path / 'bad'}")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_bad_row_of_a_manifest_is_named_and_the_others_are_used(folder, tmp_path, kind):
+    video = str(next(folder.glob("*.mp4")))
+    rows = [["path", "start", "end"], [video, "", ""], [video, "0.4", "0.2"], [video, "x", ""]]
+    rows += [["", "", ""], [video, "0", "100"]]
+    manifest = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        text = "\n".join(map(",".join, rows))
+    else:
+        lines = [json.dumps(dict(zip(rows[0], row, strict=True))) for row in rows[1:]]
+        lines[2] = lines[2][:-5]
+        text = "\n".join(lines)
+    manifest.write_text(text + "\n")
+    report = survey(str(manifest))
+    assert (report.videos, report.usable) == (5, 2)
+    for number, (name, reason) in zip((2, 3, 4), report.unusable.items(), strict=True):
+        assert name.endswith(f"list.{kind}, row {number}")
+        assert reason.startswith(f"{manifest}: row {number} is ")
+        assert reason.endswith("with 0 <= start < end, or empty.")
+    packing = pack_videos(str(manifest), tmp_path / "packed", short_side=16)
+    assert packing.unusable == report.unusable and sum(packing.records.values()) >= 2
+    clips = RandomClips(manifest, frames=2, size=16)
+    assert all(clips[i].shape == (2, 16, 16, 3) for i in range(10)) and len(clips.skipped) == 3
+    lines = manifest.read_text().splitlines()
+    only = [lines[0], lines[2]] if kind == "csv" else lines[1:4]
+    manifest.write_text("\n".join(only))
+    with pytest.raises(ValueError, match=f"list.{kind}: row 1 is .*0.4"):
+        open_source(manifest)

@@ -282,7 +282,7 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
     (tmp_path / "list.csv").write_text("file,begin\nx.mp4,0\n")
     (tmp_path / "bad.csv").write_text("path,start\nx.mp4,soon\n")
     (tmp_path / "torn.jsonl").write_text('{"path": ')
-    (tmp_path / "nan.jsonl").write_text('{"path": "x.mp4"}\n{"path": "x.mp4", "start": NaN}\n')
+    (tmp_path / "nan.jsonl").write_text('{"path": "x.mp4", "start": NaN}\n' * 2)
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for text, words in {
@@ -293,7 +293,7 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
             tmp_path / "list.csv"
         ): r"expected a column path.*found \['file', 'begin'\].*path,start",
         str(tmp_path / "bad.csv"): "row 1 is .*soon.*numbers of seconds",
-        str(tmp_path / "nan.jsonl"): "row 2 is .*nan.*numbers of seconds",
+        str(tmp_path / "nan.jsonl"): r"row 1 is .*nan.*numbers of seconds(.|\n)*row 2 is .*nan",
         str(tmp_path / "torn.jsonl"): "torn.jsonl is not a manifest",
         f"array_record:{tmp_path / 'empty'}": "holds no .*array_record.*`odvae data pack SOURCE",
         "array_record:nowhere": "nowhere does not exist; write it with .*data pack SOURCE",

@@ -104,7 +104,8 @@ def test_workers_that_keep_dying_end_with_advice(monkeypatch, caplog):
     clips = RandomClips(registered(monkeypatch, read), frames=2, size=16)
     with contextlib.closing(batches(clips, 2, workers=1, threads=2)) as feed:
         with pytest.raises(
-            WorkerError, match=r"died 4 times within an hour.*SIGKILL.*memory.*fewer"
+            WorkerError,
+            match=r"died 4 times within an hour.*SIGKILL.*memory.*odd \d \([23] times\).*fewer",
         ):
             next(feed)
         with pytest.raises((WorkerError, StopIteration)):
@@ -147,6 +148,64 @@ def test_a_video_that_kills_its_process_is_named_and_the_others_are_packed(monke
     assert [int(frame.max()) for frame in frames] == [0, 10, 30]
     report = survey(text, workers=2)
     assert report.usable == 3 and "SIGKILL" in report.unusable["odd 2"]
+
+
+def killing(sent):
+    """What reads a video and dies of video 3 by such a signal."""
+
+    def read(index):
+        import ctypes
+        import os
+
+        if index == 3:
+            ctypes.string_at(0) if sent == "SIGSEGV" else os.kill(os.getpid(), 9)
+
+    return read
+
+
+def broken(index):
+    if index == 3:
+        raise VideoError("broken")
+
+
+@pytest.mark.parametrize("sent", ["SIGKILL", pytest.param("SIGSEGV", marks=pytest.mark.full)])
+def test_a_video_that_kills_workers_is_named_and_passed_over_like_a_broken_one(
+    monkeypatch, caplog, sent
+):
+    clips = RandomClips(registered(monkeypatch, broken, 10), frames=2, size=16)
+    with contextlib.closing(batches(clips, 2, threads=1)) as feed:
+        undisturbed = taken(feed, 60)
+    clips = RandomClips(registered(monkeypatch, killing(sent), 10), frames=2, size=16)
+    with contextlib.closing(batches(clips, 2, workers=2, threads=1)) as feed:
+        disturbed = taken(feed, 60)
+    np.testing.assert_array_equal(np.stack(disturbed), np.stack(undisturbed))
+    ((name, reason),) = clips.skipped.items()
+    assert name == "odd 3"
+    assert reason.startswith("odd 3 cannot be used: a process that read it twice was ") and (
+        sent in reason
+    )
+    assert any(f"skipped (1 so far): {reason}" == r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.full
+def test_a_video_that_kills_workers_counts_as_unusable_and_uses_up_no_restarts(monkeypatch):
+    text = registered(monkeypatch, killing("SIGSEGV"), 10)
+    clips = RandomClips(text, frames=2, size=16)
+    with contextlib.closing(batches(clips, 2, workers=2, threads=1)) as feed:
+        taken(feed, 60)
+        for _ in range(3):
+            os.kill(children()[0], signal.SIGKILL)
+            taken(feed, 10)
+        os.kill(children()[0], signal.SIGKILL)
+        with pytest.raises(WorkerError, match="died 4 times"):
+            taken(feed, 10)
+    strict = RandomClips(text, frames=2, size=16, max_unusable=0.0)
+    feed = batches(strict, 2, workers=1, threads=1)
+    with (
+        contextlib.closing(feed),
+        pytest.raises(VideoError, match=r"max_unusable=0.0(.|\n)*odd 3 .*SIGSEGV"),
+    ):
+        taken(feed, 30)
 
 
 def blocking(monkeypatch, which, count=4):
@@ -354,3 +413,41 @@ def test_a_program_that_was_stopped_does_not_give_up_what_it_was_reading():
         process.stdin.write(b"0")
         process.send_signal(signal.SIGCONT)
         assert process.stdout.read() == b"1\n", process.stderr.read()
+
+
+INTERRUPTED = """
+import random, signal, sys
+from odvae_jax.data.video import FrameBlocks, VideoReader, inspect_video, read_frames
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, stop)
+path, wanted = sys.argv[1], int(sys.argv[2])
+info = inspect_video(path)
+random.seed(0)
+count = 0
+while count < wanted:
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
+    try:
+        if count % 3 == 0:
+            read_frames(info, 0, info.frames)
+        elif count % 3 == 1:
+            with VideoReader(path, threads=count % 2) as video:
+                for _ in video.frames_in_order(None):
+                    pass
+        else:
+            list(FrameBlocks(path, 8))
+    except KeyboardInterrupt:
+        count += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print("interrupted", count)
+"""
+
+
+@pytest.mark.parametrize("times", [12, pytest.param(600, marks=pytest.mark.full)])
+def test_reads_can_be_interrupted_at_any_time(tmp_path, times):
+    path = write_clip(tmp_path / "clip.mp4", frames=120, height=144, width=176)
+    command = [sys.executable, "-c", INTERRUPTED, str(path), str(times)]
+    run = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
+    assert (run.returncode, run.stdout) == (0, f"interrupted {times}\n"), run.stderr

@@ -92,9 +92,12 @@ class Source(abc.ABC):
     Attributes:
       timeout: the seconds that one read may take, None for no limit. Whoever opens a source sets
         it. What a source does not limit itself, its callers limit.
+      problems: what is wrong with something else than a video, such as a folder that cannot be
+        read; the log has it, too.
     """
 
     timeout: float | None = READ_TIMEOUT
+    problems: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:

@@ -13,13 +13,15 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from odvae_jax.data.finding import open_regular
+from odvae_jax.data.finding import look_below, open_regular
 from odvae_jax.data.sources.base import Extent, Source, cut
-from odvae_jax.data.video import OrderError, VideoReader, find_videos, to_rgb
+from odvae_jax.data.video import EXTENSIONS, OrderError, VideoError, VideoReader, to_rgb
 from odvae_jax.files import one_line, printable
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Files(Source):
       entries: each video's path, and the start and end of what is used of it, in seconds from the
         first frame; None for the start or end of the file.
       in_memory: whether the decoded videos are kept in memory; for a few short ones.
+      wrong: why an entry cannot be used, by its number.
     """
 
     def __init__(
@@ -42,8 +45,9 @@ class Files(Source):
         entries: list[Entry],
         *,
         in_memory: bool = False,
+        wrong: Mapping[int, str] = MappingProxyType({}),
     ):
-        self._entries = entries
+        self._entries, self._wrong = entries, dict(wrong)
         self._cache: dict | None = {} if in_memory else None
         self._locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
@@ -52,7 +56,7 @@ class Files(Source):
 
     def __getstate__(self):
         cache = None if self._cache is None else {}
-        return {"_entries": self._entries, "_cache": cache, "timeout": self.timeout}
+        return {n: v for n, v in self.__dict__.items() if n != "_locks"} | {"_cache": cache}
 
     def __setstate__(self, state):
         self.__dict__ |= state
@@ -64,11 +68,17 @@ class Files(Source):
         return printable(path) + part
 
     def entry(self, index: int) -> Entry:
-        """Returns the path of a video's file, and the start and end of what is used, in seconds."""
+        """Returns the path of a video's file, and the start and end of what is used, in seconds.
+
+        Raises:
+          VideoError: if the manifest says something wrong of it.
+        """
+        if index in self._wrong:
+            raise VideoError(self._wrong[index])
         return self._entries[index]
 
     def rate(self, index):
-        with VideoReader(self._entries[index][0], timeout=self.timeout) as video:
+        with VideoReader(self.entry(index)[0], timeout=self.timeout) as video:
             return video.fps
 
     def bytes_behind(self, index):
@@ -76,7 +86,7 @@ class Files(Source):
         return os.path.getsize(path) if os.path.exists(path) else 0
 
     def frames(self, index, sampling, stride, where):
-        path = self._entries[index][0]
+        path = self.entry(index)[0]
         if self._cache is not None:
             video, frames = self._decoded(path, sampling.short_side)
             return cut(lambda _: frames, self._extent(index, video), sampling, stride, where)
@@ -120,26 +130,39 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
 
     Raises:
       FileNotFoundError: if there is no such path.
-      ValueError: if there is no video below the folder, or the manifest is not one.
+      ValueError: if there is no video below the folder, or the manifest is not one, or no row of it
+        is good.
     """
     path = Path(text)
     if path.suffix.lower() in (".csv", ".jsonl") and path.exists() and not path.is_dir():
-        return Files(_manifest(path), in_memory=in_memory)
-    return Files([(p, None, None) for p in find_videos(text)], in_memory=in_memory)
+        entries, wrong = _manifest(path)
+        return Files(entries, in_memory=in_memory, wrong=wrong)
+    found = look_below(text, EXTENSIONS, "video")
+    found.log()
+    files = Files([(p, None, None) for p in found.files], in_memory=in_memory)
+    files.problems = found.sentences()
+    return files
 
 
-def _manifest(path: Path) -> list[Entry]:
-    """Reads the entries of a manifest; paths in it are relative to its folder."""
+def _manifest(path: Path) -> tuple[list[Entry], dict[int, str]]:
+    """Reads the entries of a manifest; paths in it are relative to its folder.
+
+    Returns:
+      The entries, and what is wrong with some of them, by their number. The path of such an entry
+      is that of the manifest with the number of the row.
+    """
     shown = printable(path)
     try:
         with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
+                rows = [_parsed(line) for line in file if line.strip()]
             else:
                 rows = list(csv.DictReader(file))
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, RecursionError) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{shown} is not a manifest: {one_line(error)}.") from error
-    columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+    if rows and all(isinstance(row, str) for row in rows):
+        raise ValueError(f"{shown} is not a manifest: row 1 is no JSON: {rows[0]}.")
+    columns = next((list(row) for row in rows if isinstance(row, dict)), [])
     if "path" not in columns:
         raise ValueError(
             f"{shown}: expected a column path, and optionally start and end in seconds; found "
@@ -147,7 +170,7 @@ def _manifest(path: Path) -> list[Entry]:
         )
     if unused := [name for name in columns if name not in ("path", "start", "end")]:
         logger.warning("%s: of its columns %s are not used; path, start and end are", shown, unused)
-    entries = []
+    entries, wrong = [], {}
     for number, row in enumerate(rows, 1):
         try:
             start, end = (_seconds(row.get(name)) for name in ("start", "end"))
@@ -155,11 +178,22 @@ def _manifest(path: Path) -> list[Entry]:
                 raise ValueError
             entries.append((str(path.parent / row["path"]), start, end))
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(
+            wrong[len(entries)] = (
                 f"{shown}: row {number} is {row}; expected a path, and start and end as numbers "
                 "of seconds with 0 <= start < end, or empty."
-            ) from None
-    return entries
+            )
+            entries.append((f"{path}, row {number}", None, None))
+    if len(wrong) == len(entries):
+        raise ValueError("\n  ".join(list(wrong.values())[:20]))
+    return entries, wrong
+
+
+def _parsed(line: str):
+    """Returns a row of a manifest in JSON; as text if it is no JSON."""
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return line.strip()[:200]
 
 
 def _seconds(value) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 
-from odvae_jax.data.finding import find_files, open_regular
+from odvae_jax.data.finding import look_below, open_regular
 from odvae_jax.data.sources.base import Source
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
 from odvae_jax.data.video import VideoError, within
@@ -67,4 +67,8 @@ def open_pictures(text: str, *, in_memory: bool = False) -> Pictures:
       FileNotFoundError: if there is no such path.
       ValueError: if there is no image below the folder.
     """
-    return Pictures(find_files(text, IMAGE_EXTENSIONS, "image"))
+    found = look_below(text, IMAGE_EXTENSIONS, "image")
+    found.log()
+    pictures = Pictures(found.files)
+    pictures.problems = found.sentences()
+    return pictures

@@ -16,20 +16,32 @@ from odvae_jax.files import one_line, printable
 class Records(Source):
     """The records of several array_record files, numbered over all of them.
 
+    A file that is damaged counts as one record, which cannot be read.
+
     Args:
       paths: the paths of the files, which are the shards of one dataset.
       counts: the number of records in each file; None reads it from the files.
 
     Raises:
-      ValueError: if a file is damaged, or there is no record.
+      ValueError: if all files are damaged, or there is no record.
     """
 
     def __init__(self, paths: list[str], counts: list[int] | None = None):
         self._paths = paths
-        counts = [_count(path) for path in paths] if counts is None else counts
+        self._damaged: dict[str, str] = {}
+        counts = [self._count(path) for path in paths] if counts is None else counts
+        if len(self._damaged) == len(paths):
+            raise ValueError("\n  ".join(list(self._damaged.values())[:20]))
         self._ends = np.cumsum(counts)
         if not len(self):
             raise ValueError(f"{printable(paths[0])} and what belongs to it hold no record.")
+
+    def _count(self, path) -> int:
+        try:
+            return _count(path)
+        except ValueError as error:
+            self._damaged[path] = str(error)
+            return 1
 
     def __len__(self):
         return int(self._ends[-1])
@@ -47,6 +59,8 @@ class Records(Source):
         """
         shard = self._shard(index)
         first, path = int(self._ends[shard - 1]) if shard else 0, self._paths[shard]
+        if path in self._damaged:
+            raise VideoError(self._damaged[path])
         try:
             return within(self.timeout, self.name(index), _read, path, index - first)
         except VideoError:
@@ -72,7 +86,7 @@ def _count(path) -> int:
         reader = _reader(path)
         # A file that was cut short seems to be one without records.
         count, good = reader.num_records(), reader.ok()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise ValueError(f"{printable(path)} is no array_record file: {one_line(error)}.") from None
     if not good:
         raise ValueError(f"{printable(path)} is damaged; write it again, or remove it.")

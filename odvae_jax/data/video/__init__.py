@@ -1,9 +1,10 @@
 """Video files in and out, through PyAV; JAX is not needed."""
 
+from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.data.video.blocks import FrameBlocks
 from odvae_jax.data.video.errors import OrderError, PartError, TimeLimitError, VideoError
 from odvae_jax.data.video.files import EXTENSIONS, find_videos
-from odvae_jax.data.video.limits import READ_TIMEOUT, moved, within
+from odvae_jax.data.video.limits import moved, within
 from odvae_jax.data.video.reader import VideoInfo, VideoReader, inspect_video, read_frames
 from odvae_jax.data.video.scaling import centre_crop, scaled_size, to_rgb
 from odvae_jax.data.video.selection import select_frames

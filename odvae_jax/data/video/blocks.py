@@ -11,8 +11,8 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.data.video.errors import VideoError
-from odvae_jax.data.video.limits import READ_TIMEOUT
 from odvae_jax.data.video.reader import VideoReader
 from odvae_jax.data.video.scaling import centre_crop, to_rgb
 from odvae_jax.files import one_line, printable

@@ -11,11 +11,13 @@ EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 """The extensions of video files, in lower case."""
 
 
-def find_videos(path: str | os.PathLike) -> list[str]:
+def find_videos(path: str | os.PathLike, *, problems: dict[str, str] | None = None) -> list[str]:
     """Returns the video files anywhere below a folder, sorted; or the one file that `path` is.
+
+    `problems` is that of `find_files`.
 
     Raises:
       FileNotFoundError: if `path` does not exist.
       ValueError: if there is no video below the folder.
     """
-    return find_files(path, EXTENSIONS, "video")
+    return find_files(path, EXTENSIONS, "video", problems=problems)

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 from odvae_jax.data.video.errors import TimeLimitError
 
 T = TypeVar("T")
-READ_TIMEOUT = 60.0
-"""The seconds that one read may take, where nothing else is said."""
 _STEP = 1.0  # seconds
 _local = threading.local()
 
@@ -115,6 +113,45 @@ def _help(works: queue.SimpleQueue) -> None:
         _idle.append(works)  # before the caller goes on, so that it finds this thread again
         work.over.release()
         del work  # it holds a result
+
+
+class Guard:
+    """Closes something as soon as nobody uses it any more, in whichever thread that is.
+
+    Work that was given up goes on in its thread, and what it uses must not be closed under it.
+
+    Args:
+      close: what closes it. It is called once at most.
+      closed: what `use` raises after `close` was called.
+    """
+
+    def __init__(self, close: Callable[[], Any], closed: Exception):
+        self._close, self._error = close, closed
+        self._lock = threading.Lock()
+        self._users, self._closed = 0, False
+
+    def use(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Returns what a function returns that uses it."""
+        with self._lock:
+            if self._closed:
+                raise self._error
+            self._users += 1
+        try:
+            return function(*arguments)
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._closed and not self._users
+            if last:
+                self._close()
+
+    def close(self) -> None:
+        """Closes it now, or as soon as nobody uses it."""
+        with self._lock:
+            unused = not self._users and not self._closed
+            self._closed = True
+        if unused:
+            self._close()
 
 
 def each_within(seconds: float | None, name: str, items: Iterator[T]) -> Generator[T, None, None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import heapq
 import io
 import itertools
@@ -12,23 +14,27 @@ import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 from av.stream import Disposition
 from jaxtyping import UInt8
 
+from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.data.finding import check_regular
 from odvae_jax.data.once import warn_once
-from odvae_jax.data.video.errors import OrderError, PartError, TimeLimitError, VideoError
-from odvae_jax.data.video.limits import READ_TIMEOUT, each_within, moved, within
+from odvae_jax.data.video.errors import OrderError, PartError, VideoError
+from odvae_jax.data.video.limits import Guard, each_within, moved, within
 from odvae_jax.data.video.scaling import to_rgb
 from odvae_jax.files import one_line, printable
 
 T = TypeVar("T")
+_END: Any = object()
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics, as ITU-T H.273 numbers them
 _LATE = 16  # The number of frames that a decoder may keep back to put others in order.
+_PROBED = 32  # The number of packets after which time stamps that never go back are suspicious.
+_PICTURES = {"ffv1", "gif", "png", "apng"}  # like intra-only codecs; FFmpeg does not say it
 
 # PyAV before 19 refuses to open a file with a title or the like that is not UTF-8.
 _OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -109,9 +115,10 @@ def _open(source: str | bytes, name: str) -> av.container.InputContainer:
 
 
 def _video_stream(container, name: str) -> av.VideoStream:
-    """Returns the video of a file as the program ffmpeg chooses it: the largest, or the default.
+    """Returns the video of a file as the program ffmpeg chooses it.
 
-    A cover picture is no video.
+    It is the largest one. The file's default one counts as if it had 5 million pixels more. A
+    cover picture is no video.
 
     Raises:
       VideoError: if there is none.
@@ -182,12 +189,13 @@ def read_frames(
         wanted = info.timestamps[start : start + count]
         frames = []
         if start > 0:
-            near = (f for t, f in video.frames_from(first) if t >= first - base / 2)
+            near = (pair for pair in video.frames_from(first) if pair[0] >= first - base / 2)
             with contextlib.suppress(OrderError):
                 nearest = list(itertools.islice(near, count))
                 video.check_end()
-                frames = nearest
-        if [frame.pts for frame in frames] != list(wanted):
+                if [_ticks(*pair, base) for pair in nearest] == list(wanted):
+                    frames = [frame for _, frame in nearest]
+        if not frames:
             # Frames without time stamps, or that come in another order: count from the beginning.
             shown = itertools.islice(video.frames_in_order(None), start, start + count)
             frames = [frame for _, frame in shown]
@@ -196,6 +204,11 @@ def read_frames(
                 f"{video.name} yielded {len(frames)} of {count} frames from frame {start} on."
             )
         return np.stack(to_rgb(frames, short_side))
+
+
+def _ticks(time: float, frame: av.VideoFrame, base: float) -> int | None:
+    """Returns the time of a frame in units of `base`; None if its file does not say it."""
+    return None if frame.pts is None else round(time / base)
 
 
 class VideoReader:
@@ -240,23 +253,26 @@ class VideoReader:
         self._container = None
 
     def __enter__(self) -> VideoReader:
+        self._guard = Guard(self._close, VideoError(f"{self.name} is closed."))
         try:
-            within(self._timeout, self.name, self._read_header)
+            within(self._timeout, self.name, self._guard.use, self._read_header)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, _, error, __):
-        # A thread that was given up may still use the container.
-        if self._container is not None and not isinstance(error, TimeLimitError):
-            self._container.close()
-        self._container = None
+        self._guard.close()  # a thread that was given up may still use the container
         if isinstance(error, (av.FFmpegError, OSError, ValueError, MemoryError)) and not isinstance(
             error, VideoError
         ):
             reason = one_line(error)
             raise VideoError(f"{self.name} cannot be read as a video: {reason}.") from error
+
+    def _close(self):
+        if self._container is not None:
+            self._container.close()
+        self._container = None
 
     def _open(self):
         self._container = _open(self._source, self.name)
@@ -272,6 +288,9 @@ class VideoReader:
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
         self.promised = _promised_end(container, stream)
         self.start = float((stream.start_time or 0) * stream.time_base)
+        codec = stream.codec_context.codec
+        self._independent = codec.intra_only or codec.name in _PICTURES
+        self._doubtful = stream.codec_context.has_b_frames and not _goes_back(container, stream)
         if stream.duration:
             self.end = self.start + float(stream.duration * stream.time_base)
         elif container.duration:
@@ -279,10 +298,13 @@ class VideoReader:
                 container.start_time or 0
             ) / av.time_base + container.duration / av.time_base
         else:  # nothing but the packets says how long it is
-            packets = [p.pts for p in _packets(container, stream) if p.pts is not None]
-            if not packets:
+            self._container.close()
+            self._open()
+            packets = _packets(self._container, self._stream)
+            stamps = [packet.pts for packet in packets if packet.pts is not None]
+            if not stamps:
                 raise VideoError(f"{self.name} holds no frames with time stamps.")
-            self.end = float(max(packets) * stream.time_base) + 1 / self.fps
+            self.end = float(max(stamps) * self.time_base) + 1 / self.fps
             self._container.close()
             self._open()
 
@@ -291,22 +313,34 @@ class VideoReader:
 
         The first frame is a key frame at or before `moment`. Where `moment` is None, or the file
         cannot be searched for a moment, it is the first frame of the file. A frame without a time
-        stamp is taken to follow the one before it at the video's rate.
+        stamp is taken to follow the one before it at the video's rate. If a codec has frames that
+        are stored in another order than that of time, but the first time stamps of the file are in
+        the order of storage, this does what `frames_in_order` does.
 
         Raises:
           PartError: if a frame is damaged.
           OrderError: if the time stamps go backwards.
         """
-        return each_within(self._timeout, self.name, self._checked(self._decoded(moment)))
+        if self._doubtful:
+            return self.frames_in_order(moment)
+        return self._each(self._checked(self._decoded(moment)))
 
     def frames_in_order(self, moment: float | None) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Yields what `frames_from` does, in the order of time even if the file has another one.
+        """Yields what `frames_from` does, and mends time stamps that go backwards.
 
-        For it some more frames are decoded before the first one is yielded. A frame may come
+        Decoders of codecs with frames that depend on others yield the frames in the right order.
+        There the frames stay in this order, and the time stamps are sorted. Where every frame
+        stands alone, as in MJPEG, the frames are sorted by their time stamps.
+
+        For it some more frames are decoded before the first one is yielded. A time stamp may come
         sixteen places too late; if one comes later still, this raises OrderError, too.
         """
-        ordered = self._checked(_in_order(self._decoded(moment)))
-        return each_within(self._timeout, self.name, ordered)
+        ordered = _sorted_frames if self._independent else _sorted_times
+        return self._each(self._checked(ordered(self._decoded(moment))))
+
+    def _each(self, frames):
+        used = iter(functools.partial(self._guard.use, next, frames, _END), _END)
+        return each_within(self._timeout, self.name, used)
 
     def check_end(self) -> None:
         """Checks that what `frames_from` yielded so far is not followed by earlier frames.
@@ -317,7 +351,7 @@ class VideoReader:
         Raises:
           OrderError: if earlier frames follow.
         """
-        within(self._timeout, self.name, self._check_end)
+        within(self._timeout, self.name, self._guard.use, self._check_end)
 
     def _check_end(self):
         with contextlib.suppress(av.FFmpegError):  # what comes later may be broken
@@ -382,17 +416,61 @@ class VideoReader:
             raise PartError(f"{self.name} is damaged at {frame.time} s.")
 
 
-def _in_order(frames: Iterator[tuple[float, T]]) -> Iterator[tuple[float, T]]:
+def _goes_back(container, stream) -> bool:
+    """Returns whether time stamps go backwards among the first packets, as B-frames need it.
+
+    Some programs write the order of storage as time stamps. Then FFmpeg's decoder yields frames in
+    the right order with wrong time stamps.
+    """
+    last = None
+    with contextlib.suppress(av.FFmpegError):  # what is wrong shows when it is decoded
+        for packet in itertools.islice(_packets(container, stream), _PROBED):
+            if packet.pts is not None:
+                if last is not None and packet.pts < last:
+                    return True
+                last = packet.pts
+    return False
+
+
+def _sorted_frames(frames: Iterator[tuple[float, T]]) -> Iterator[tuple[float, T]]:
     """Yields times and frames sorted by time, if none comes more than `_LATE` places too late."""
     waiting: list = []  # a heap; the number keeps frames of one time in their order
-    for number, (time, frame) in enumerate(frames):
-        heapq.heappush(waiting, (time, number, frame))
-        if len(waiting) > _LATE:
-            time, _, frame = heapq.heappop(waiting)
-            yield time, frame
+    problem = None
+    try:
+        for number, (time, frame) in enumerate(frames):
+            heapq.heappush(waiting, (time, number, frame))
+            if len(waiting) > _LATE:
+                time, _, frame = heapq.heappop(waiting)
+                yield time, frame
+    except (av.FFmpegError, VideoError) as error:
+        problem = error
     while waiting:
         time, _, frame = heapq.heappop(waiting)
         yield time, frame
+    if problem is not None:
+        raise problem
+
+
+def _sorted_times(frames: Iterator[tuple[float, T]]) -> Iterator[tuple[float, T]]:
+    """Yields the frames in their order, the n-th with the n-th smallest time.
+
+    A time may come `_LATE` places too late.
+    """
+    times: list[float] = []  # a heap
+    waiting: collections.deque[T] = collections.deque()
+    problem = None
+    try:
+        for time, frame in frames:
+            heapq.heappush(times, time)
+            waiting.append(frame)
+            if len(waiting) > _LATE:
+                yield heapq.heappop(times), waiting.popleft()
+    except (av.FFmpegError, VideoError) as error:
+        problem = error
+    while waiting:
+        yield heapq.heappop(times), waiting.popleft()
+    if problem is not None:
+        raise problem
 
 
 def _promised_end(container, stream) -> float | None:
