@@ -219,15 +219,18 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     from odvae_jax.data.sources import resolve
 
     use_compilation_cache()
+    find = find_latents if work == "decode" else resolve
     problems: dict[str, str] = {}
+    unread: dict[str, str] = {}  # what could not be looked at below folders, and why
     jobs = transcoding.plan_jobs(
         arguments.inputs,
         arguments.output,
         SUFFIX if work == "encode" else ".mp4",
-        find_latents if work == "decode" else resolve,
+        find,
         problems,
         skip_output=work == "reconstruct",
     )
+    problems |= {path: line_about(path, OSError(reason)) for path, reason in unread.items()}
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
     jobs = jobs[which::count]
