@@ -33,7 +33,6 @@ from odvae_jax.training.checkpoints import begun_config, read_json_object
 from odvae_jax.training.curves import METRICS_FILE, read_metrics
 from odvae_jax.training.lock import RunLock
 from odvae_jax.training.loop import train
-from odvae_jax.training.tasks.autoencoder import model_beside
 
 logger = logging.getLogger("odvae_jax.ablate")
 IMAGE_RUN = "image"
@@ -144,11 +143,11 @@ def _ablate(config, workdir: Path, init: str | None, clips: FixedClips) -> tuple
     if init is None:
         image = _image_config(config)
         _train(image, workdir / IMAGE_RUN)
-        init = str(_model_of(workdir / IMAGE_RUN, image.steps))
+        init = str(workdir / IMAGE_RUN)
     for arm in chosen:
         _train(_arm_config(config, arm, init), workdir / arm.name)
     contenders = load_contenders(
-        [f"{a.name}={_model_of(workdir / a.name, config.steps)}" for a in chosen],
+        [f"{a.name}={workdir / a.name}" for a in chosen],
         dtype="float32",
         precision="highest",
     )
@@ -224,12 +223,6 @@ def _train(config: ml_collections.ConfigDict, folder: Path) -> None:
         raise InterruptedError(f"{folder} stopped after step {done}; the same command goes on.")
     write_whole(folder / _TRAINED, json.dumps({"step": done}) + "\n")
     jax.clear_caches()  # the next training needs other programs, and memory
-
-
-def _model_of(folder: Path, steps: int) -> Path:
-    """Returns where a training has saved its model."""
-    beside = model_beside(folder, steps)
-    return beside if beside.exists() else folder
 
 
 def _training_config(config, structure: str) -> ml_collections.ConfigDict:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,9 @@ try:
 except ImportError:  # not on this platform
     fcntl = None
 
-_NAME_BYTES = 255  # the longest file name of the usual file systems
+NAME_BYTES = 255
+"""The most bytes that the usual file systems take for the name of a file."""
+_MOMENT = 0.1  # seconds
 
 
 class BusyError(OSError):
@@ -45,7 +48,11 @@ class WholeFile:
         while True:
             self.file: BinaryIO = _opened(self._part)
             try:
-                locked = self._lock()
+                try:
+                    locked = self._lock()
+                except BusyError:  # whoever removes what killed runs left locks it for a moment
+                    time.sleep(_MOMENT)
+                    locked = self._lock()
             except BaseException:
                 self.file.close()
                 raise
@@ -126,7 +133,7 @@ def _opened(part: Path) -> BinaryIO:
 def part_of(path: Path) -> Path:
     """Returns the path that a file has while it is written: hidden, in the same folder."""
     name = f".{path.name}.part"
-    if len(os.fsencode(name)) > _NAME_BYTES:
+    if len(os.fsencode(name)) > NAME_BYTES:
         digest = hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()
         name = f".{digest}.part"
     return path.with_name(name)

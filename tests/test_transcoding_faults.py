@@ -1,5 +1,6 @@
 """Commands on files beside other processes, signals, what killed runs left, and broken models."""
 
+import json
 import os
 import re
 import signal
@@ -12,13 +13,16 @@ import av
 import jax
 import numpy as np
 import pytest
+import safetensors
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import pretrained
 from odvae_jax.cli import main
+from odvae_jax.data import finding
+from odvae_jax.data import latents as latents_module
 from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.video import ThreadedVideoWriter, VideoWriter, inspect_video
-from odvae_jax.files import WholeFile
+from odvae_jax.files import WholeFile, printable
 from odvae_jax.transcoding import Job, Settings, decode_files, encode_files, reconstruct_files
 from tests.conftest import full, write_clip
 from tests.two_levels import CAUSAL
@@ -348,3 +352,157 @@ def test_the_digests_of_latents_need_not_be_compared(model, latents, tmp_path, c
 def test_a_limit_for_reads_is_a_number_of_seconds(value, capsys):
     assert main(["encode", "v", "out", "--ckpt=small", f"--read-timeout={value}"]) == 2
     assert "is no number of seconds of at least 0" in capsys.readouterr().err
+
+
+def test_one_bad_argument_does_not_stop_the_others(model, clips, tmp_path, capsys):
+    bad = [tmp_path / name for name in ("dangling.mp4", "fifo.mp4", "missing.mp4", "empty")]
+    bad[0].symlink_to("nowhere.mp4")
+    os.mkfifo(bad[1])
+    bad[3].mkdir()
+    out = tmp_path / "out"
+    how = (*bad[:2], clips / "a.mp4", *bad[2:], out, "--ckpt", model)
+    said = run(capsys, "encode", *how, status=1)
+    assert names_in(out) == ["a.safetensors"]
+    assert "1 files, 3 frames" in said and "4 files with problems" in said
+    assert [sum(str(path) in line for line in said.splitlines()) for path in bad] == [1] * 4
+    out = tmp_path / "none"
+    said = run(capsys, "encode", *bad, out, "--ckpt", model, status=1)
+    assert all(str(path) in said for path in bad) and not out.exists()
+    said = run(capsys, "encode", *how[:-3], tmp_path / "one.safetensors", *how[-2:], status=1)
+    assert "5 files cannot go into one" in said
+
+
+def test_an_output_that_is_another_input_does_not_stop_the_others(model, clips, tmp_path, capsys):
+    inputs, out = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    out.mkdir()
+    for name in ("a", "b"):
+        (inputs / f"{name}.mp4").write_bytes((clips / f"{name}.mp4").read_bytes())
+    (out / "a.mp4").symlink_to("../in/a.mp4")
+    before = (inputs / "a.mp4").read_bytes()
+    said = run(capsys, "reconstruct", inputs, out, "--ckpt", model, "--overwrite", status=1)
+    assert f"{inputs / 'a.mp4'}: its output" in said and "1 files with problems" in said
+    assert (out / "a.mp4").is_symlink() and (inputs / "a.mp4").read_bytes() == before
+    assert inspect_video(out / "b.mp4").frames == 3
+
+
+def blocked(monkeypatch, owner, name, file):
+    """Lets a function block when it is called for a file, until the test is over."""
+    over, call = threading.Event(), getattr(owner, name)
+
+    def slow(*arguments, **options):
+        if file in str(getattr(arguments[0], "path", arguments[0])):
+            over.wait(60)
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, slow)
+    return over
+
+
+SLOW = {
+    "open": (safetensors, "safe_open"),
+    "look": (finding, "check_regular"),
+    "read": (LatentsFile, "read"),
+}
+
+
+@pytest.mark.parametrize("what", ["open", *full("look", "read")])
+def test_latents_that_cannot_be_read_in_time_do_not_stop_the_others(
+    what, model, latents, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(latents_module, "check_regular", lambda path: finding.check_regular(path))
+    over = blocked(monkeypatch, *SLOW[what], "a.safetensors")
+    how = (latents, tmp_path, "--read-timeout=1")
+    try:
+        said = run(capsys, "decode", *how, status=1)
+        summary = "" if what == "read" else run(capsys, "summary", latents, how[2], status=1)
+    finally:
+        over.set()
+    assert names_in(tmp_path) == ["b.mp4", "c.mp4"]
+    assert "2 files, 6 frames" in said and "1 files with problems" in said
+    for text in filter(None, (said, summary)):
+        line = "a.safetensors was not read within 1 s; is its disk reachable?"
+        assert text.count(line) == 1
+    assert not summary or "2 files, 6 frames" in summary
+
+
+@pytest.mark.full
+def test_outputs_that_cannot_be_read_in_time_do_not_stop_the_others(
+    model, clips, tmp_path, capsys, monkeypatch
+):
+    run(capsys, "encode", clips / "a.mp4", clips / "b.mp4", tmp_path, "--ckpt", model)
+    over = blocked(monkeypatch, safetensors, "safe_open", "a.safetensors")
+    try:
+        how = (clips, tmp_path, "--ckpt", model, "--read-timeout=1")
+        said = run(capsys, "encode", *how, status=1)
+    finally:
+        over.set()
+    assert "a.safetensors was not read within 1 s" in said
+    assert "1 files, 3 frames" in said and "1 files were there already" in said
+
+
+@pytest.mark.full
+def test_eval_leaves_out_a_video_that_cannot_be_read_in_time(
+    model, clips, tmp_path, capsys, monkeypatch
+):
+    over = blocked(monkeypatch, av, "open", "a.mp4")
+    how = ("--ckpt", model, "--data", clips, "--frames=1", "--size=16", "--nofvd")
+    try:
+        said = run(capsys, "eval", *how, "--output", tmp_path, "--read-timeout=3", status=1)
+    finally:
+        over.set()
+    assert "1 videos were skipped" in said and "was not read within 3 s" in said
+
+
+@pytest.mark.parametrize("work", ["encode", *full("decode", "reconstruct", "eval")])
+def test_a_model_with_an_edited_config_is_taken_if_that_is_asked_for(
+    work, vae, clips, latents, tmp_path, capsys
+):
+    edited = tmp_path / "model"
+    vae.save_pretrained(edited)
+    config = json.loads((edited / "config.json").read_text())
+    (edited / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    how = (work, latents if work == "decode" else clips, tmp_path / "out", f"--ckpt={edited}")
+    if work == "eval":
+        how = (work, "--data", clips, "--frames=1", "--size=16", "--nofvd", how[-1])
+    said = run(capsys, *how, status=1)
+    assert "config.json is not the config" in said and "verify=False" in said
+    assert "--no-verify" in said
+    run(capsys, *how, "--no-verify")
+
+
+def test_a_leftover_that_is_being_removed_is_waited_for(tmp_path):
+    """A killed run's leftover is locked for a moment by whoever removes it."""
+    other = WholeFile(tmp_path / "a")
+    timer = threading.Timer(0.03, other.close)
+    timer.start()
+    file = WholeFile(tmp_path / "a")
+    file.file.write(b"whole")
+    file.finish()
+    timer.join()
+    assert names_in(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("word", ["two\nlines", "tab\tand \x1b[31m", os.fsdecode(b"no utf-8 \xff")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode", "{}", "out", "--ckpt=small"],
+        ["encode", "{}", "out", "--ckpt={}"],
+        ["summary", "{}"],
+        ["{}"],
+        ["encode", "--{}", "out"],
+        ["encode", "v", "out", "--ckpt=small", "--content={}"],
+        *full(["eval", "--data={}", "--ckpt=small"]),
+        ["convert", "{}", "out"],
+    ],
+)
+def test_names_of_the_command_line_stay_on_one_line_of_an_error(
+    word, arguments, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([a.format(word) for a in arguments]) in (1, 2)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines.pop() == "" and len([line for line in lines if "--help` says" not in line]) == 1
+    assert all(line.isprintable() for line in lines), lines
+    assert any(part in lines[0] for part in (printable(word), repr(word)[1:-1])), lines

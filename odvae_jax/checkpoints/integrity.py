@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 KEY = "digests"
 """The name of the entry of the metadata."""
 _THREADS = 4
-_ADVICE = "Download, copy or export it anew; verify=False loads it as it is."
+_ADVICE = (
+    "Download, copy or export it anew; verify=False (the commands' option --no-verify) loads it "
+    "as it is."
+)
 
 
 def recorded(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from odvae_jax.files import one_line, printable
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
 """The folder inside a training run's folder where the run leaves its model."""
+_BESIDE = re.compile(rf"{RUN_MODEL_FOLDER}-[0-9]{{1,18}}")
 _FOREIGN = {"open-sora-plan": open_sora_plan, "sd-vae": sd_vae}
 _FOREIGN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -112,8 +114,7 @@ def load_pretrained(
         path = path / subfolder
     if not path.exists():
         raise shipped.unknown_model(source)
-    if (path / RUN_MODEL_FOLDER / native.CONFIG_FILE).is_file():
-        path = path / RUN_MODEL_FOLDER
+    path = _run_model(path) or path
     if path.is_file():
         return _load_file(path, progress, verify, overrides)
     config_path = path / native.CONFIG_FILE
@@ -143,6 +144,46 @@ def load_pretrained(
         f"own, {open_sora_plan.CLASS_NAME} (released OD-VAE) and "
         f"{sd_vae.CLASS_NAME} (diffusers' SD-VAE)."
     )
+
+
+def _run_model(run: str | os.PathLike) -> Path | None:
+    """Returns the folder of the newest model that a training run has left; None if there is none.
+
+    A run writes its model into `model`. While that holds other files, which are not written over,
+    it writes into `model-<step>` instead. So the greatest step is the newest there is, unless
+    `model` holds nothing else any more and was written later. The log says which one is taken if
+    there are several.
+
+    Args:
+      run: the folder of the run.
+    """
+    run = Path(run)
+    usual = run / RUN_MODEL_FOLDER
+    steps = {
+        int(path.name.removeprefix(f"{RUN_MODEL_FOLDER}-")): path
+        for path in run.glob(f"{RUN_MODEL_FOLDER}-*")
+        if _BESIDE.fullmatch(path.name) and _is_native(path)
+    }
+    beside = steps[max(steps)] if steps else None
+    if not (usual / native.CONFIG_FILE).is_file():
+        return beside
+    if beside is None:
+        return usual
+    ours = {native.CONFIG_FILE, native.WEIGHTS_FILE}
+    alone = _is_native(usual) and {path.name for path in usual.iterdir()} == ours
+    newest = usual if alone and _written(usual) > _written(beside) else beside
+    logger.warning(
+        "%s holds several models of the run; the newest is taken, %s", printable(run), newest.name
+    )
+    return newest
+
+
+def _is_native(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (native.CONFIG_FILE, native.WEIGHTS_FILE))
+
+
+def _written(folder: Path) -> int:
+    return (folder / native.WEIGHTS_FILE).stat().st_mtime_ns
 
 
 def _load_file(path: Path, progress: Progress, verify: bool, overrides: dict[str, Any]) -> Loaded:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import odvae_jax
 from odvae_jax.cli.parsing import Parser, UsageError
+from odvae_jax.files import one_line, printable
 from odvae_jax.shipped import UnknownNameError, did_you_mean
 
 COMMANDS = {
@@ -44,6 +45,7 @@ FAILURE_STATUS = 1
 """Exit status for work that could not be done."""
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
+_LONGEST = 5000  # characters of an error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,39 +71,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(parser)
         arguments = parser.parse(rest)
     except UsageError as error:
-        print(error, file=sys.stderr)
+        _say(error, argv)
         return USAGE_STATUS
     except SystemExit as ended:  # argparse ends the program after --help
         return int(ended.code or 0)
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
-    return _run(module, arguments, f"odvae {name}")
+    return _run(module, arguments, f"odvae {name}", argv)
 
 
-def _run(module, arguments, program: str) -> int:
+def _run(module, arguments, program: str, argv: list[str]) -> int:
     """Does the work, and says in one line what went wrong."""
     try:
         return module.run(arguments) or 0
     except UsageError as error:
-        print(error, file=sys.stderr)
+        _say(error, argv)
         return USAGE_STATUS
     except UnknownNameError as error:  # a mistyped name is a mistake of the command line
-        print(f"{program}: {error}", file=sys.stderr)
+        _say(f"{program}: {error}", argv)
         return USAGE_STATUS
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _say(f"{program}: {error}", argv)
         return FAILURE_STATUS
     except RuntimeError as error:
         from odvae_jax.data.processes import WorkerError
 
         if not isinstance(error, WorkerError):
             raise
-        print(f"{program}: {error}", file=sys.stderr)
+        _say(f"{program}: {error}", argv)
         return FAILURE_STATUS
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if module.GOES_ON else ""
         print(f"{program}: interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED_STATUS
+
+
+def _say(error: UsageError | str, argv: list[str]) -> None:
+    """Prints an error in one line, and the hint of a UsageError in another.
+
+    Names may hold line breaks and bytes that are no UTF-8, those of the command line first of all.
+    """
+    text, hint = (error.message, error.hint) if isinstance(error, UsageError) else (error, "")
+    words = {part for word in argv for part in (word, word.partition("=")[2])}
+    for word in sorted(words, key=len, reverse=True):
+        if not word.isprintable():
+            text = text.replace(word, printable(word))
+    print(one_line(Exception(text), length=_LONGEST), file=sys.stderr)
+    if hint:
+        print(hint, file=sys.stderr)
 
 
 def _command(argv: list[str]) -> tuple[str | None, list[str]]:

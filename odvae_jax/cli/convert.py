@@ -10,6 +10,7 @@ import argparse
 import functools
 import math
 
+from odvae_jax.cli.files import add_no_verify
 from odvae_jax.cli.parsing import Parser, UsageError, path
 from odvae_jax.files import printable
 
@@ -36,13 +37,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--overwrite", action="store_true", help="Replace what is at the destination."
     )
-    group.add_argument(
-        "--noverify",
-        dest="verify",
-        action="store_false",
-        help="Take files that differ from the digests that were written with them, such as a "
-        "config.json that was edited.",
-    )
+    add_no_verify(group)
     group = parser.add_argument_group("the hub")
     group.add_argument(
         "--revision", metavar="NAME", help="A branch, tag or commit of the hub's repository."

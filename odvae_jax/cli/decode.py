@@ -35,12 +35,6 @@ def add_arguments(parser: Parser) -> None:
         help="Without --ckpt, download the model that the latents name from the hub if it is not "
         "on this machine.",
     )
-    group.add_argument(
-        "--no-verify",
-        dest="verify",
-        action="store_false",
-        help="Do not compare the latents with the digests in their files.",
-    )
     files.add_quality(parser)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
 from odvae_jax.cli.parsing import (
     Parser,
     dtype,
@@ -21,6 +22,7 @@ from odvae_jax.cli.parsing import (
     source,
 )
 from odvae_jax.cli.programs import log_to_stderr
+from odvae_jax.files import printable
 
 EXAMPLE = "odvae eval --ckpt=small --data=sample-clips --frames=17 --size=128 --nofvd --output=OUT"
 GOES_ON = True
@@ -50,6 +52,7 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="Take the raw weights of training runs, from their last checkpoints.",
     )
+    add_no_verify(group)
     group.add_argument(
         "--nofloor",
         dest="floor",
@@ -113,6 +116,7 @@ def _add_clips(parser: Parser) -> None:
         metavar="N",
         help="Use only the first so many videos. The default is 0, which uses all.",
     )
+    add_read_timeout(group)
     group.add_argument(
         "--shard",
         default="0/1",
@@ -212,10 +216,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         stride=arguments.stride,
         fps=arguments.fps,
         limit=arguments.clips,
+        timeout=read_timeout(arguments),
     )
     # In full float32 results do not depend on the batch.
     overrides = {"dtype": arguments.dtype or "float32", "precision": "highest"}
-    contenders = load_contenders(arguments.ckpt, raw=arguments.raw, **overrides)
+    contenders = load_contenders(
+        arguments.ckpt, raw=arguments.raw, verify=arguments.verify, **overrides
+    )
     results, written = evaluate(
         contenders,
         clips,
@@ -236,7 +243,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         print("\n" + as_text(*first_and_rest(results)))
     print("\n" + "\n".join(notes(results)))
     for file in written:
-        print(file)
+        print(printable(file))
     not_finite = [row.contender.label for row in results.rows if row.not_finite]
     for label in not_finite:
         print(f"odvae eval: {label} gives reconstructions that are not finite", file=sys.stderr)
@@ -257,9 +264,9 @@ def _speed(arguments: argparse.Namespace) -> int:
     frames = 81 if arguments.frames is None else arguments.frames  # the paper's for speed
     size, name = arguments.size, arguments.dtype or "bfloat16"
     same = {"dtype": name, "param_dtype": name}
-    models = [(c.label, c.model) for c in load_contenders(arguments.ckpt, **same)] or (
-        (f"variant {i}", ODVAE(ODVAEConfig.variant(i, **same), rngs=0)) for i in range(1, 5)
-    )
+    models = [
+        (c.label, c.model) for c in load_contenders(arguments.ckpt, verify=arguments.verify, **same)
+    ] or ((f"variant {i}", ODVAE(ODVAEConfig.variant(i, **same), rngs=0)) for i in range(1, 5))
     print(
         f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {name}, clips of "
         f"{frames}×{size}×{size}; clips per second: median (10th–90th percentile)"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
+import os
 import signal
 import sys
 import threading
 
 from odvae_jax.cli.parsing import Parser, dtype, not_negative, part, path, positive, seconds
 from odvae_jax.cli.programs import add_host_options, join_hosts
-from odvae_jax.files import printable
+from odvae_jax.files import line_about, printable
 
 _TERMINATED_STATUS = 143  # as shells have it after SIGTERM
 
@@ -46,6 +48,7 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         help="The dtype of the computation: bfloat16 (bf16), float32 (fp32) or float16 (fp16). The "
         "default is bfloat16, and float32 on a CPU.",
     )
+    add_no_verify(group)
     group.add_argument(
         "--rows",
         type=positive,
@@ -83,6 +86,36 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
     add_host_options(parser)
 
 
+def add_no_verify(group: argparse._ArgumentGroup) -> None:
+    """Adds the option by which files need not be those that were written."""
+    group.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="Take files that differ from the digests that were written with them, such as a "
+        "config.json that was edited.",
+    )
+
+
+def add_read_timeout(group: argparse._ArgumentGroup) -> None:
+    """Adds the limit for one read; without the option, the arguments have no such field."""
+    group.add_argument(
+        "--read-timeout",
+        type=seconds,
+        default=argparse.SUPPRESS,  # the library's
+        metavar="S",
+        help="How many seconds one read may take before its file is given up; 0 for no limit. The "
+        "default is 60.",
+    )
+
+
+def read_timeout(arguments: argparse.Namespace) -> float | None:
+    """The limit for one read in seconds; None for no limit."""
+    from odvae_jax.data.video import READ_TIMEOUT
+
+    return getattr(arguments, "read_timeout", READ_TIMEOUT)
+
+
 def add_reading(parser: Parser) -> argparse._ArgumentGroup:
     """Adds how files are read, and returns the group."""
     group = parser.add_argument_group("reading")
@@ -93,19 +126,12 @@ def add_reading(parser: Parser) -> argparse._ArgumentGroup:
         metavar="N",
         help="The number of files that are read at the same time. The default is 2.",
     )
+    add_read_timeout(group)
     return group
 
 
 def add_scaling(group: argparse._ArgumentGroup) -> None:
-    """Adds how videos are read, and what is done to their frames before they are encoded."""
-    group.add_argument(
-        "--read-timeout",
-        type=seconds,
-        default=60.0,
-        metavar="S",
-        help="How many seconds one read may take before its video is given up; 0 for no limit. The "
-        "default is 60.",
-    )
+    """Adds what is done to the frames of videos before they are encoded."""
     group.add_argument(
         "--short-side",
         type=positive,
@@ -193,15 +219,18 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     from odvae_jax.data.sources import resolve
 
     use_compilation_cache()
+    find = find_latents if work == "decode" else resolve
     problems: dict[str, str] = {}
+    unread: dict[str, str] = {}  # what could not be looked at below folders, and why
     jobs = transcoding.plan_jobs(
         arguments.inputs,
         arguments.output,
         SUFFIX if work == "encode" else ".mp4",
-        find_latents if work == "decode" else resolve,
+        find,
         problems,
         skip_output=work == "reconstruct",
     )
+    problems |= {path: line_about(path, OSError(reason)) for path, reason in unread.items()}
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
     jobs = jobs[which::count]
@@ -211,13 +240,13 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     _check_tiling(arguments)
     model = arguments.ckpt
     if work == "decode" and not model:
-        model = _model_of(jobs, problems, arguments.allow_download)
+        model = _model_of(jobs, problems, arguments)
     if not jobs or not model:
         return _report(work, transcoding.Outcome(problems=problems))
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    vae = ODVAE.from_pretrained(model, dtype=dtype)
+    vae = ODVAE.from_pretrained(model, dtype=dtype, verify=arguments.verify)
     device = jax.local_devices()[0].device_kind
-    print(f"{model}, {vae.config.name}, {dtype}, {device}", flush=True)
+    print(f"{printable(model)}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)
     options = {"mesh": _mesh(arguments.rows), "overwrite": arguments.overwrite}
     if work == "encode":
@@ -298,13 +327,27 @@ def _settings(arguments: argparse.Namespace, unit: int):
     return Settings(tiling=tuple(tiling) or None, **fields)
 
 
-def _model_of(jobs, problems: dict[str, str], allow_download: bool) -> str | None:
+def info_of(path: str | os.PathLike, arguments: argparse.Namespace):
+    """Returns what a file of latents says about itself, without its digests being compared.
+
+    Raises:
+      LatentsError: if it is damaged, or holds no latents.
+      VideoError: if it is not read in time.
+    """
+    from odvae_jax.data.latents import LatentsFile
+    from odvae_jax.data.video import within
+
+    opened = functools.partial(LatentsFile, path, verify=False)
+    return within(read_timeout(arguments), printable(path), opened).info
+
+
+def _model_of(jobs, problems: dict[str, str], arguments: argparse.Namespace) -> str | None:
     """Returns the model that the first readable file of latents names.
 
     Args:
       jobs: which file of latents goes to which video.
       problems: where it is noted, by the path of the file, why files cannot be read, if none can.
-      allow_download: whether the model may be one on the hub.
+      arguments: whether the model may be one on the hub, and the limit for one read.
 
     Returns:
       The model; None if no file can be read.
@@ -313,17 +356,15 @@ def _model_of(jobs, problems: dict[str, str], allow_download: bool) -> str | Non
       ValueError: if the model is not on this machine, and it may not be downloaded.
     """
     from odvae_jax import shipped
-    from odvae_jax.data.latents import LatentsFile
-    from odvae_jax.transcoding.settings import problem_of
 
     found = {}
     for job in jobs:
         try:
-            model = LatentsFile(job.source, verify=False).info.model
+            model = info_of(job.source, arguments).model
         except Exception as error:
-            found[str(job.source)] = problem_of(job.source, error)
+            found[str(job.source)] = line_about(job.source, error)
             continue
-        if shipped.model_path(model).exists() or allow_download:
+        if shipped.model_path(model).exists() or arguments.allow_download:
             return model
         raise ValueError(
             f"the latents were made with the model {printable(model)}, which is not on this "

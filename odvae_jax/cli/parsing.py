@@ -20,10 +20,15 @@ class UsageError(Exception):
     Args:
       message: what was wrong, what was expected, and what to do.
       program: the command whose `--help` says more.
+
+    Attributes:
+      message: the message.
+      hint: a sentence that says where there is more.
     """
 
     def __init__(self, message: str, program: str):
-        super().__init__(f"{message}\n`{program} --help` says more.")
+        self.message, self.hint = message, f"`{program} --help` says more."
+        super().__init__(f"{message}\n{self.hint}")
 
 
 class Parser(argparse.ArgumentParser):

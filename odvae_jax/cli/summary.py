@@ -10,6 +10,7 @@ import argparse
 import collections
 import sys
 
+from odvae_jax.cli import files
 from odvae_jax.cli.parsing import Parser, path
 from odvae_jax.files import line_about, printable
 
@@ -19,19 +20,21 @@ GOES_ON = False
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of `odvae summary`."""
-    parser.add_argument_group("the latents").add_argument(
+    group = parser.add_argument_group("the latents")
+    group.add_argument(
         "folder", type=path, help="The folder with the files of latents; or one file."
     )
+    files.add_read_timeout(group)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the statistics of all files of latents together; returns 1 if a file has none."""
-    from odvae_jax.data.latents import LatentsFile, Statistics, find_latents
+    from odvae_jax.data.latents import Statistics, find_latents
 
     infos, problems = collections.defaultdict(list), []
     for file in find_latents(arguments.folder):
         try:
-            info = LatentsFile(file, verify=False).info
+            info = files.info_of(file, arguments)
             infos[info.encoder, info.config["latent_channels"]].append((file, info))
         except Exception as error:
             problems.append(line_about(file, error))

@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import safetensors
 from jaxtyping import Float, Float32
 
 from odvae_jax import digests
-from odvae_jax.data.finding import find_files
+from odvae_jax.data.finding import check_regular, find_files
 from odvae_jax.data.latents_schema import (
     CONTENTS,
     DTYPES,
@@ -238,8 +237,7 @@ class LatentsFile:
         self._verified: set[int] = set()
         self._recent: tuple[int, np.ndarray] | None = None
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise LatentsError(f"{self._name} is no regular file.")
+            _check_regular(path)
             self._file = safetensors.safe_open(self.path, framework="numpy")
             self._read_header(dict(self._file.metadata() or {}))
         except FileNotFoundError:
@@ -375,6 +373,13 @@ class LatentsFile:
 
 class ForeignError(LatentsError):
     """A safetensors file is whole, but holds no latents of this package."""
+
+
+def _check_regular(path) -> None:
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise LatentsError(str(error)) from error
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

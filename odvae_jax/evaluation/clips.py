@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from odvae_jax.data.sources import Sampling, open_sources
-from odvae_jax.data.video import VideoError, centre_crop
+from odvae_jax.data.video import READ_TIMEOUT, VideoError, centre_crop
 from odvae_jax.files import line_about, printable
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class FixedClips:
       stride: the distance between the frames of a clip, in frames of the video.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
       limit: the number of videos that are used, from the first one on; 0 uses all.
+      timeout: the seconds that one read of a video may take; None for no limit.
 
     Attributes:
       source: the text that names the source.
@@ -81,8 +82,9 @@ class FixedClips:
         stride: int = 1,
         fps: float | None = None,
         limit: int = 0,
+        timeout: float | None = READ_TIMEOUT,
     ):
-        sources = open_sources(source)
+        sources = open_sources(source, timeout=timeout)
         if len(sources) > 1:
             raise ValueError(f"{source} is a mixture; models are compared on one source.")
         ((_, self._source),) = sources

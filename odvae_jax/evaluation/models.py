@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def floor(time_compression: int, space_compression: int) -> Contender:
 
 
 def load_contenders(
-    checkpoints: Sequence[str], *, raw: bool = False, **overrides: str
+    checkpoints: Sequence[str], *, raw: bool = False, verify: bool = True, **overrides: str
 ) -> list[Contender]:
     """Loads models and gives each a label of its own.
 
@@ -117,6 +118,8 @@ def load_contenders(
       checkpoints: one `LABEL=PATH`, or a path alone, per model. A path may also be a hub id, as
         `ODVAE.from_pretrained` takes it. Of a training run the EMA weights are loaded.
       raw: whether the raw weights of training runs are loaded instead, from their last checkpoints.
+      verify: whether the files of models are compared with the digests that were written with them;
+        checkpoints of runs always are.
       **overrides: config fields to change, such as `dtype`.
 
     Raises:
@@ -131,7 +134,7 @@ def load_contenders(
     labels = [printable(label or _shortest(path, paths)) for label, path in named]
     if doubled := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(f"several models are called {doubled}; name them with LABEL=PATH.")
-    load = load_raw if raw else ODVAE.from_pretrained
+    load = load_raw if raw else functools.partial(ODVAE.from_pretrained, verify=verify)
     return [
         contender(label, path, load(path, **overrides))
         for label, (_, path) in zip(labels, named, strict=True)

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from odvae_jax.checks import check_array
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatistics:
@@ -24,7 +26,12 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> FeatureStatistics:
-        """Returns the statistics of n vectors."""
+        """Returns the statistics of n vectors.
+
+        Raises:
+          ValueError: if they are no array of numbers.
+        """
+        check_array("features", features)
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         deviations = features - mean

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.checks import check_array
 from odvae_jax.files import one_line, printable
 from odvae_jax.metrics.weights import package_file
 from odvae_jax.parameters import check_finite
@@ -98,8 +99,10 @@ class I3D:
         usual for the Fréchet video distance.
 
         Raises:
-          ValueError: if there are fewer than 9 frames.
+          ValueError: if there are fewer than 9 frames, or it is no array of numbers that JAX can
+            take.
         """
+        check_array("video", video)
         b, t, _, _, c = video.shape
         if t < LEAST_FRAMES:
             raise ValueError(f"clips of {t} frames are too short for I3D: {LEAST_FRAMES} at least.")
@@ -119,8 +122,10 @@ class I3D:
         """Returns the logits of clips in [-1, 1] as a NumPy array, computed in a compiled program.
 
         Raises:
-          ValueError: if there are fewer than 9 frames.
+          ValueError: if there are fewer than 9 frames, or it is no array of numbers that JAX can
+            take.
         """
+        check_array("video", video)
         return jax.device_get(_logits(self, video))
 
     def _module(self, x, name):
@@ -185,7 +190,12 @@ class TorchI3D:
         self.digest = _file_digest(path)
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
-        """Returns the logits of clips in [-1, 1], averaged over time, on the host."""
+        """Returns the logits of clips in [-1, 1], averaged over time, on the host.
+
+        Raises:
+          ValueError: if it is no array of numbers.
+        """
+        check_array("video", video)
         torch = self._torch
         frames = torch.from_numpy(np.array(video, np.float32))
         b, t, h, w, c = frames.shape

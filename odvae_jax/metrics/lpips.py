@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odvae_jax.checkpoints.pickles import read_pickle
+from odvae_jax.checks import check_array
 from odvae_jax.files import one_line, printable
 from odvae_jax.metrics.weights import package_file
 from odvae_jax.parameters import check_finite
@@ -107,8 +108,11 @@ class LPIPS:
         square root in the published formula has no gradient there and would give NaN.
 
         Raises:
-          ValueError: if the frames are too small for the network.
+          ValueError: if the frames are too small for the network, or one is no array of numbers
+            that JAX can take.
         """
+        check_array("a", a)
+        check_array("b", b)
         h, w = a.shape[-3:-1]
         if min(h, w) < SMALLEST[self.net]:
             raise ValueError(

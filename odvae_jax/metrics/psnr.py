@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odvae_jax.checks import check_array
 from odvae_jax.types import AnyArray
 
 
@@ -17,7 +18,12 @@ def psnr(
     """Returns the PSNR of each frame of two videos in [0, 1], in decibels.
 
     It is 100 where the mean squared error is below 1e-10.
+
+    Raises:
+      ValueError: if one is no array of numbers that JAX can take.
     """
+    check_array("a", a)
+    check_array("b", b)
     return _psnr(a, b)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from odvae_jax.checks import check_array
 from odvae_jax.types import AnyArray
 
 WINDOW = 11
@@ -25,8 +26,11 @@ def ssim(
     0.03, and population covariances. Only windows that lie wholly inside the frame count.
 
     Raises:
-      ValueError: if a frame is smaller than the window.
+      ValueError: if a frame is smaller than the window, or one is no array of numbers that JAX can
+        take.
     """
+    check_array("a", a)
+    check_array("b", b)
     h, w = a.shape[-3:-1]
     if min(h, w) < WINDOW:
         raise ValueError(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.latents import LatentsError, LatentsFile, LatentsInfo
+from odvae_jax.data.video.limits import each_within, within
 from odvae_jax.files import printable
 from odvae_jax.pixels import VideoSize
 from odvae_jax.transcoding.computation import Computation, as_clips, check_finite, override_tiling
@@ -21,14 +22,8 @@ from odvae_jax.transcoding.digest import OF_ENCODER, encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
-from odvae_jax.transcoding.settings import (
-    AlreadyThereError,
-    NotFiniteError,
-    Outcome,
-    Settings,
-    problem_of,
-)
-from odvae_jax.transcoding.videos import is_whole_video, open_video, without_written
+from odvae_jax.transcoding.settings import AlreadyThereError, NotFiniteError, Outcome, Settings
+from odvae_jax.transcoding.videos import is_whole_video, open_video
 
 
 def decode_files(
@@ -61,37 +56,23 @@ def decode_files(
     if settings.tiling is not None:
         Computation.of(vae, settings.tiling, mesh)  # what is wrong with it is no file's problem
     remove_leftovers(jobs)
-    todo = set(without_written(jobs, overwrite, outcome))
-    encoder, frames = encoder_digest(vae), {}
-    for job in jobs:
-        try:
-            info = open_latents(job.source, vae, encoder, settings).info
-        except Exception as error:
-            outcome.note(job.source, error)
-            todo.discard(job)
-            continue
-        frames[job] = info.frames
-        if info.problem:
-            outcome.problems[str(job.source)] = problem_of(job.source, ValueError(info.problem))
+    encoder = encoder_digest(vae)
 
     def convert(job):
-        if not overwrite and is_whole_video(job.target):
-            raise AlreadyThereError
         file = open_latents(job.source, vae, encoder, settings)
+        if not overwrite and is_whole_video(job.target):
+            raise AlreadyThereError(file.info.problem)
         tiling = override_tiling(file.info.tiling, settings.tiling)
         computation = Computation.of(vae, tiling, mesh)
-        blocks = _finite(file, computation.latent_frames_per_block)
+        blocks = _finite(file, computation.latent_frames_per_block, settings)
         writer = functools.partial(_VideoOfLatents, job, file.info, settings, overwrite)
         return Conversion(blocks, lambda blocks: computation.decode(as_clips(blocks)), writer)
 
-    run_jobs(
-        [job for job in jobs if job in todo],
-        convert,
-        outcome,
-        count_frames=frames.get,
-        readers=settings.readers,
-        bar=bar,
-    )
+    def count_frames(job):
+        return open_latents(job.source, vae, encoder, settings).info.frames
+
+    how = {"count_frames": count_frames, "readers": settings.readers, "bar": bar}
+    run_jobs(jobs, convert, outcome, **how)
     return outcome
 
 
@@ -102,13 +83,16 @@ def open_latents(path: Path, vae: ODVAE, encoder: str, settings: Settings) -> La
       path: the path of the file.
       vae: the model.
       encoder: the digest of the model's encoder.
-      settings: whether the file is compared with its digests, and tilings instead of the file's.
+      settings: whether the file is compared with its digests, the limit for reading, and tilings
+        instead of the file's.
 
     Raises:
       LatentsError: if the file is damaged, or holds latents of another model.
+      TimeLimitError: if it is not read in time.
       ValueError: if the model cannot be tiled as the file says.
     """
-    file = LatentsFile(path, verify=settings.verify)
+    opened = functools.partial(LatentsFile, path, verify=settings.verify)
+    file = within(settings.read_timeout, printable(path), opened)
     info, config = file.info, vae.config.to_dict()
     row = json.loads(json.dumps({name: config[name] for name in OF_ENCODER}))
     if info.encoder != encoder or {name: info.config.get(name) for name in row} != row:
@@ -128,13 +112,15 @@ def _name(config: dict[str, Any]) -> str:
     return f"{structure}, width {config['width']}, {config['latent_channels']} channels"
 
 
-def _finite(file: LatentsFile, length: int) -> Iterator[np.ndarray]:
+def _finite(file: LatentsFile, length: int, settings: Settings) -> Iterator[np.ndarray]:
     """Yields blocks of stored latents.
 
     Raises:
       NotFiniteError: if some of them are not finite.
+      TimeLimitError: if a block is not read in time.
     """
-    for block in file.blocks(length):
+    blocks = file.blocks(length)
+    for block in each_within(settings.read_timeout, printable(file.path), blocks):
         if bad := block.size - int(np.isfinite(block).sum()):
             raise NotFiniteError(f"{bad} of {block.size} stored values are not finite.")
         yield block
@@ -153,7 +139,10 @@ class _VideoOfLatents:
     def __init__(self, job: Job, info: LatentsInfo, settings: Settings, overwrite: bool):
         self._info, self._left = info, info.frames
         self._size = VideoSize(info.frames, info.height, info.width)
-        self._writer = open_video(job, info.fps, settings, overwrite)
+        try:
+            self._writer = open_video(job, info.fps, settings, overwrite)
+        except AlreadyThereError:
+            raise AlreadyThereError(info.problem) from None
 
     def write(self, part: tuple[np.ndarray, np.ndarray]) -> int:
         """Adds frames, uint8 [1, n, H, W, 3]; rows, columns and frames that were padded are cut.

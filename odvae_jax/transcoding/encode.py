@@ -21,15 +21,15 @@ from odvae_jax.data.latents import (
     LatentsWriter,
     Statistics,
 )
-from odvae_jax.data.video import FrameBlocks
-from odvae_jax.files import printable
+from odvae_jax.data.video import FrameBlocks, within
+from odvae_jax.files import line_about, printable
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.transcoding.computation import Computation, as_clips, check_finite
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
-from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings, problem_of
+from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings
 from odvae_jax.transcoding.videos import count_video_frames, read_video
 
 
@@ -73,10 +73,14 @@ def encode_files(
     }
     outcome, statistics = Outcome(), []
     remove_leftovers(jobs)
-    todo = list(jobs) if overwrite else _not_finished(jobs, made, outcome, statistics)
+    todo = (
+        list(jobs)
+        if overwrite
+        else _not_finished(jobs, made, outcome, statistics, settings.read_timeout)
+    )
 
     def check_again(job):
-        if not overwrite and (info := _finished(job.target, made)):
+        if not overwrite and (info := _finished(job.target, made, settings.read_timeout)):
             statistics.append(info.statistics)
             raise AlreadyThereError
 
@@ -97,7 +101,8 @@ def encode_files(
         writer = functools.partial(open_file, *given)
         return Conversion(video, lambda blocks: computation.encode(as_clips(blocks)), writer)
 
-    how = {"count_frames": count_video_frames, "readers": settings.readers, "bar": bar}
+    count = functools.partial(count_video_frames, settings=settings)
+    how = {"count_frames": count, "readers": settings.readers, "bar": bar}
     run_jobs(todo, convert, outcome, **how)
     outcome.statistics = Statistics.total(statistics)
     return outcome
@@ -155,7 +160,7 @@ class _LatentsOfVideo:
         names = ("frames", "height", "width", "fps", "problem")
         of_video = {name: getattr(self._video, name) for name in names}
         if of_video["problem"]:
-            of_video["problem"] = problem_of(self._job.source, ValueError(of_video["problem"]))
+            of_video["problem"] = line_about(self._job.source, ValueError(of_video["problem"]))
         source = printable(self._job.source.name)
         self._writer.finish(
             LatentsInfo(source=source, statistics=statistics, **of_video, **self._shared)
@@ -186,7 +191,11 @@ class _OtherwiseError(ValueError):
 
 
 def _not_finished(
-    jobs: Sequence[Job], made: dict[str, Any], outcome: Outcome, statistics: list[dict[str, Any]]
+    jobs: Sequence[Job],
+    made: dict[str, Any],
+    outcome: Outcome,
+    statistics: list[dict[str, Any]],
+    timeout: float | None,
 ) -> list[Job]:
     """Returns the jobs whose file is not there yet, or not whole.
 
@@ -200,7 +209,7 @@ def _not_finished(
     todo, otherwise = [], []
     for job in jobs:
         try:
-            info = _finished(job.target, made)
+            info = _finished(job.target, made, timeout)
         except Exception as error:
             otherwise += [error] if isinstance(error, _OtherwiseError) else []
             outcome.note(job.source, error)
@@ -215,17 +224,19 @@ def _not_finished(
     return todo
 
 
-def _finished(target: Path, made: dict[str, Any]) -> LatentsInfo | None:
+def _info_of(path: Path) -> LatentsInfo | None:
+    return LatentsFile(path).info if path.exists() else None
+
+
+def _finished(target: Path, made: dict[str, Any], timeout: float | None) -> LatentsInfo | None:
     """Returns what a file says if it is there and complete; None if it must be made.
 
     Raises:
       ValueError: if it holds latents of another model, or latents that were made otherwise, or
-        something else than latents.
+        something else than latents; if it is not read within `timeout` seconds.
     """
-    if not target.exists():
-        return None
     try:
-        info = LatentsFile(target).info
+        info = within(timeout, printable(target), _info_of, target)
     except ForeignError:
         raise ValueError(
             f"{printable(target)}, its output, is there and holds no latents: choose another "
@@ -233,6 +244,8 @@ def _finished(target: Path, made: dict[str, Any]) -> LatentsInfo | None:
         ) from None
     except LatentsError:
         return None  # damaged: made anew
+    if info is None:
+        return None
     if differing := [name for name, value in made.items() if getattr(info, name) != value]:
         raise _OtherwiseError(
             f"{printable(target)} holds latents that were made otherwise ({', '.join(differing)} "

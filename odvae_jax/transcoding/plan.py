@@ -11,11 +11,9 @@ from pathlib import Path
 
 from odvae_jax.data.latents import SUFFIX
 from odvae_jax.data.video import EXTENSIONS
-from odvae_jax.files import printable
+from odvae_jax.files import NAME_BYTES, line_about, printable
 
 logger = logging.getLogger(__name__)
-NAME_BYTES = 255
-"""The most bytes that the usual file systems take for the name of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +44,24 @@ def plan_jobs(
 
     A single file is written to `output` if that has the suffix. All else is written into the folder
     `output`, where the files of a folder keep their places. Files that would get the same name keep
-    their own suffix too. Files for which no job can be made are noted, and the others are planned.
+    their own suffix too. Inputs and files for which no job can be made are noted, and the others
+    are planned.
 
     Args:
       inputs: files and folders.
       output: the file or folder to write.
       suffix: the suffix of the files that are written, such as ".mp4".
       find: returns the files below a folder, or the one file that a path is.
-      problems: where it is noted, by the path of the file to read, why there is no job for a file:
-        another one has the same target, or the target's name is too long.
+      problems: where it is noted, by the path to read, why there is no job for it: `find` raised
+        OSError or ValueError, another file has the same target, the target is a file that is read,
+        or the target's name is too long.
       skip_output: leaves out input files below `output`, for commands that write the kind of file
         that they read. The log says how many are left out.
 
     Raises:
-      FileNotFoundError: if `find` raises it, because there is no such file or folder.
-      ValueError: if `find` raises it, because nothing usable is there; if several inputs would go
-        into one file; if `output` is a file of another kind; if inputs would be written over.
+      FileNotFoundError: if there is one input alone, and `find` raises it for that.
+      ValueError: if there is one input alone, and nothing usable is there; if several inputs would
+        go into one file; if `output` is a file of another kind; if all outputs are inputs.
     """
     output = Path(output)
     shown = printable(output)
@@ -70,17 +70,23 @@ def plan_jobs(
     if output.is_file() and output.suffix != suffix:
         raise ValueError(f"{shown} is a file; expected a folder to write to.")
     found = []
+    errors: dict[Path, Exception] = {}
     for root in map(Path, inputs):
-        files = list(map(Path, find(root)))
-        if skip_output and root.is_dir() and _real(output) != _real(root):
-            files = _without_output(files, output)
+        try:
+            files = list(map(Path, find(root)))
+            if skip_output and root.is_dir() and _real(output) != _real(root):
+                files = _without_output(files, output)
+        except (OSError, ValueError) as error:
+            errors[root] = error
+            continue
         places = [f.relative_to(root) if root.is_dir() else Path(f.name) for f in files]
         found += zip(files, places, strict=True)
-    if output.suffix == suffix and not output.is_dir():
-        if len(found) > 1:
-            raise ValueError(
-                f"{len(found)} files cannot go into one, {shown}: name a folder instead."
-            )
+    if not found and len(errors) == 1:
+        raise next(iter(errors.values()))
+    problems |= {str(root): line_about(root, error) for root, error in errors.items()}
+    if found and output.suffix == suffix and not output.is_dir():
+        if (count := len(found) + len(errors)) > 1:
+            raise ValueError(f"{count} files cannot go into one, {shown}: name a folder instead.")
         jobs = [Job(found[0][0], output, output.name)]
     else:
         names = collections.Counter(place.with_suffix(suffix) for _, place in found)
@@ -90,18 +96,31 @@ def plan_jobs(
             name = short if names[short] == 1 else long
             jobs.append(Job(file, output / name, name.as_posix()))
     sources = {_real(file) for file, _ in found}
-    if same := [printable(job.target) for job in jobs if _real(job.target) in sources]:
-        raise ValueError(f"{same[:4]} would be written over: choose another place to write to.")
-    return _possible(jobs, problems)
+    same = {job for job in jobs if _real(job.target) in sources}
+    if same and len(same) == len(jobs):
+        names = [printable(job.target) for job in jobs[:4]]
+        raise ValueError(f"{names} would be written over: choose another place to write to.")
+    return _possible(jobs, same, problems)
 
 
-def _possible(jobs: list[Job], problems: dict[str, str]) -> list[Job]:
-    """Returns the jobs whose target can be written, and no other job's is; notes the others."""
+def _possible(jobs: list[Job], same: set[Job], problems: dict[str, str]) -> list[Job]:
+    """Returns the jobs whose target can be written, and no other job's is; notes the others.
+
+    Args:
+      jobs: the jobs.
+      same: those whose target is a file that is read.
+      problems: where it is noted why a job is left out.
+    """
     targets = collections.Counter(job.target for job in jobs)
     kept = []
     for job in jobs:
         source, name = printable(job.source), job.target.name
-        if targets[job.target] > 1:
+        if job in same:
+            problems[str(job.source)] = (
+                f"{source}: its output, {printable(job.target)}, is a file that is read, which "
+                "would be written over; choose another place to write to."
+            )
+        elif targets[job.target] > 1:
             problems[str(job.source)] = (
                 f"{source}: several inputs would go to {printable(job.target)}; name their folders "
                 "in calls of their own."

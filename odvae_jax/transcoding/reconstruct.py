@@ -73,7 +73,8 @@ def reconstruct_files(
         comparison = functools.partial(_Comparison, *given)
         return Conversion(video, compute, comparison)
 
-    how = {"count_frames": count_video_frames, "readers": settings.readers, "bar": bar}
+    count = functools.partial(count_video_frames, settings=settings)
+    how = {"count_frames": count, "readers": settings.readers, "bar": bar}
     run_jobs(todo, convert, outcome, **how)
     return outcome
 

@@ -83,7 +83,7 @@ def run_jobs(
 
     Args:
       jobs: which file goes where.
-      convert: says how a job is done. It is called when the file is to be read ahead.
+      convert: says how a job is done. It is called in a thread when the file is to be read ahead.
       outcome: what is added to.
       count_frames: returns about how many frames a job has, for the progress bar; None if that is
         not known.
@@ -112,31 +112,22 @@ def run_jobs(
 
 
 class _Item:
-    """One job under way.
+    """One job under way, which begins to read.
 
     Args:
       job: the job.
+      convert: says how the job is done.
 
     Attributes:
       error: why nothing can come of the job; None while there is no reason.
-      conversion: how the job is done.
-      ahead: the blocks that are read.
+      ahead: how the job is done, and then the blocks that are read.
       writer: the file that is written, once it is open.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, convert: Callable[[Job], Conversion]):
         self.job, self.error = job, None
-        self.conversion: Conversion | None = None
-        self.ahead: _Ahead | None = None
+        self.ahead = _Ahead(_conversion_and_blocks(job, convert))
         self.writer: Writer | None = None
-
-    def begin(self, convert: Callable[[Job], Conversion]) -> None:
-        """Begins to read."""
-        try:
-            self.conversion = convert(self.job)
-            self.ahead = _Ahead(self.conversion.blocks)
-        except Exception as error:
-            self.error = error
 
     def write(self, result: Any) -> int:
         """Writes a result of the device, unless something failed before; returns its frames."""
@@ -176,17 +167,18 @@ def _results(jobs, convert, unfinished, readers) -> Generator[tuple[_Item, Any, 
     """
     for item in _read_ahead(jobs, convert, readers):
         ended = None
-        if item.error is None:
-            try:
-                item.writer = item.conversion.open_writer()
-                unfinished.add(item)
-                for result in item.conversion.compute(iter(item.ahead)):
-                    jax.tree.map(lambda array: array.copy_to_host_async(), result)
-                    yield item, result, False
-                    if item.error is not None:  # what came before cannot be written
-                        break
-            except Exception as error:
-                ended = error
+        try:
+            blocks = iter(item.ahead)
+            conversion = next(blocks)
+            item.writer = conversion.open_writer()
+            unfinished.add(item)
+            for result in conversion.compute(blocks):
+                jax.tree.map(lambda array: array.copy_to_host_async(), result)
+                yield item, result, False
+                if item.error is not None:  # what came before cannot be written
+                    break
+        except Exception as error:
+            ended = error
         yield item, ended, True
 
 
@@ -197,18 +189,21 @@ def _read_ahead(jobs, convert, readers) -> Generator[_Item, None, None]:
     try:
         while True:
             while len(running) < readers and (job := next(jobs, None)) is not None:
-                running.append(_Item(job))
-                running[-1].begin(convert)
+                running.append(_Item(job, convert))
             if not running:
                 return
             yield running[0]
-            done = running.popleft()
-            if done.ahead is not None:
-                done.ahead.stop()
+            running.popleft().ahead.stop()
     finally:
         for item in running:
-            if item.ahead is not None:
-                item.ahead.stop()
+            item.ahead.stop()
+
+
+def _conversion_and_blocks(job, convert) -> Iterator[Conversion | np.ndarray]:
+    """Yields how a job is done, and then the blocks: both read the file, which may block."""
+    conversion = convert(job)
+    yield conversion
+    yield from conversion.blocks
 
 
 class _Ahead:

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from odvae_jax.data.latents import Statistics
+from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, line_about, printable
 from odvae_jax.tiling import Tiling
 
@@ -17,7 +18,10 @@ _FULL_IN_A_ROW = 3  # so many files that find the disk full end the run
 
 
 class AlreadyThereError(Exception):
-    """The file that would be written is there by now, whole."""
+    """The file that would be written is there by now, whole.
+
+    A message says what was wrong with the video behind the file that would be read.
+    """
 
 
 class NotFiniteError(ValueError):
@@ -57,7 +61,7 @@ class Settings:
     alone: bool = False
     readers: int = 2
     threads: int = 2
-    read_timeout: float | None = 60.0
+    read_timeout: float | None = READ_TIMEOUT
     verify: bool = True
 
 
@@ -101,12 +105,14 @@ class Outcome:
         """
         if isinstance(error, AlreadyThereError):
             self.skipped += 1
+            if str(error):
+                self.problems[str(source)] = line_about(source, error)
             return
         if isinstance(error, BusyError):
             self.busy += 1
             return
         logger.debug("%s", printable(source), exc_info=error)
-        self.problems[str(source)] = problem_of(source, error)
+        self.problems[str(source)] = line_about(source, _advised(error))
         if _is_full(error):
             self._full += 1
             if self._full == _FULL_IN_A_ROW:
@@ -127,22 +133,17 @@ class Outcome:
         self.frames += frames
         self._full = 0
         if problem:
-            self.problems[str(source)] = problem_of(source, ValueError(problem))
+            self.problems[str(source)] = line_about(source, ValueError(problem))
 
 
-def problem_of(source: Path, error: BaseException) -> str:
-    """Returns what is wrong with a file in one printable line that names the file.
-
-    Args:
-      source: the path of the file.
-      error: what was raised.
-    """
-    if "RESOURCE_EXHAUSTED" in str(error):  # JAX has no class of its own for it
-        error = RuntimeError(
-            "the device's memory does not suffice: try smaller groups (--tiling) or chunks "
-            "(--streaming), tiles (--tile=256), or --dtype=bfloat16"
-        )
-    return line_about(source, error)
+def _advised(error: BaseException) -> BaseException:
+    """Returns an error, or what to do about it where the device's memory does not suffice."""
+    if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it
+        return error
+    return RuntimeError(
+        "the device's memory does not suffice: try smaller groups (--tiling) or chunks "
+        "(--streaming), tiles (--tile=256), or --dtype=bfloat16"
+    )
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from odvae_jax.data.video import FrameBlocks, ThreadedVideoWriter, VideoError, VideoReader
-from odvae_jax.files import printable
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings
 
 
 def read_video(job: Job, length: int, settings: Settings) -> FrameBlocks:
-    """Returns the frames of a job's video in blocks, the first of `length` + 1 frames.
-
-    Raises:
-      VideoError: if the path is that of a folder, a pipe, a socket or a device.
-      OSError: if there is no such file.
-    """
-    if not stat.S_ISREG(os.stat(job.source).st_mode):
-        raise VideoError(f"{printable(job.source)} is no regular file.")
+    """Returns the frames of a job's video in blocks, the first of `length` + 1 frames."""
     return FrameBlocks(
         job.source,
         length,
@@ -32,10 +22,10 @@ def read_video(job: Job, length: int, settings: Settings) -> FrameBlocks:
     )
 
 
-def count_video_frames(job: Job) -> int | None:
+def count_video_frames(job: Job, settings: Settings) -> int | None:
     """Returns the number of frames that the header of a job's video promises, None if none."""
     try:
-        with VideoReader(str(job.source)) as video:
+        with VideoReader(str(job.source), timeout=settings.read_timeout) as video:
             return max(round((video.end - video.start) * video.fps), 1)
     except VideoError:
         return None

@@ -89,8 +89,8 @@ def test_a_config_that_was_edited_is_found_unless_it_is_asked_not_to(
     ODVAE.from_pretrained(tmp_path / "model")
     config.write_text(json.dumps(fields | changed))
     arguments = ["convert", str(tmp_path / "model"), str(tmp_path / "again")]
-    assert main(arguments) == 1 and "verify" in capsys.readouterr().err
-    assert main([*arguments, "--noverify"]) == 0
+    assert main(arguments) == 1 and "--no-verify" in capsys.readouterr().err
+    assert main([*arguments, "--no-verify"]) == 0
     odvae_jax.from_pretrained(tmp_path / "again")
 
 

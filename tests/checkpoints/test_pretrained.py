@@ -1,16 +1,20 @@
 """Finding models by path and hub id, and the command that converts them."""
 
+import os
+import shutil
+
 import huggingface_hub.constants
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from odvae_jax import ODVAE
+from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import open_sora_plan, sd_vae
 from odvae_jax.checkpoints.pretrained import load_pretrained
 from odvae_jax.cli import main
 from odvae_jax.parameters import named_parameters
 from tests.conftest import small_model
+from tests.two_levels import CAUSAL
 
 
 def assert_same_parameters(a, b):
@@ -176,3 +180,35 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
 def test_what_is_no_source_is_refused(source):
     with pytest.raises(ValueError, match="the model's source is .*expected a folder"):
         ODVAE.from_pretrained(source)
+
+
+def test_of_a_run_with_several_exports_the_newest_is_loaded(tmp_path, caplog):
+    """A run writes beside `model` while that holds other files."""
+
+    config = ODVAEConfig(structure=CAUSAL, width=8, groups=4)
+    kernels = {}
+
+    def save(name, seed):
+        vae = ODVAE(config, rngs=seed)
+        kernels[seed] = np.asarray(vae.encoder.conv_in.kernel)
+        vae.save_pretrained(tmp_path / name, overwrite=True)
+
+    def loaded():
+        kernel = np.asarray(load_pretrained(tmp_path).vae.encoder.conv_in.kernel)
+        return [seed for seed, expected in kernels.items() if (expected == kernel).all()]
+
+    save("model", 0)
+    assert loaded() == [0] and not caplog.records
+    (tmp_path / "model/notes.txt").write_text("of the user")
+    save("model-90", 1)
+    save("model-100", 2)
+    os.utime(tmp_path / "model-100/model.safetensors", (0, 0))  # as after a copy
+    (tmp_path / "model-final").mkdir()
+    (tmp_path / "model-200").mkdir()  # holds no model
+    assert loaded() == [2]
+    assert "holds several models of the run; the newest is taken, model-100" in caplog.text
+    (tmp_path / "model/notes.txt").unlink()
+    save("model", 3)  # the run went on
+    assert loaded() == [3]
+    shutil.rmtree(tmp_path / "model")
+    assert loaded() == [2]

@@ -4,6 +4,7 @@ import pytest
 import skimage.metrics
 
 from odvae_jax.metrics.psnr import psnr
+from odvae_jax.metrics.ssim import ssim
 
 
 def test_psnr_is_scikit_images_for_each_frame():
@@ -26,3 +27,13 @@ def test_equal_frames_count_as_100():
     a = jnp.full((1, 8, 8, 3), 0.3)
     assert psnr(a, a).tolist() == [100.0]
     assert float(psnr(a, a + 1e-4)[0]) == pytest.approx(80, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "O"])
+@pytest.mark.parametrize("measure", [psnr, ssim])
+def test_numbers_that_jax_cannot_take_are_refused(measure, dtype, unchecked_types):
+    good = np.zeros((1, 16, 16, 3), np.float32)
+    odd = good.astype(dtype)
+    for given, name in (((odd, good), "a"), ((good, odd), "b")):
+        with pytest.raises(ValueError, match=f"{name} has dtype .*, which JAX cannot take"):
+            measure(*given)
