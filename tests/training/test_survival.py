@@ -149,6 +149,62 @@ def test_a_damaged_checkpoint_without_digests_is_passed_over_too(alone, run, cap
     assert "2 has no digests, as checkpoints of earlier versions" in caplog.text
 
 
+@pytest.fixture
+def failing_reads(monkeypatch):
+    """Reads of files of the checkpoint of step 4 fail with an error, a number of times."""
+    monkeypatch.setattr(digests, "RETRY_AFTER", 0.01)
+    read, left = digests.of_file, []
+
+    def of_file(path):
+        if "/4/state/" in str(path) and left:
+            left.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(digests, "of_file", of_file)
+    return lambda times: left.extend([None] * times)
+
+
+def test_a_read_that_fails_once_costs_no_step(alone, run, caplog, failing_reads):
+    failing_reads(1)
+    np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
+    assert "continuing from step 4" in caplog.text and saved(run) == ["2", "4", "6"]
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(alone, run, failing_reads):
+    failing_reads(100)
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(OSError, match=r"/4/state/.* cannot be read \(Input/output error\)") as error:
+        train(run)
+    assert "\n" not in str(error.value)
+    assert saved(run) == ["2", "4"] and (run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["its state", "its digests", *full("the run's config")])
+@pytest.mark.parametrize("digests_there", [False, True])
+def test_a_file_that_the_system_does_not_open_is_no_damage(
+    alone, run, monkeypatch, which, digests_there
+):
+    """A link to itself is one even for the superuser."""
+    monkeypatch.setattr(digests, "RETRY_AFTER", 0.01)
+    checkpoint = run / "checkpoints" / "4"
+    if not digests_there:
+        (checkpoint / "digests.json").unlink()
+    places = {"its state": largest(checkpoint), "its digests": checkpoint / "digests.json"}
+    file = places.get(which, run / "config.json")
+    content = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    file.symlink_to(file.name)
+    with pytest.raises(OSError, match="Too many levels of symbolic links") as error:
+        train(run)
+    assert file.name in str(error.value) and "\n" not in str(error.value)
+    assert saved(run) == ["2", "4"]
+    if content is not None:
+        file.unlink()
+        file.write_bytes(content)
+        np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
+
+
 def test_without_a_whole_checkpoint_a_line_says_what_was_tried_and_nothing_is_moved(run):
     emptied(run / "checkpoints" / "2")
     flipped(run / "checkpoints" / "4")
