@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -39,6 +41,8 @@ class RunLock:
     lives. The holder on another host touches the file from time to time, which needs no room on the
     disk, so whoever wants the lock waits for the file to change. Clocks of hosts are never
     compared.
+
+    What killed runs have left there of files that they were writing is removed.
 
     If there is no folder, it is made; if nothing else was written there, it is removed again.
 
@@ -88,6 +92,7 @@ class RunLock:
                 raise problem or BusyError(said)
         if self._holds:
             self._renewed_at = time.time()
+            _remove_parts(self._path.parent)
             threading.Thread(target=self._renew_until_the_end, daemon=True).start()
 
     def __exit__(self, *_) -> None:
@@ -243,6 +248,17 @@ class RunLock:
                 folder.rmdir()
             except OSError:  # it holds something
                 return
+
+
+def _remove_parts(folder: Path) -> None:
+    """Removes what processes that are dead have left of `odvae_jax.files.write_whole`."""
+    for pattern in (".*.part", "checkpoints/[0-9]*/.*.part"):
+        for path in folder.glob(pattern):
+            found = re.fullmatch(r"\..+\.([0-9]+)\.part", path.name)
+            # This process writes nothing yet; in a container the next one often has the same id.
+            if found and (int(found[1]) == os.getpid() or not _lives({"pid": int(found[1])})):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def taken_message(folder: Path, other: str) -> str:

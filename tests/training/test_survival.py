@@ -356,6 +356,20 @@ def test_a_run_whose_last_save_failed_says_so_and_names_the_last_good_one(
     assert not left, "what waits would keep the program from ending"
 
 
+def test_what_killed_runs_were_writing_is_removed_by_the_next(alone, run):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left = [".config.json.{}.part", ".metrics.jsonl.{}.part", "checkpoints/4/.digests.json.{}.part"]
+    for name in left:
+        (run / name.format(dead.pid)).write_text("{")
+    (run / left[0].format(os.getpid())).write_text("{")  # a container's processes share their ids
+    others = [run / left[0].format(os.getppid()), run / ".notes.part"]
+    for path in others:
+        path.write_text("{")
+    np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
+    assert sorted(run.rglob(".*.part")) == sorted(others)
+
+
 BAD_LINES = [
     b"\xff\x00\x80",
     b"{'step': 1}",
