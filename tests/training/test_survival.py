@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -515,6 +516,26 @@ def test_a_signal_while_one_of_two_processes_waits_for_data_costs_no_step(
     assert time.monotonic() - start < 15
     assert saved(workdir) == ["2", "3"] and (workdir / "numbers.npy").exists()
     goes_on_as(together, workdir)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("stands_in", ["", "no"])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, stands_in):
+    workdir = tmp_path / "run"
+    options = ["--config.steps=1000000", "--config.checkpoint_every=1000000"]
+    each = two(workdir, f"--{stands_in}config.stands_in", *options)
+    deadline = time.monotonic() + 60
+    while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    each[1].send_signal(signal.SIGTERM)
+    statuses, said = ended(each)
+    assert statuses == [0, 0], said
+    (step,) = saved(workdir)
+    assert lines(workdir)[-1]["step"] == int(step)
+    stops = [re.search(r"stopped after step (\d+)", text)[1] for text in said]
+    assert stops == [step, step]
+    assert [r["step"] for r in lines(workdir)] == list(range(1, int(step) + 1))
 
 
 @pytest.mark.full
