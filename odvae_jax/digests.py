@@ -6,8 +6,11 @@ prove who wrote a file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +18,10 @@ from typing import Any
 
 from odvae_jax.files import printable
 
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Numbers of errors that say that a file is not there, not that it could not be read just now."""
+RETRY_AFTER = 1.0
+"""Seconds after which a file that could not be read is tried once more."""
 _AT_ONCE = 2**23  # bytes of a file that are in memory
 
 
@@ -67,19 +74,36 @@ def differences(folder: Path, recorded: Mapping[str, Any], *, threads: int = 4) 
       A sentence part for every file that is missing, has another size or another content, such as
       "state/d/1f is missing"; an empty list if all are as they were. Files that were not recorded
       are not looked at.
+
+    Raises:
+      OSError: naming the file, if one is there and cannot be read, a second time a second later.
+        That is no difference: the file may be whole.
     """
 
     def compared(item) -> str | None:
-        name, (size, digest) = item
-        shown, path = printable(name), folder / name
+        name, record = item
         try:
-            if not path.is_file():
-                return f"{shown} is missing"
-            if (now := path.stat().st_size) != size:
-                return f"{shown} has {now} bytes, not {size}"
-            return None if of_file(path) == digest else f"{shown} has changed bytes"
-        except OSError as error:
-            return f"{shown} cannot be read ({error.strerror})"
+            return _difference(folder / name, printable(name), *record)
+        except OSError:
+            time.sleep(RETRY_AFTER)
+        try:
+            return _difference(folder / name, printable(name), *record)
+        except OSError as error:  # reading, unlike opening, names no file
+            raise OSError(error.errno, error.strerror, os.fspath(folder / name)) from error
 
     with ThreadPoolExecutor(threads) as pool:
         return [found for found in pool.map(compared, sorted(recorded.items())) if found]
+
+
+def _difference(path: Path, shown: str, size: int, digest: str) -> str | None:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{shown} is missing"
+        if found.st_size != size:
+            return f"{shown} has {found.st_size} bytes, not {size}"
+        return None if of_file(path) == digest else f"{shown} has changed bytes"
+    except OSError as error:
+        if error.errno in GONE:
+            return f"{shown} is missing"
+        raise

@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +145,7 @@ class Checkpoints:
         Raises:
           ValueError: if no checkpoint is whole, which moves none aside, or if the state was saved
             by a run of other shapes.
+          OSError: if a file is there and cannot be read, which moves none aside either.
         """
         step, restored, left = read_newest(
             self.folder.parent,
@@ -220,20 +223,16 @@ def read_newest(
 
     Raises:
       ValueError: if no checkpoint is whole, or by `read`, for a state of other shapes.
+      OSError: if a file is there and cannot be read, a second time a second later. That is no
+        damage.
     """
     left: dict[int, str] = {}
     waiting = steps(workdir)
     while True:
-        found = ""
-        while jax.process_index() == 0 and waiting and not found:
-            step = waiting.pop()
-            reason, verified = _damage(workdir / FOLDER / str(step), verify)
-            if reason:
-                left[step] = reason
-            else:
-                found = f"{step} {int(verified)}"
-        found = told(found or f"none {_listed(left)}")
-        first, _, rest = found.partition(" ")
+        found = _next_whole(workdir, waiting, left, verify) if jax.process_index() == 0 else ""
+        first, _, rest = told(found).partition(" ")
+        if first == "unread":
+            raise OSError(rest)
         if first == "none":
             raise ValueError(
                 f"no checkpoint in {printable(workdir / FOLDER)} is whole: "
@@ -241,13 +240,74 @@ def read_newest(
                 "workdir."
             )
         try:
-            return int(first), read(int(first)), left
+            return int(first), _read_twice(workdir / FOLDER / first, read), left
         except Exception as error:  # whatever the layers of the reader's library raise
             # What is verified, too large for the memory or of other shapes is not damaged.
-            kinds = (OtherShapesError, MemoryError, jax.errors.JaxRuntimeError)
+            kinds = (OtherShapesError, _UnreadError, MemoryError, jax.errors.JaxRuntimeError)
             if rest == "1" or isinstance(error, kinds) or jax.process_count() > 1:
                 raise
             left[int(first)] = f"it cannot be read ({type(error).__name__}: {one_line(error, 200)})"
+
+
+def _next_whole(workdir: Path, waiting: list[int], left: dict[int, str], verify: bool) -> str:
+    """The newest of the waiting steps that is whole, and whether digests say so; as text."""
+    try:
+        while waiting:
+            step = waiting.pop()
+            reason, verified = _damage(workdir / FOLDER / str(step), verify)
+            if not reason:
+                return f"{step} {int(verified)}"
+            left[step] = reason
+    except OSError as error:
+        return f"unread {_unread(error.filename or workdir / FOLDER, error.strerror or error)}"
+    return f"none {_listed(left)}"
+
+
+def _read_twice(folder: Path, read: Callable[[int], T]) -> T:
+    """Reads a checkpoint; if the disk fails, as a network's may for a moment, once more."""
+    try:
+        return read(int(folder.name))
+    except Exception as error:
+        if _failure_of_the_disk(error, folder) is None:
+            raise
+        logger.warning("%s; trying once more", _failure_of_the_disk(error, folder))
+    time.sleep(digests.RETRY_AFTER)
+    try:
+        return read(int(folder.name))
+    except Exception as error:
+        if text := _failure_of_the_disk(error, folder):
+            raise _UnreadError(text) from error
+        raise
+
+
+class _UnreadError(OSError):
+    """A checkpoint is there, and its files cannot be read now."""
+
+
+def _failure_of_the_disk(error: BaseException | None, folder: Path) -> str | None:
+    """What the system said when a file that is there could not be read; None if it said nothing.
+
+    The reader's library writes the system's error into the text of its own.
+    """
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno not in (None, *digests.GONE):
+            return _unread(error.filename or folder, error.strerror)
+        found = re.search(r"os_error_code='(\d+)'", text)
+        if found and int(found[1]) not in digests.GONE:
+            names = re.findall('"(/[^"]*)"', text)
+            return _unread(names[-1] if names else folder, os.strerror(int(found[1])))
+        if isinstance(error, MemoryError):
+            return _unread(folder, "not enough memory")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _unread(path: str | os.PathLike, reason: Any) -> str:
+    return (
+        f"{printable(path)} cannot be read ({reason}); nothing was changed. Run the same command "
+        "again once it can be."
+    )
 
 
 class OtherShapesError(ValueError):
@@ -255,9 +315,12 @@ class OtherShapesError(ValueError):
 
 
 def begun_config(workdir: Path) -> dict[str, Any] | None:
-    """Returns the config of the run in a folder; None if it holds none that can be read.
+    """Returns the config of the run in a folder; None if it holds none that is whole.
 
     If `config.json` is missing or damaged, it is that of the newest checkpoint that holds one.
+
+    Raises:
+      OSError: if such a file is there and cannot be read.
     """
     path = workdir / CONFIG_FILE
     copies = [workdir / FOLDER / str(step) / CONFIG_FILE for step in reversed(steps(workdir))]
@@ -275,14 +338,14 @@ def begun_config(workdir: Path) -> dict[str, Any] | None:
 
 def _damage(folder: Path, verify: bool) -> tuple[str, bool]:
     """Why a checkpoint is not whole, or nothing, and whether digests say so."""
-    if not folder.is_dir():
+    if not _is_folder(folder):
         return "it is no folder", False
-    if missing := [name for name in ("state", "run") if not (folder / name).is_dir()]:
+    if missing := [name for name in ("state", "run") if not _is_folder(folder / name)]:
         return f"{missing[0]} is missing", False
     if not verify:
         return "", False
     path = folder / DIGESTS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         logger.warning(
             "%s has no digests, as checkpoints of earlier versions; it is read unverified",
             printable(folder),
@@ -296,15 +359,32 @@ def _damage(folder: Path, verify: bool) -> tuple[str, bool]:
     return ", ".join(found[:_SHOWN]) + more, True
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in digests.GONE:
+            return False
+        raise
+
+
 def _is_record(value: Any) -> bool:
     return isinstance(value, list) and [type(part) for part in value] == [int, str]
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Returns the JSON object in a file, or None and the reason why there is none."""
+    """Returns the JSON object in a file, or None and the reason why there is none.
+
+    Raises:
+      OSError: if the file is there and cannot be read.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
+    except OSError as error:
+        if error.errno not in digests.GONE:
+            raise
+        return None, one_line(error, 100)
+    except (ValueError, RecursionError) as error:
         return None, one_line(error, 100)
     if not isinstance(found, dict):
         return None, f"it holds a {type(found).__name__}"

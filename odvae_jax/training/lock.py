@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -20,9 +23,9 @@ from odvae_jax.training.agreement import told
 logger = logging.getLogger(__name__)
 LOCK_FILE = "run.lock"
 RENEW_EVERY = 15.0
-"""Seconds after which the holder writes its lock anew."""
+"""Seconds after which the holder touches its lock."""
 WAIT = 60.0
-"""Seconds in which the lock of another host must be written anew, or it is taken over."""
+"""Seconds in which the lock of another host must be touched, or it is taken over."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at the lock of another host."""
 SETTLE = 1.0
@@ -35,8 +38,11 @@ class RunLock:
 
     The first of several processes holds it for all of them. It is a file that names host and
     process of its holder. If the holder was a process of this host, it is seen at once whether it
-    lives. The holder on another host writes the file anew from time to time, so whoever wants the
-    lock waits for the file to change. Clocks of hosts are never compared.
+    lives. The holder on another host touches the file from time to time, which needs no room on the
+    disk, so whoever wants the lock waits for the file to change. Clocks of hosts are never
+    compared.
+
+    What killed runs have left there of files that they were writing is removed.
 
     If there is no folder, it is made; if nothing else was written there, it is removed again.
 
@@ -54,7 +60,7 @@ class RunLock:
     def __init__(self, folder: Path):
         self._path = folder / LOCK_FILE
         self._holds = jax.process_index() == 0
-        self._me = {**_this_process(), "token": secrets.token_hex(8), "renewed": 0}
+        self._me = {**_this_process(), "token": secrets.token_hex(8)}
         self.lost = False
         self._made: list[Path] = []
         self._renewed_at = time.time()
@@ -86,6 +92,7 @@ class RunLock:
                 raise problem or BusyError(said)
         if self._holds:
             self._renewed_at = time.time()
+            _remove_parts(self._path.parent)
             threading.Thread(target=self._renew_until_the_end, daemon=True).start()
 
     def __exit__(self, *_) -> None:
@@ -108,11 +115,11 @@ class RunLock:
         if not self._holds:
             return None
         try:
-            content = _content(self._path)
+            seen = _seen(self._path)
         except OSError:  # not to be seen now
             return None
-        found = _parsed(content)
-        if content is None:
+        found = _parsed(seen)
+        if seen is None:
             # Somebody removed it. Who took it over and has ended already came after a silence.
             silent = time.time() - self._renewed_at > WAIT
             return "which has ended already" if silent else None
@@ -134,7 +141,7 @@ class RunLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         seen, since, said = None, time.monotonic(), False
         while True:
-            found = _content(self._path)
+            found = _seen(self._path)
             holder = _parsed(found)
             if found is None:
                 if self._take(found):
@@ -181,14 +188,14 @@ class RunLock:
             "its end, stop it, or choose another workdir."
         )
 
-    def _take(self, expected: bytes | None) -> bool:
+    def _take(self, expected: _Seen | None) -> bool:
         """Writes this run into the lock, unless the lock is not any more what it was."""
         try:
             whole = WholeFile(self._path)
         except BusyError:  # somebody else is taking it at this moment
             return False
         try:
-            if _content(self._path) != expected:
+            if _seen(self._path) != expected:
                 return False
             whole.file.write(self._text())
             whole.finish()
@@ -220,15 +227,19 @@ class RunLock:
                 complained = True
 
     def _renew(self) -> bool:
-        """Writes the lock anew with the next number; says whether it is still this run's."""
+        """Touches the lock; says whether it is still this run's."""
         if self.taken_by():
             return False
-        found = _content(self._path)
-        if (_parsed(found) or self._me).get("token") != self._me["token"]:
+        seen = _seen(self._path)
+        found = _parsed(seen)
+        if found is None:  # removed by hand, or not to be understood
+            if not self._take(seen):
+                return True
+        elif found.get("token") != self._me["token"]:
             return False
-        self._me["renewed"] += 1
-        if self._take(found):
-            self._renewed_at = time.time()
+        else:
+            os.utime(self._path)  # not written anew: on a full disk a living run would look dead
+        self._renewed_at = time.time()
         return True
 
     def _remove_folders(self) -> None:
@@ -237,6 +248,17 @@ class RunLock:
                 folder.rmdir()
             except OSError:  # it holds something
                 return
+
+
+def _remove_parts(folder: Path) -> None:
+    """Removes what processes that are dead have left of `odvae_jax.files.write_whole`."""
+    for pattern in (".*.part", "checkpoints/[0-9]*/.*.part"):
+        for path in folder.glob(pattern):
+            found = re.fullmatch(r"\..+\.([0-9]+)\.part", path.name)
+            # This process writes nothing yet; in a container the next one often has the same id.
+            if found and (int(found[1]) == os.getpid() or not _lives({"pid": int(found[1])})):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def taken_message(folder: Path, other: str) -> str:
@@ -306,23 +328,31 @@ def _text_of(path: str) -> str | None:
         return None
 
 
-def _content(path: Path) -> bytes | None:
+class _Seen(NamedTuple):
+    """What a lock looks like; it changes whenever it is written or touched."""
+
+    content: bytes
+    changed: int
+
+
+def _seen(path: Path) -> _Seen | None:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:  # network disks look for changes when a file is opened
+            return _Seen(file.read(), os.fstat(file.fileno()).st_mtime_ns)
     except FileNotFoundError:
         return None
 
 
-def _parsed(content: bytes | None) -> dict | None:
+def _parsed(seen: _Seen | None) -> dict | None:
     try:
-        found = json.loads(content) if content else None
+        found = json.loads(seen.content) if seen else None
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
 
 def _read(path: Path) -> dict | None:
-    return _parsed(_content(path))
+    return _parsed(_seen(path))
 
 
 def _named(holder: dict | None) -> str:

@@ -6,28 +6,31 @@ It goes from the first step or the last saved. What is trained is a task
 
 from __future__ import annotations
 
+import atexit
+import collections
 import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from odvae_jax.files import BusyError, write_whole
 from odvae_jax.sharding import replicated, state_shardings
 from odvae_jax.training import fields
 from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, begun_config, has_checkpoint
-from odvae_jax.training.guard import guarded
+from odvae_jax.training.guard import FAILS, GOES_ON, STOPS, guarded
 from odvae_jax.training.lock import RunLock
 from odvae_jax.training.reporting import Reporter
 from odvae_jax.training.tasks import Metrics, Task, counters
@@ -35,7 +38,7 @@ from odvae_jax.training.tasks import Metrics, Task, counters
 logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2  # steps that the host may be ahead of the devices
-_AGREE_EVERY = 10  # steps between questions to the other processes whether to stop
+_LAST_SECONDS = 10  # that a process which failed waits for the others to end with it
 
 
 def train(
@@ -74,8 +77,34 @@ def train(
     workdir = Path(workdir).absolute()
     config = fields.filled(config)
     mesh = fields.check(config, devices)
-    with _StopSignal() as stop, RunLock(workdir) as lock:
+    with _not_kept_by_others(), _StopSignal() as stop, RunLock(workdir) as lock:
         return _train(config, workdir, mesh, stop, lock)
+
+
+@contextlib.contextmanager
+def _not_kept_by_others() -> Iterator[None]:
+    """A program that ends with an error ends though other processes still wait for this one.
+
+    They fail then, each within JAX's time limit, so that all can be started again.
+    """
+    try:
+        yield
+    except BaseException:
+        if jax.process_count() > 1:
+            ending = threading.Event()
+
+            def end():
+                ending.wait()
+                time.sleep(_LAST_SECONDS)
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(Exception):
+                        stream.flush()
+                os._exit(1)
+
+            # It is begun now, for a program that is ending can begin no thread.
+            threading.Thread(target=end, daemon=True).start()
+            atexit.register(ending.set)  # before JAX waits for the others
+        raise
 
 
 def _train(config, workdir: Path, mesh: Mesh, stop: _StopSignal, lock: RunLock) -> Any:
@@ -155,12 +184,18 @@ class _Run:
         self._checkpoints = checkpoints
         self._reporter = reporter
         self._stop, self._lock = stop, lock
-        self._pending: list[
-            Metrics
-        ] = []  # those of the steps since the last report, on the devices
+        self._voices = _Voices(task.mesh)
+        # Those that the host is ahead of the devices; metrics of the others since the last report.
+        self._sent: collections.deque[_Sent] = collections.deque()
+        self._pending: list[Metrics] = []
+        self._word, self._error = GOES_ON, None
+        self._stands_in = False
 
     def to_the_end(self, state: Any, first: int) -> Any:
-        """The state after `config.steps` steps, or after the one in which a signal came."""
+        """The state after `config.steps` steps, or after the one in which a signal came.
+
+        If the data fails, what is done is saved, and the error is raised.
+        """
         config = self._config
         with (
             contextlib.closing(self._feeds),
@@ -173,42 +208,71 @@ class _Run:
                 disable=jax.process_index() > 0,
             ) as bar,
         ):
+            # Without it a process could take no part in a step for which it has no batch.
+            covered = self._voices.alone or self._feeds.stand_in(first) is not None
             for step in range(first + 1, config.steps + 1):
                 position = dict(self._feeds.position)
-                try:
-                    with self._reporter.waiting_for_data(), self._stop.raised():
-                        batch = self._feeds(step - 1)
-                except Stopped:
-                    self._end_before(step, state, position, first)
+                batch = self._batch(step, covered)
+                if batch is None:
+                    self._look(0)
+                    self._end_before(step, state, position, first, self._word)
                     break
-                except Exception:  # whatever sources, or tasks of one's own, raise
-                    self._end_before(step, state, position, first)
-                    raise
-                state, metrics = self._steps(self._task.kind(step - 1), state, batch)
-                self._pending.append(metrics)
-                if len(self._pending) > _IN_FLIGHT:
-                    jax.block_until_ready(self._pending[-1 - _IN_FLIGHT])
-                stopping = self._stop.agreed(step)
-                if self._lock.lost and jax.process_count() == 1:
+                said = self._voices.say(self._word)
+                state, metrics = self._steps(self._task.kind(step - 1), state, batch, *said)
+                self._sent.append(_Sent(step, position, metrics))
+                pauses = step == config.steps or self._is_time_for_something(step)
+                if uncounted := self._look(0 if pauses else _IN_FLIGHT):
+                    sent, word = uncounted
+                    self._end_before(sent.step, state, sent.position, first, word)
+                    break
+                if self._lock.lost and self._voices.alone:
                     self._check_lock()  # several processes look together, before they save
-                self._after(step, state, stopping, bar)
+                self._after(step, state, bar)
                 bar.update()
-                if stopping:
-                    logger.warning("stopped after step %d; run the same command to continue", step)
-                    break
         return state
 
-    def _end_before(self, step: int, state: Any, position: dict[str, int], first: int) -> None:
-        """Saves what was done before a step whose batch does not come.
+    def _batch(self, step: int, covered: bool) -> Any | None:
+        """The batch of a step, or what stands in for it; None if a process alone has none."""
+        if not self._stands_in:
+            try:
+                with self._reporter.waiting_for_data(), self._stop.raised(covered):
+                    batch = self._feeds(step - 1)
+            except Stopped:
+                self._word = STOPS
+            except Exception as error:  # whatever sources, or tasks of one's own, raise
+                if not covered:
+                    logger.error(
+                        "the last checkpoint is step %s: these feeds have no stand_in, without "
+                        "which one of several processes cannot save",
+                        self._checkpoints.latest,
+                    )
+                    raise
+                self._word, self._error = FAILS, error
+            else:
+                if self._stop.requested:
+                    self._word = STOPS
+                return batch
+            self._stands_in = True
+        return None if self._voices.alone else self._feeds.stand_in(step - 1)
 
-        Of several processes one cannot save alone: the others wait for it inside the step.
+    def _look(self, ahead: int) -> tuple[_Sent, int] | None:
+        """Waits until at most so many steps are under way.
+
+        Returns the first step that did not count since a process had no batch for it, and why.
+        Every process looks after the same steps, so that all find the same.
         """
-        if jax.process_count() > 1:
-            logger.error(
-                "the last checkpoint is step %s: one process cannot save alone",
-                self._checkpoints.latest,
-            )
-            return
+        while len(self._sent) > ahead:
+            sent = self._sent.popleft()
+            word = self._voices.heard(sent.metrics)
+            if word != GOES_ON:
+                return sent, word
+            self._pending.append(sent.metrics)
+        return None
+
+    def _end_before(
+        self, step: int, state: Any, position: dict[str, int], first: int, word: int
+    ) -> None:
+        """Saves what was done before a step for which a process has no batch."""
         done = step - 1
         if done > first:
             if self._pending:
@@ -216,6 +280,11 @@ class _Run:
                 self._pending.clear()
             self._save(done, state, position)
         logger.warning("stopped after step %d; run the same command to continue", done)
+        if word == FAILS:
+            raise self._error or InterruptedError(
+                "the data of another process of this run failed, as that process says; run the "
+                "same command to continue."
+            )
 
     def _save(self, step: int, state: Any, position: dict[str, int]) -> None:
         self._check_lock()
@@ -231,10 +300,15 @@ class _Run:
             self._checkpoints.abandon()
             raise
 
-    def _after(self, step: int, state: Any, stopping: bool, bar: tqdm) -> None:
+    def _is_time_for_something(self, step: int) -> bool:
+        config = self._config
+        every = (config.log_every, config.checkpoint_every, config.validate_every)
+        return any(n and step % n == 0 for n in every)
+
+    def _after(self, step: int, state: Any, bar: tqdm) -> None:
         """Reports, saves and measures, each when it is time to."""
         config = self._config
-        last = step == config.steps or stopping
+        last = step == config.steps
         if step % config.log_every == 0 or last:
             values = self._reporter.train(step, jax.device_get(self._pending))
             self._pending.clear()
@@ -247,9 +321,41 @@ class _Run:
         with self._reporter.away():
             if step % config.checkpoint_every == 0 or last:
                 self._save(step, state, self._feeds.position)
-            finished = last and not stopping
-            if config.validate_every and (step % config.validate_every == 0 or finished):
+            if config.validate_every and (step % config.validate_every == 0 or last):
                 self._reporter.validate(step, self._task.validate(step, state))
+
+
+class _Sent(NamedTuple):
+    """A step that the devices have been given."""
+
+    step: int
+    position: dict[str, int]  # in the data, before it
+    metrics: Metrics
+
+
+class _Voices:
+    """What the processes say to each other with every step, without a program of its own."""
+
+    def __init__(self, mesh: Mesh):
+        self.alone = jax.process_count() == 1
+        self._mesh = mesh
+        self._words: dict[int, jax.Array] = {}
+
+    def say(self, word: int) -> tuple[jax.Array, ...]:
+        """What the guarded step is given besides; nothing if there are no others."""
+        if self.alone:
+            return ()
+        if word not in self._words:
+            here = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+            self._words[word] = jax.make_array_from_callback(
+                (self._mesh.size,), here, lambda _: np.array([word], np.int32)
+            )
+        return (self._words[word],)
+
+    def heard(self, metrics: Metrics) -> int:
+        """Waits for a step and returns the least word in it, which leaves its metrics."""
+        jax.block_until_ready(metrics)
+        return GOES_ON if self.alone else int(metrics.pop("said"))
 
 
 class _Steps:
@@ -261,20 +367,20 @@ class _Steps:
         self._reporter = reporter
         self._compiled: dict[Any, Callable] = {}
 
-    def __call__(self, kind: str, state: Any, batch: Any):
+    def __call__(self, kind: str, state: Any, batch: Any, *said: jax.Array):
         leaves, structure = jax.tree.flatten(batch)
         key = kind, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._compiled:
             with self._reporter.away():
-                self._compiled[key] = self._compile(kind, state, batch)
-        return self._compiled[key](state, batch, self._constants)
+                self._compiled[key] = self._compile(kind, state, batch, *said)
+        return self._compiled[key](state, batch, self._constants, *said)
 
-    def _compile(self, kind, state, batch):
+    def _compile(self, kind, state, batch, *said):
         step = guarded(self._task.step(kind), self._mesh)
         shardings = (state_shardings(self._mesh, state), replicated(self._mesh))
         start = time.monotonic()
         jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-        compiled = jitted.lower(state, batch, self._constants).compile()
+        compiled = jitted.lower(state, batch, self._constants, *said).compile()
         memory = compiled.memory_analysis()
         logger.info(
             "compiled the step in %.0f s; a device needs %.2f GiB for it, and %.2f GiB for what "
@@ -322,26 +428,22 @@ class _StopSignal:
         self._requested = False
         self._raises: type[BaseException] | None = KeyboardInterrupt
 
-    def agreed(self, step: int) -> bool:
-        """Whether to stop after this step; several processes ask each other from time to time."""
-        if jax.process_count() == 1:
-            return self._requested
-        if step % _AGREE_EVERY:
-            return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(self._requested))))
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._requested
 
     def begin(self) -> None:
         """From now on signals are noted: there are steps to be saved."""
         self._raises = None
 
     @contextlib.contextmanager
-    def raised(self) -> Iterator[None]:
-        """A signal, or one that has come, raises Stopped inside this context.
+    def raised(self, may: bool) -> Iterator[None]:
+        """A signal, or one that has come, raises Stopped inside this context, if it may.
 
-        Python goes on waiting for a lock or a queue after a handler that returns. Of several
-        processes none leaves the others alone: there a signal is noted, as always.
+        Python goes on waiting for a lock or a queue after a handler that returns.
         """
-        if jax.process_count() > 1:
+        if not may:
             yield
             return
         try:

@@ -39,6 +39,7 @@ def load_raw(workdir: str | os.PathLike, **overrides: Any) -> ODVAE:
     Raises:
       FileNotFoundError: if the folder holds no checkpoint of a run.
       ValueError: if no checkpoint is whole, or the run's config is damaged or unknown here.
+      OSError: if a file of the run is there and cannot be read.
     """
     workdir = Path(workdir).absolute()
     config = begun_config(workdir) if has_checkpoint(workdir) else None

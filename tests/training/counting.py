@@ -23,6 +23,8 @@ def get_config():
         validate_every=0,
         blocks_at=-1,  # the step whose batch never comes
         fails_at=-1,  # the step whose batch raises an error
+        only_in=-1,  # the process whose batches do that; -1 is all of them
+        stands_in=True,  # whether the feeds have a stand-in
         size=5000,
     )
     return config
@@ -45,12 +47,20 @@ class Numbers(Feeds):
     def __call__(self, step):
         number = self.position["next"]
         self.position["next"] += 1
-        if step + 1 == self._config.blocks_at:
+        affected = self._config.only_in in (-1, jax.process_index())
+        if affected and step + 1 == self._config.blocks_at:
             print("blocked", flush=True)
             queue.Queue().get()
-        if step + 1 == self._config.fails_at:
+        if affected and step + 1 == self._config.fails_at:
             raise WorkerError("workers died 4 times; give the run more memory")
-        return jax.device_put(np.float32(number), replicated(self._mesh))
+        return self._placed(number)
+
+    def stand_in(self, step):
+        return self._placed(-1) if self._config.stands_in else None
+
+    def _placed(self, number):
+        number = np.float32(number)
+        return jax.make_array_from_callback((), replicated(self._mesh), lambda _: number)
 
 
 class Counting(Task):
@@ -60,7 +70,7 @@ class Counting(Task):
 
     @classmethod
     def free(cls, config):
-        return ("steps", "blocks_at", "fails_at")
+        return ("steps", "blocks_at", "fails_at", "only_in", "stands_in")
 
     def initial(self):
         numbers = jax.random.normal(jax.random.key(self.config.seed), (self.config.size,))

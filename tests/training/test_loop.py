@@ -194,10 +194,15 @@ def test_pictures_among_the_clips(videos, tmp_path, monkeypatch, caplog, continu
     fields = {"data.image_path": f"images:{pictures}", "data.image_batch_size": 2}
     fields |= {"data.image_rate": 0.5, "data.frames": 2, "discriminator.weight": 0.0}
     seen = []
-    call = loop._Steps.__call__
-    monkeypatch.setattr(
-        loop._Steps, "__call__", lambda self, u, s, c: seen.append(c.shape) or call(self, u, s, c)
-    )
+    call = autoencoder.ClipFeeds.__call__
+
+    def noted(self, step):
+        batch = call(self, step)
+        seen.append(batch.shape)
+        assert self.stand_in(step).shape == batch.shape
+        return batch
+
+    monkeypatch.setattr(autoencoder.ClipFeeds, "__call__", noted)
 
     def run(workdir, steps):
         config = tiny(videos, steps=steps, batch_size=4, validate_every=0, **fields)

@@ -24,7 +24,7 @@ import pytest
 from odvae_jax import digests
 from odvae_jax.cli import main
 from odvae_jax.files import BusyError
-from odvae_jax.training import lock, loop
+from odvae_jax.training import lock, loop, reporting
 from tests.conftest import full
 from tests.training.counting import get_config
 from tests.training.test_faults import arguments as given
@@ -149,6 +149,64 @@ def test_a_damaged_checkpoint_without_digests_is_passed_over_too(alone, run, cap
     assert "2 has no digests, as checkpoints of earlier versions" in caplog.text
 
 
+@pytest.fixture
+def failing_reads(monkeypatch):
+    """Reads of files of the checkpoint of step 4 fail with an error, a number of times."""
+    monkeypatch.setattr(digests, "RETRY_AFTER", 0.01)
+    read, left = digests.of_file, []
+
+    def of_file(path):
+        if "/4/state/" in str(path) and left:
+            left.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(digests, "of_file", of_file)
+    return lambda times: left.extend([None] * times)
+
+
+def test_a_read_that_fails_once_costs_no_step(alone, run, caplog, failing_reads):
+    failing_reads(1)
+    np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
+    assert "continuing from step 4" in caplog.text and saved(run) == ["2", "4", "6"]
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(alone, run, failing_reads):
+    failing_reads(100)
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(
+        OSError, match=r"/4/state/.* cannot be read \(Input/output error\)"
+    ) as error:
+        train(run)
+    assert "\n" not in str(error.value)
+    assert saved(run) == ["2", "4"] and (run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["its state", "its digests", *full("the run's config")])
+@pytest.mark.parametrize("digests_there", [False, True])
+def test_a_file_that_the_system_does_not_open_is_no_damage(
+    alone, run, monkeypatch, which, digests_there
+):
+    """A link to itself is one even for the superuser."""
+    monkeypatch.setattr(digests, "RETRY_AFTER", 0.01)
+    checkpoint = run / "checkpoints" / "4"
+    if not digests_there:
+        (checkpoint / "digests.json").unlink()
+    places = {"its state": largest(checkpoint), "its digests": checkpoint / "digests.json"}
+    file = places.get(which, run / "config.json")
+    content = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    file.symlink_to(file.name)
+    with pytest.raises(OSError, match="Too many levels of symbolic links") as error:
+        train(run)
+    assert file.name in str(error.value) and "\n" not in str(error.value)
+    assert saved(run) == ["2", "4"]
+    if content is not None:
+        file.unlink()
+        file.write_bytes(content)
+        np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
+
+
 def test_without_a_whole_checkpoint_a_line_says_what_was_tried_and_nothing_is_moved(run):
     emptied(run / "checkpoints" / "2")
     flipped(run / "checkpoints" / "4")
@@ -249,15 +307,15 @@ def test_a_run_is_refused_where_another_one_is(run):
 
 def test_a_run_whose_folder_was_taken_over_saves_nothing_more(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "RENEW_EVERY", 3600.0)
-    make = loop._Run._after
+    report = reporting.Reporter.train
     other = {"host": "elsewhere", "pid": 77, "token": "other"}
 
-    def taken_at_3(self, step, *more):
+    def taken_at_3(self, step, metrics):
         if step == 3:
             (tmp_path / "run" / "run.lock").write_text(json.dumps(other))
-        make(self, step, *more)
+        return report(self, step, metrics)
 
-    monkeypatch.setattr(loop._Run, "_after", taken_at_3)
+    monkeypatch.setattr(reporting.Reporter, "train", taken_at_3)
     with pytest.raises(BusyError, match="taken over by another run, process 77 on host elsewhere"):
         train(tmp_path / "run")
     assert saved(tmp_path / "run") == ["2"]
@@ -269,23 +327,23 @@ def test_a_run_whose_folder_was_taken_over_saves_nothing_more(tmp_path, monkeypa
 def test_a_run_whose_last_save_failed_says_so_and_names_the_last_good_one(
     run, monkeypatch, how, good
 ):
-    after, of_folder = loop._Run._after, digests.of_folder
+    report, of_folder = reporting.Reporter.train, digests.of_folder
 
     def full(folder):
         if folder.name.startswith("6"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return of_folder(folder)
 
-    def gone(self, step, *more):
+    def gone(self, step, metrics):
         if step == 6:
             (run / "checkpoints").rename(run / "away")
             (run / "checkpoints").write_text("")
-        after(self, step, *more)
+        return report(self, step, metrics)
 
     if how == "full":
         monkeypatch.setattr(digests, "of_folder", full)
     else:
-        monkeypatch.setattr(loop._Run, "_after", gone)
+        monkeypatch.setattr(reporting.Reporter, "train", gone)
     before = set(threading.enumerate())
     with pytest.raises(OSError, match=f"of step 6, could not be saved .*last good one is {good}"):
         train(run)
@@ -296,6 +354,20 @@ def test_a_run_whose_last_save_failed_says_so_and_names_the_last_good_one(
     while (left := [t.name for t in new if t.is_alive()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, "what waits would keep the program from ending"
+
+
+def test_what_killed_runs_were_writing_is_removed_by_the_next(alone, run):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left = [".config.json.{}.part", ".metrics.jsonl.{}.part", "checkpoints/4/.digests.json.{}.part"]
+    for name in left:
+        (run / name.format(dead.pid)).write_text("{")
+    (run / left[0].format(os.getpid())).write_text("{")  # a container's processes share their ids
+    others = [run / left[0].format(os.getppid()), run / ".notes.part"]
+    for path in others:
+        path.write_text("{")
+    np.testing.assert_array_equal(train(run).numbers, alone[1].numbers)
+    assert sorted(run.rglob(".*.part")) == sorted(others)
 
 
 BAD_LINES = [
@@ -358,28 +430,124 @@ def test_of_two_commands_in_one_folder_the_second_ends_at_once(tmp_path):
     assert f"was held by process {first.pid} on host" in said and "taken over" in said
 
 
+def two(workdir, *options):
+    """Begins the two processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"--coordinator=localhost:{free.getsockname()[1]}"
+    each = [(address, "--processes=2", f"--process={i}") for i in range(2)]
+    return [program(workdir, *words, *options) for words in each]
+
+
+def ended(processes):
+    """The statuses of processes, and what each said."""
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
 @pytest.mark.full
 def test_two_processes_are_refused_together_and_go_on_from_the_same_checkpoint(run):
     flipped(run / "checkpoints" / "4")
-
-    def both():
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"--coordinator=localhost:{free.getsockname()[1]}"
-        each = [program(run, address, "--processes=2", f"--process={i}") for i in range(2)]
-        said = [process.communicate(timeout=120)[1] for process in each]
-        return [process.returncode for process in each], said
-
     with lock.RunLock(run):
-        statuses, said = both()
+        statuses, said = ended(two(run))
     assert statuses == [1, 1], said
     (last,) = {text.splitlines()[-1] for text in said}
     assert "in use by another run" in last
-    statuses, said = both()
+    statuses, said = ended(two(run))
     assert statuses == [0, 0], said
     assert "continuing from step 2" in said[0]
     assert [name[:9] for name in saved(run)] == ["2", "4", "6", "damaged-4"]
     assert not (run / "run.lock").exists()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes that nothing disturbed have exported."""
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    statuses, said = ended(two(workdir))
+    assert statuses == [0, 0], said
+    return np.load(workdir / "numbers.npy")
+
+
+def goes_on_as(undisturbed, workdir):
+    statuses, said = ended(two(workdir))
+    assert statuses == [0, 0], said
+    np.testing.assert_array_equal(np.load(workdir / "numbers.npy"), undisturbed)
+    assert [r["step"] for r in lines(workdir)] == list(range(1, 7))
+    assert [r["skipped_steps"] for r in lines(workdir)] == [0] * 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_the_data_of_one_of_two_processes_costs_no_step(together, tmp_path, which, log_every):
+    workdir, start = tmp_path / "run", time.monotonic()
+    often = [f"--config.log_every={log_every}", "--config.checkpoint_every=100"]
+    statuses, said = ended(two(workdir, "--config.fails_at=4", f"--config.only_in={which}", *often))
+    assert statuses == [1, 1], said
+    assert time.monotonic() - start < 60
+    assert said[which].splitlines()[-1].endswith("workers died 4 times; give the run more memory")
+    assert "another process of this run failed" in said[1 - which].splitlines()[-1]
+    assert saved(workdir) == ["3"] and not (workdir / "run.lock").exists()
+    assert lines(workdir)[-1]["step"] == 3
+    if log_every == 1:
+        goes_on_as(together, workdir)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_while_one_of_two_processes_waits_for_data_costs_no_step(
+    together, tmp_path, which
+):
+    workdir = tmp_path / "run"
+    each = two(workdir, "--config.blocks_at=4", f"--config.only_in={which}")
+    assert "blocked\n" in each[which].stdout  # and other lines before
+    time.sleep(1)
+    start = time.monotonic()
+    for process in each:
+        process.send_signal(signal.SIGTERM)
+    statuses, said = ended(each)
+    assert statuses == [0, 0], said
+    assert time.monotonic() - start < 15
+    assert saved(workdir) == ["2", "3"] and (workdir / "numbers.npy").exists()
+    goes_on_as(together, workdir)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("stands_in", ["", "no"])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, stands_in):
+    workdir = tmp_path / "run"
+    options = ["--config.steps=1000000", "--config.checkpoint_every=1000000"]
+    each = two(workdir, f"--{stands_in}config.stands_in", *options)
+    deadline = time.monotonic() + 60
+    while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    each[1].send_signal(signal.SIGTERM)
+    statuses, said = ended(each)
+    assert statuses == [0, 0], said
+    (step,) = saved(workdir)
+    assert lines(workdir)[-1]["step"] == int(step)
+    assert f"stopped after step {step};" in said[0]
+    assert [r["step"] for r in lines(workdir)] == list(range(1, int(step) + 1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("which", [0, 1])
+def test_feeds_without_a_stand_in_end_both_processes_and_keep_the_last_checkpoint(
+    together, tmp_path, which
+):
+    workdir, start = tmp_path / "run", time.monotonic()
+    options = ("--config.fails_at=4", f"--config.only_in={which}", "--noconfig.stands_in")
+    statuses, said = ended(two(workdir, *options))
+    assert statuses[which] == 1 and statuses[1 - which] != 0, said
+    assert time.monotonic() - start < 60
+    assert saved(workdir) == ["2"]
+    goes_on_as(together, workdir)
 
 
 SLOW_SOURCE = """

@@ -429,6 +429,7 @@ class ClipFeeds(Feeds):
                 *counts.values(),
                 *before.values(),
             )
+        self._config, self._mesh = config, mesh
         self._rate = config.data.image_rate
         self._sizes = {"clip": config.batch_size, "image": config.data.image_batch_size}
         numbers = {f"next_{kind}": position.get(f"next_{kind}", 0) for kind in self._sizes}
@@ -441,11 +442,26 @@ class ClipFeeds(Feeds):
 
     def __call__(self, step: int) -> jax.Array:
         """The batch of the step before which `step` were done: uint8 [B, T, H, W, 3]."""
-        image = int((step + 1) * self._rate) > int(step * self._rate)
-        kind = "image" if image else "clip"
+        kind = self._kind(step)
         batch = next(self._feeds[kind])
         self.position[f"next_{kind}"] += self._sizes[kind]
         return batch
+
+    def stand_in(self, step: int) -> jax.Array:
+        """Black clips where the batch after `step` steps would be: uint8 [B, T, H, W, 3]."""
+        kind = self._kind(step)
+        shape = _shape(self._config, self._sources[kind == "image"], self._sizes[kind])
+        return jax.make_array_from_callback(
+            shape,
+            clip_sharding(self._mesh),
+            lambda index: np.zeros(
+                [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)],
+                np.uint8,
+            ),
+        )
+
+    def _kind(self, step: int) -> str:
+        return "image" if int((step + 1) * self._rate) > int(step * self._rate) else "clip"
 
     def close(self) -> None:
         """Ends the processes that decode, and says which videos could not be used."""
@@ -459,12 +475,16 @@ class ClipFeeds(Feeds):
                 )
 
 
+def _shape(config, clips: RandomClips, batch_size: int) -> tuple[int, int, int, int, int]:
+    return (batch_size, clips.sampling.frames, config.data.size, config.data.size, 3)
+
+
 def _feed(
     config, mesh: Mesh, clips: RandomClips, batch_size: int, first: int
 ) -> Generator[jax.Array, None, None]:
     """Batches on the devices, from clip number `first` on; every process reads its own rows."""
     data = config.data
-    shape = (batch_size, clips.sampling.frames, data.size, data.size, 3)
+    shape = _shape(config, clips, batch_size)
     sharding = clip_sharding(mesh)
     rows = local_rows(sharding, shape)
     place = {row: i for i, row in enumerate(rows)}

@@ -59,6 +59,18 @@ class Feeds(abc.ABC):
     def __call__(self, step: int) -> Any:
         """The batch for the step that comes after `step` steps: a pytree of arrays on the mesh."""
 
+    def stand_in(self, step: int) -> Any | None:
+        """Arrays of any content that are spread as the batch after `step` steps is.
+
+        If the data of one of several processes fails, or blocks while a signal comes, it takes part
+        in a step with them. The step then counts in no process, and all save together. Neither this
+        nor a batch may wait for other processes, as `jax.device_put` over several does.
+
+        With None, which is the default, the run ends without a save if one process has no batch.
+        One process alone needs none.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027 (often there is nothing to end)
         """Ends the threads and processes that read."""
 
