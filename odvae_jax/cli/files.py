@@ -222,6 +222,7 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     find = find_latents if work == "decode" else resolve
     problems: dict[str, str] = {}
     unread: dict[str, str] = {}  # what could not be looked at below folders, and why
+    find = functools.partial(find, problems=unread)
     jobs = transcoding.plan_jobs(
         arguments.inputs,
         arguments.output,

@@ -32,12 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     from odvae_jax.data.latents import Statistics, find_latents
 
     infos, problems = collections.defaultdict(list), []
-    for file in find_latents(arguments.folder):
+    unread: dict[str, str] = {}
+    for file in find_latents(arguments.folder, problems=unread):
         try:
             info = files.info_of(file, arguments)
             infos[info.encoder, info.config["latent_channels"]].append((file, info))
         except Exception as error:
             problems.append(line_about(file, error))
+    problems += [line_about(name, OSError(reason)) for name, reason in unread.items()]
     most, *others = sorted(infos.values(), key=len, reverse=True) or [[]]
     for file, info in (pair for other in others for pair in other):
         error = ValueError(f"has another encoder ({info.encoder}) than most, and is left out")

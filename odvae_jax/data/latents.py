@@ -397,11 +397,17 @@ def _say_once_that_digests_are_missing() -> None:
     logger.warning("files of latents without digests, which older versions wrote, are not verified")
 
 
-def find_latents(path: str | os.PathLike) -> list[Path]:
+def find_latents(path: str | os.PathLike, *, problems: dict[str, str] | None = None) -> list[Path]:
     """Returns the files of latents anywhere below a folder, sorted; or the one file `path` is.
+
+    Args:
+      path: a folder, or one file.
+      problems: is filled with what is wrong with folders and links below the path, by their paths
+        (see `find_files`). None says it in the log.
 
     Raises:
       FileNotFoundError: if `path` does not exist.
       ValueError: if there is no file of latents below the folder.
     """
-    return list(map(Path, find_files(path, frozenset([SUFFIX]), "file of latents")))
+    kind = "file of latents"
+    return list(map(Path, find_files(path, frozenset([SUFFIX]), kind, problems=problems)))

