@@ -3,15 +3,15 @@
 import pathlib
 import re
 
-TESTS = pathlib.Path(__file__).parent
-PAGE = TESTS.parent / "docs" / "reliability.md"
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
 
 
 def test_every_test_that_the_page_names_is_in_the_file_that_it_names():
     named, file = [], None
     for word in re.findall(r"`([\w/]+\.py|test_\w+)`", PAGE.read_text()):
         if word.endswith(".py"):
-            file = TESTS / word
+            file = ROOT / word
             assert file.is_file(), word
         else:
             named.append((file, word))
@@ -25,7 +25,7 @@ def test_tests_in_italics_and_no_others_belong_to_the_full_set():
     file = None
     for italic, word in re.findall(r"(\*?)`([\w/]+\.py|test_\w+)`", text):
         if word.endswith(".py"):
-            file = (TESTS / word).read_text()
+            file = (ROOT / word).read_text()
             continue
         marks = file.partition(f"def {word}(")[0].rpartition("\n\n\n")[2]
         full = "\n@pytest.mark.full\n" in f"\n{marks}"
