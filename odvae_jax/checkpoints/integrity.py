@@ -5,6 +5,7 @@ They are a text of JSON in the metadata of the safetensors file, which other rea
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 from collections.abc import Mapping
@@ -53,8 +54,15 @@ def verify(file: WeightFile, config: Path | None) -> None:
       ValueError: if the bytes of some tensors have changed since they were written, or the config
         is not the one that they were written with. The message names the tensors.
     """
-    text = metadata_of(file).get(KEY)
+    metadata = metadata_of(file)
+    text = metadata.get(KEY)
     if text is None:
+        # A bit of the entry's name may have changed.
+        if near := difflib.get_close_matches(KEY, metadata, n=1, cutoff=0.7):
+            raise ValueError(
+                f"{printable(file.path)}: its header is damaged: it has the entry "
+                f"{shown(near[0])} where {KEY!r} is expected. {_ADVICE}"
+            )
         logger.info("%s has no digests, so it was not verified", printable(file.path))
         return
     try:

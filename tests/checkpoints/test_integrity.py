@@ -136,6 +136,20 @@ def test_damaged_digests_are_refused_in_one_line(tmp_path, digests):
         ODVAE.from_pretrained(tmp_path / "model")
 
 
+def test_a_flipped_bit_in_the_name_of_the_digests_does_not_switch_them_off(tmp_path):
+    tiny().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / NATIVE
+    content = path.read_bytes()
+    at = content.index(b'"digests"') + 1
+    for place in range(at, at + len("digests")):
+        for bit in (0, 1):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=r"its header is damaged.*'digests' is expected"):
+                ODVAE.from_pretrained(tmp_path / "model")
+
+
 @layouts
 def test_values_that_are_not_finite_are_counted_and_named(tmp_path, make, save, weights, capsys):
     vae = make()

@@ -179,8 +179,8 @@ def _manifest(path: Path) -> tuple[list[Entry], dict[int, str]]:
             entries.append((str(path.parent / row["path"]), start, end))
         except (KeyError, TypeError, ValueError, AttributeError):
             wrong[len(entries)] = (
-                f"{shown}: row {number} is {row}; expected a path, and start and end as numbers "
-                "of seconds with 0 <= start < end, or empty."
+                f"{shown}: row {number} is {one_line(Exception(row), 200)}; expected a path, and "
+                "start and end as numbers of seconds with 0 <= start < end, or empty."
             )
             entries.append((f"{path}, row {number}", None, None))
     if len(wrong) == len(entries):
