@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--full"):
         skip = pytest.mark.skip(reason="only with --full")
         for item in items:
-            if "full" in item.keywords:
+            if item.get_closest_marker("full"):
                 item.add_marker(skip)
 
 
