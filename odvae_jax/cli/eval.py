@@ -249,7 +249,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(f"odvae eval: {label} gives reconstructions that are not finite", file=sys.stderr)
     if results.skipped:
         print(f"odvae eval: {len(results.skipped)} videos were skipped", file=sys.stderr)
-    return int(bool(not_finite or results.skipped))
+    for problem in clips.problems:
+        print(problem, file=sys.stderr)
+    return int(bool(not_finite or results.skipped or clips.problems))
 
 
 def _speed(arguments: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ SUFFIX = ".safetensors"
 _HEADER = 16384
 # The array that holds a digest per block of latent frames, and what says how long a block is.
 _DIGESTS, _BLOCK, _DIGEST = "digests", "digest_frames", "digest"
-_BLOCK_BYTES = 4 * 2**20
+_BLOCK_BYTES = 2**22
 _DIGEST_BYTES = 16
 
 

@@ -457,7 +457,8 @@ def _send_all(connection, parts):
 
 def _receive(connection: socket.socket) -> Any:
     (count,) = struct.unpack("<Q", _received(connection, 8))
-    sizes = struct.unpack(f"<{count}Q", _received(connection, 8 * count))
+    layout = struct.Struct(f"<{count}Q")
+    sizes = layout.unpack(_received(connection, layout.size))
     text, *buffers = [_received(connection, size) for size in sizes]
     return pickle.loads(text, buffers=buffers)
 

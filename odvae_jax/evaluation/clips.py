@@ -66,6 +66,8 @@ class FixedClips:
       size: the side of the clips in pixels.
       start: the frame at which clips begin, or None.
       stride: the distance between the frames of a clip.
+      problems: what is wrong with something else than a video, such as a folder that cannot be
+        read or a link that leads nowhere, each with its path.
 
     Raises:
       ValueError: if the source is a mixture of several, or cannot be opened.
@@ -88,6 +90,7 @@ class FixedClips:
         if len(sources) > 1:
             raise ValueError(f"{source} is a mixture; models are compared on one source.")
         ((_, self._source),) = sources
+        self.problems = self._source.problems
         self.source, self.size, self.start, self.stride = str(source), size, start, stride
         self.sampling = Sampling(frames, short_side=size, stride=(stride, stride), fps=fps)
         self._count = min(limit, len(self._source)) if limit else len(self._source)

@@ -291,7 +291,7 @@ def test_videos_changed_or_mended_since_are_noticed(tmp_path, models):
     videos.mkdir()
     for i in range(2):
         write_clip(videos / f"{i}.mp4", seed=i, frames=9)
-    (videos / "late.mp4").symlink_to(tmp_path / "missing.mp4")
+    (videos / "late.mp4").write_text("is still being copied")
     clips = FixedClips(videos, **SIZE)
     assert len(measure(models[1:], clips, Meters(), folder=out, progress=False).skipped) == 1
     settings = clips.settings()
@@ -306,7 +306,7 @@ def test_videos_changed_or_mended_since_are_noticed(tmp_path, models):
         measure(models, clips, Meters(None, Pooled()), folder=out, progress=False)
     # A video that could not be read at first counts once it can be.
     write_clip(videos / "1.mp4", seed=1, frames=9)
-    write_clip(tmp_path / "missing.mp4", seed=5, frames=9)
+    write_clip(videos / "late.mp4", seed=5, frames=9)
     stored |= FixedClips(videos, **SIZE).settings()
     (out / "settings.json").write_text(json.dumps(stored))
     again = measure(models[1:], FixedClips(videos, **SIZE), Meters(), folder=out, progress=False)
