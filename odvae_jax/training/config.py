@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.inflation import METHODS
 from odvae_jax.training.fields import check, check_continues, flat, loop_config
 
@@ -53,7 +54,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "crop": "random",  # or "centre"
                 "flip": True,  # mirror each clip with a probability of one half
                 "max_unusable": 0.2,  # share of unusable videos that ends the run
-                "read_timeout": 60.0,  # seconds that one read of a video may take (0: no limit)
+                # Seconds that one read of a video may take (0: no limit).
+                "read_timeout": READ_TIMEOUT,
                 # Batches of pictures (such as "images:DIR") instead of clips, in this share of
                 # the steps.
                 "image_path": "",
