@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from odvae_jax import ODVAE
-from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.latents import LatentsFile
 from odvae_jax.training.config import check_continues, default_config, flat
 from odvae_jax.training.fields import filled
 from odvae_jax.training.loop import train

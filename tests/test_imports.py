@@ -16,6 +16,7 @@ LAYERS = [
     {"parameters", "tiling"},
     {"inference", "inflation", "checkpoints"},
     {"data", "metrics"},
+    {"latents"},
     {"training", "transcoding"},
     {"evaluation"},
     {"ablate"},

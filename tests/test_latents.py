@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.cli import main
 from odvae_jax.config import STRUCTURES
-from odvae_jax.data import latents as latents_module
-from odvae_jax.data import latents_schema
-from odvae_jax.data.latents import LatentsError, LatentsFile, LatentsInfo, LatentsWriter
+from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo, LatentsWriter
+from odvae_jax.latents import files as latents_module
+from odvae_jax.latents import schema as latents_schema
 from tests.conftest import write_clip
 from tests.two_levels import CAUSAL
 

@@ -17,8 +17,8 @@ from odvae_jax.cli import COMMANDS
 from odvae_jax.cli.configs import load_config
 from odvae_jax.cli.parsing import Parser
 from odvae_jax.config import ODVAEConfig
-from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.video import inspect_video
+from odvae_jax.latents import LatentsFile
 from odvae_jax.parameters import abstract_model
 from odvae_jax.training.config import check, model_config
 from tests.test_imports import LAYERS

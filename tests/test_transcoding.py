@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from odvae_jax import ODVAE, Streaming, TemporalTiling, decode_uint8, encode_uint8
 from odvae_jax.cli import main
-from odvae_jax.data.latents import LatentsFile, LatentsWriter
 from odvae_jax.data.video import inspect_video, read_frames
+from odvae_jax.latents import LatentsFile, LatentsWriter
 from tests.conftest import full, small_model, write_clip
 
 ROOT = Path(__file__).parent.parent

@@ -19,10 +19,10 @@ from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import pretrained
 from odvae_jax.cli import main
 from odvae_jax.data import finding
-from odvae_jax.data import latents as latents_module
-from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.video import ThreadedVideoWriter, VideoWriter, inspect_video
 from odvae_jax.files import WholeFile, printable
+from odvae_jax.latents import LatentsFile
+from odvae_jax.latents import files as latents_module
 from odvae_jax.transcoding import Job, Settings, decode_files, encode_files, reconstruct_files
 from tests.conftest import full, write_clip
 from tests.two_levels import CAUSAL

@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.cli import main
-from odvae_jax.data.latents import LatentsFile, Statistics
 from odvae_jax.data.video import inspect_video
 from odvae_jax.files import printable
+from odvae_jax.latents import LatentsFile, Statistics
 from tests.odd_files import everything_below, odd_folder
 from tests.two_levels import CAUSAL
 

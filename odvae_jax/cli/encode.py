@@ -10,7 +10,7 @@ import argparse
 
 from odvae_jax.cli import files
 from odvae_jax.cli.parsing import Parser, dtype, not_negative
-from odvae_jax.data.latents import CONTENTS
+from odvae_jax.latents import CONTENTS
 
 EXAMPLE = "odvae encode sample-clips LATENTS --ckpt=small --size=128"
 GOES_ON = True

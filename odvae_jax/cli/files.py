@@ -215,8 +215,8 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     from odvae_jax import transcoding
     from odvae_jax.autoencoder import ODVAE
     from odvae_jax.compilation import use_compilation_cache
-    from odvae_jax.data.latents import SUFFIX, find_latents
     from odvae_jax.data.sources import resolve
+    from odvae_jax.latents import SUFFIX, find_latents
 
     use_compilation_cache()
     find = find_latents if work == "decode" else resolve
@@ -335,8 +335,8 @@ def info_of(path: str | os.PathLike, arguments: argparse.Namespace):
       LatentsError: if it is damaged, or holds no latents.
       VideoError: if it is not read in time.
     """
-    from odvae_jax.data.latents import LatentsFile
     from odvae_jax.data.video import within
+    from odvae_jax.latents import LatentsFile
 
     opened = functools.partial(LatentsFile, path, verify=False)
     return within(read_timeout(arguments), printable(path), opened).info

@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the statistics of all files of latents together; returns 1 if a file has none."""
-    from odvae_jax.data.latents import Statistics, find_latents
+    from odvae_jax.latents import Statistics, find_latents
 
     infos, problems = collections.defaultdict(list), []
     unread: dict[str, str] = {}

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.config import ODVAEConfig
-from odvae_jax.data.latents import LatentsError, LatentsFile, LatentsInfo
 from odvae_jax.data.video.limits import each_within, within
 from odvae_jax.files import printable
+from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo
 from odvae_jax.pixels import VideoSize
 from odvae_jax.transcoding.computation import Computation, as_clips, check_finite, override_tiling
 from odvae_jax.transcoding.digest import OF_ENCODER, encoder_digest

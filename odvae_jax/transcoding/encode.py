@@ -13,7 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.data.latents import (
+from odvae_jax.data.video import FrameBlocks, within
+from odvae_jax.files import line_about, printable
+from odvae_jax.latents import (
     ForeignError,
     LatentsError,
     LatentsFile,
@@ -21,8 +23,6 @@ from odvae_jax.data.latents import (
     LatentsWriter,
     Statistics,
 )
-from odvae_jax.data.video import FrameBlocks, within
-from odvae_jax.files import line_about, printable
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.transcoding.computation import Computation, as_clips, check_finite
 from odvae_jax.transcoding.digest import encoder_digest

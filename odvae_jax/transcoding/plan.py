@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from odvae_jax.data.latents import SUFFIX
 from odvae_jax.data.video import EXTENSIONS
 from odvae_jax.files import NAME_BYTES, line_about, printable
+from odvae_jax.latents import SUFFIX
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import errno
 import logging
 from pathlib import Path
 
-from odvae_jax.data.latents import Statistics
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, line_about, printable
+from odvae_jax.latents import Statistics
 from odvae_jax.tiling import Tiling
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import pytest
 
 import odvae_jax
 from odvae_jax import ODVAE
-from odvae_jax.data.latents import LatentsFile
 from odvae_jax.data.sources import resolve
 from odvae_jax.data.video import inspect_video
+from odvae_jax.latents import LatentsFile
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")

@@ -299,7 +299,7 @@ def saved_runs(rng, corpus, scratch):
 
 def latents(rng, corpus, scratch):
     """A file of latents: the same latents, or refused."""
-    from odvae_jax.data.latents import LatentsFile
+    from odvae_jax.latents import LatentsFile
 
     whole = rng.choice(sorted((corpus / "latents").glob("*.safetensors")))
     content, path = whole.read_bytes(), scratch / "odd.safetensors"

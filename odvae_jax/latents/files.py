@@ -7,9 +7,8 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,8 +17,8 @@ from jaxtyping import Float, Float32
 
 from odvae_jax import digests
 from odvae_jax.data.finding import check_regular, find_files
-from odvae_jax.data.latents_schema import (
-    CONTENTS,
+from odvae_jax.files import WholeFile, one_line, printable
+from odvae_jax.latents.schema import (
     DTYPES,
     FORMAT,
     LatentsError,
@@ -27,20 +26,6 @@ from odvae_jax.data.latents_schema import (
     check_array,
     parse,
 )
-from odvae_jax.files import WholeFile, one_line, printable
-
-__all__ = [
-    "CONTENTS",
-    "FORMAT",
-    "SUFFIX",
-    "ForeignError",
-    "LatentsError",
-    "LatentsFile",
-    "LatentsInfo",
-    "LatentsWriter",
-    "Statistics",
-    "find_latents",
-]
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".safetensors"
@@ -50,65 +35,6 @@ _HEADER = 16384
 _DIGESTS, _BLOCK, _DIGEST = "digests", "digest_frames", "digest"
 _BLOCK_BYTES = 2**22
 _DIGEST_BYTES = 16
-
-
-@dataclasses.dataclass
-class Statistics:
-    """Sums over the positions of latents, per channel, in float64.
-
-    Attributes:
-      count: the number of positions.
-      mean: the sum of the posterior's mean, [C].
-      square: the sum of the square of the posterior's mean, [C].
-      variance: the sum of the posterior's variance, [C].
-    """
-
-    count: int = 0
-    mean: np.ndarray | float = 0.0
-    square: np.ndarray | float = 0.0
-    variance: np.ndarray | float = 0.0
-
-    def add(
-        self, mean: Float[np.ndarray, "*positions c"], logvar: Float[np.ndarray, "*positions c"]
-    ) -> None:
-        """Adds the mean and the log-variance of posteriors, each [..., C]."""
-        axes = tuple(range(mean.ndim - 1))
-        self.count += mean[..., 0].size
-        self.mean = self.mean + mean.sum(axes, dtype=np.float64)
-        self.square = self.square + np.square(mean, dtype=np.float64).sum(axes)
-        self.variance = self.variance + np.exp(logvar.astype(np.float64)).sum(axes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the sums as values that JSON can hold."""
-        return {n: np.asarray(v).tolist() for n, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def total(cls, parts: Iterable[dict[str, Any]]) -> Statistics:
-        """Returns the statistics of several files together, from what `to_dict` returned."""
-        total = cls()
-        for part in parts:
-            total.count += part["count"]
-            for name in ("mean", "square", "variance"):
-                setattr(total, name, getattr(total, name) + np.asarray(part[name]))
-        return total
-
-    def table(self) -> str:
-        """Returns a table of the mean and the standard deviation per channel.
-
-        Below it stands the scaling factor that makes the standard deviation of all sampled latents
-        together 1.
-        """
-        mean = self.mean / self.count
-        variance = np.maximum(self.square / self.count - mean**2, 0)
-        sampled = variance + self.variance / self.count
-        lines = [f"{'channel':>8}{'mean':>10}{'std':>10}{'std, sampled':>14}"]
-        for i, row in enumerate(zip(mean, np.sqrt(variance), np.sqrt(sampled), strict=True)):
-            lines.append(f"{i:8}{row[0]:10.4f}{row[1]:10.4f}{row[2]:14.4f}")
-        # Over all channels together, about their common mean.
-        spread = float(np.sqrt(max(np.mean(sampled + mean**2) - np.mean(mean) ** 2, 0.0)))
-        factor = f"{1 / spread:.5f}" if spread else "none, they are all equal"
-        lines.append(f"scaling factor, 1 / std of all sampled latents: {factor}")
-        return "\n".join(lines)
 
 
 class LatentsWriter:

@@ -55,7 +55,7 @@ class LatentsInfo:
       seed: the seed of a sample; None for other content.
       prepared: the short side that the video was scaled to and the size that was cut out, in
         pixels; None for what was left as it was.
-      statistics: sums over the latents, see `odvae_jax.data.latents.Statistics`.
+      statistics: sums over the latents, see `odvae_jax.latents.Statistics`.
       problem: what ended the video too early; empty if nothing did.
     """
 

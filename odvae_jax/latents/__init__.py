@@ -1,0 +1,24 @@
+"""Latents on disk: one file per video. Nothing here needs JAX or a model."""
+
+from odvae_jax.latents.files import (
+    SUFFIX,
+    ForeignError,
+    LatentsFile,
+    LatentsWriter,
+    find_latents,
+)
+from odvae_jax.latents.schema import CONTENTS, FORMAT, LatentsError, LatentsInfo
+from odvae_jax.latents.statistics import Statistics
+
+__all__ = [
+    "CONTENTS",
+    "FORMAT",
+    "SUFFIX",
+    "ForeignError",
+    "LatentsError",
+    "LatentsFile",
+    "LatentsInfo",
+    "LatentsWriter",
+    "Statistics",
+    "find_latents",
+]
