@@ -151,7 +151,7 @@ def _begin(dest: Path, info: dict) -> dict:
                 "another folder, or go on with its own options."
             )
         # A file that is gone or was cut short since is written again.
-        done["shards"] = {n: c for n, c in done["shards"].items() if _holds(dest / n, c)}
+        done["shards"] = {n: c for n, c in done["shards"].items() if holds(dest / n, c)}
     elif any(path.name != part_of(dest / _LOCK).name for path in dest.iterdir()):
         raise ValueError(
             f"{printable(dest)} holds other files; choose an empty folder, or a new one."
@@ -177,8 +177,8 @@ def _read_info(path: Path) -> dict:
     return info
 
 
-def _holds(path: Path, count: int) -> bool:
-    """Returns whether a file is whole and has so many records."""
+def holds(path: Path, count: int) -> bool:
+    """Returns whether an array_record file is whole and has so many records."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
@@ -253,7 +253,7 @@ def _write_shard(
         writer.close()
         with building.open("rb") as file:
             os.fsync(file.fileno())
-        if not _holds(building, count):  # a writer may be silent about a full disk
+        if not holds(building, count):  # a writer may be silent about a full disk
             raise OSError("it was not written to its end; is the disk full?")
         os.replace(building, path)
     except WorkerError:

@@ -21,6 +21,7 @@ from odvae_jax.files import WholeFile, one_line, printable
 from odvae_jax.latents.schema import (
     DTYPES,
     FORMAT,
+    FORMATS,
     LatentsError,
     LatentsInfo,
     check_array,
@@ -179,7 +180,7 @@ class LatentsFile:
         Raises:
           LatentsError: if they cannot be those of a file of latents.
         """
-        if fields.pop("format", None) != FORMAT:
+        if fields.pop("format", None) not in FORMATS:
             raise ForeignError(
                 f"{self._name} is a safetensors file, but holds no latents that odvae_jax wrote "
                 f'("format": "{FORMAT}" is missing).'

@@ -13,7 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = "odvae_jax latents 1"
+FORMAT = "odvae_jax latents 2"
+"""The format that is written. The second added `columns` and `place`, which both are optional."""
+FORMATS = ("odvae_jax latents 1", FORMAT)
+"""The formats that can be read."""
 CONTENTS = ("mean", "moments", "sample")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The dtypes of latents in files, each with its name in safetensors."""
@@ -54,9 +57,15 @@ class LatentsInfo:
       store: the dtype that the latents are stored in.
       seed: the seed of a sample; None for other content.
       prepared: the short side that the video was scaled to and the size that was cut out, in
-        pixels; None for what was left as it was.
+        pixels; None for what was left as it was. Videos that were scaled and cut to a bucket have
+        "cover" instead, the bucket's rows and columns.
       statistics: sums over the latents, see `odvae_jax.latents.Statistics`.
       problem: what ended the video too early; empty if nothing did.
+      columns: what else the source says of the video, such as a caption, by the column's name.
+      place: where in the source the clip is from: "video" is the number of the video, "start" the
+        first frame that a clip begins with (of a video as a whole 0), "stride" the distance between
+        the clip's frames in frames of the video, "mirrored" whether left and right are exchanged.
+        None for files of videos as a whole.
     """
 
     source: str
@@ -76,6 +85,12 @@ class LatentsInfo:
     prepared: dict[str, int | None]
     statistics: dict[str, Any]
     problem: str = ""
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    place: dict[str, Any] | None = None
+
+
+OPTIONAL = ("problem", "columns", "place")
+"""The fields that may be missing."""
 
 
 def parse(fields: Mapping[str, str]) -> LatentsInfo:
@@ -87,17 +102,29 @@ def parse(fields: Mapping[str, str]) -> LatentsInfo:
     Raises:
       LatentsError: if a field is missing, not known, or has a value that it cannot have.
     """
-    known = [field.name for field in dataclasses.fields(LatentsInfo)]
-    if unknown := sorted(fields.keys() - set(known)):
-        raise LatentsError(f"the fields {unknown} are not known to {FORMAT!r}")
-    if missing := [name for name in known if name not in fields and name != "problem"]:
-        raise LatentsError(f"the fields {missing} are missing")
     values = {}
     for name, text in fields.items():
         try:
             values[name] = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise LatentsError(f"the field {name} is no JSON ({error})") from None
+    return checked(values)
+
+
+def checked(values: Mapping[str, Any]) -> LatentsInfo:
+    """Returns what is said about latents, after every field was checked.
+
+    Args:
+      values: the value of each field, as JSON has it, by the field's name.
+
+    Raises:
+      LatentsError: if a field is missing, not known, or has a value that it cannot have.
+    """
+    known = [field.name for field in dataclasses.fields(LatentsInfo)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise LatentsError(f"the fields {unknown} are not known to {FORMAT!r}")
+    if missing := [name for name in known if name not in values and name not in OPTIONAL]:
+        raise LatentsError(f"the fields {missing} are missing")
     for name, value in values.items():
         can_be, expected = _SCHEMA[name]
         if not can_be(value):
@@ -174,7 +201,9 @@ def _check_together(info: LatentsInfo) -> None:
         raise LatentsError("statistics.mean and statistics.square cannot be of the same latents")
     if (info.seed is None) != (info.content != "sample"):
         raise LatentsError(f"seed is {info.seed} for the content {info.content!r}")
-    size = info.prepared["size"]
+    size, cover = info.prepared["size"], info.prepared.get("cover")
+    if cover is not None and [info.height, info.width] != cover:
+        raise LatentsError(f"prepared.cover is {cover}; frames are {info.height}×{info.width}")
     if size is not None and (info.height, info.width) != (size, size):
         raise LatentsError(f"prepared.size is {size}, but frames are {info.height}×{info.width}")
 
@@ -233,8 +262,26 @@ def _is_tiling(value) -> bool:
 def _is_prepared(value) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == {"short_side", "size"}
-        and all(v is None or _is_whole(v) for v in value.values())
+        and {"short_side", "size"} <= value.keys() <= {"short_side", "size", "cover"}
+        and all(value[n] is None or _is_whole(value[n]) for n in ("short_side", "size"))
+        and ("cover" not in value or _is_cover(value["cover"]))
+    )
+
+
+def _is_cover(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))
+
+
+def _is_place(value) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"video", "start", "stride", "mirrored"}
+        and _is_whole(value["video"], 0, 2**53)
+        and _is_whole(value["start"], 0)
+        and _is_whole(value["stride"])
+        and isinstance(value["mirrored"], bool)
     )
 
 
@@ -278,7 +325,12 @@ _SCHEMA = {
         lambda value: value is None or _is_whole(value, 0, 2**63),
         "a whole number of at least 0, or null",
     ),
-    "prepared": (_is_prepared, "short_side and size, each a whole number or null"),
+    "prepared": (
+        _is_prepared,
+        "short_side and size, each a whole number or null, and perhaps cover, two whole numbers",
+    ),
     "statistics": (_is_statistics, "count, and finite sums of mean, square and variance"),
     "problem": (lambda value: isinstance(value, str), "a text"),
+    "columns": (lambda value: isinstance(value, dict), "values by the names of columns"),
+    "place": (_is_place, "video, start, stride and mirrored, or null"),
 }

@@ -1,0 +1,148 @@
+"""The format of one record of a dataset of latents.
+
+A record is a mark, the length of a header, the header in JSON, and the latents. Its header has the
+fields of `LatentsInfo` that differ between records; those that all records share stand in the
+dataset's description. array_record, which keeps the records, has checksums of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float
+
+from odvae_jax.files import one_line
+from odvae_jax.latents.schema import (
+    DTYPES,
+    OPTIONAL,
+    LatentsError,
+    LatentsInfo,
+    check_array,
+    checked,
+)
+
+SHARED = (
+    "model",
+    "encoder",
+    "config",
+    "content",
+    "scaling_factor",
+    "tiling",
+    "dtype",
+    "store",
+    "seed",
+)
+"""The fields of `LatentsInfo` that all records of a dataset have in common."""
+_OWN = [f.name for f in dataclasses.fields(LatentsInfo) if f.name not in SHARED]
+_MAGIC = b"odlat2"
+_START = len(_MAGIC) + 4
+_NUMPY = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in DTYPES}
+
+
+def as_stored(latents: Float[np.ndarray, "*shape"], store: str) -> Float[np.ndarray, "*shape"]:
+    """Returns latents in the dtype that they are stored in.
+
+    Args:
+      latents: the latents.
+      store: "float32", "float16" or "bfloat16".
+
+    Raises:
+      LatentsError: if values are not finite in that dtype.
+    """
+    with np.errstate(over="ignore"):  # it is said below
+        stored = np.ascontiguousarray(latents, _NUMPY[store])
+    if bad := stored.size - int(np.isfinite(stored).sum()):
+        raise LatentsError(f"{bad} of {stored.size} values of latents are not finite as {store}.")
+    return stored
+
+
+def pack_record(entry: int, info: LatentsInfo, stored: Float[np.ndarray, "t h w c"]) -> bytes:
+    """Returns one record.
+
+    Args:
+      entry: the number of the entry of the dataset's plan.
+      info: what is said about the latents.
+      stored: the latents as `as_stored` returned them, [t, h, w, C]; for moments, [t, h, w, 2 C].
+
+    Raises:
+      LatentsError: if what is said cannot be true of these latents.
+    """
+    check_array(checked(dataclasses.asdict(info)), DTYPES[info.store], stored.shape)
+    header = {"entry": entry, "shape": stored.shape, "store": info.store}
+    for name in _OWN:
+        value = getattr(info, name)
+        if name not in OPTIONAL or value:
+            header[name] = value
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return b"".join((_MAGIC, struct.pack("<I", len(text)), text, stored.tobytes()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What one record holds.
+
+    Attributes:
+      entry: the number of the entry of the dataset's plan.
+      latents: the latents as they are stored, [t, h, w, C]; for moments, [t, h, w, 2 C]. They are a
+        view of the record that cannot be written to.
+      header: the fields of `LatentsInfo` that differ between records, by their names.
+    """
+
+    entry: int
+    latents: Float[np.ndarray, "t h w c"]
+    header: dict[str, Any]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What else the source says of the video, such as a caption, by the column's name."""
+        return self.header.get("columns", {})
+
+    def info(self, shared: Mapping[str, Any]) -> LatentsInfo:
+        """Returns what is said about the latents, after all of it was checked.
+
+        Args:
+          shared: the fields that all records of the dataset have in common.
+
+        Raises:
+          LatentsError: if it cannot be true.
+        """
+        info = checked({**self.header, **shared})
+        check_array(info, DTYPES[info.store], self.latents.shape)
+        return info
+
+
+def unpack_record(record: bytes, name: str) -> Record:
+    """Returns what a record that `pack_record` made holds.
+
+    Only what is needed to find the latents is checked; `Record.info` checks the rest.
+
+    Args:
+      record: the record.
+      name: what the error message calls it.
+
+    Raises:
+      LatentsError: if it is no such record, or damaged.
+    """
+    try:
+        if record[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("it does not begin with the mark of a record")
+        (length,) = struct.unpack_from("<I", record, len(_MAGIC))
+        header = json.loads(record[_START : _START + length])
+        entry, shape, store = (header.pop(name) for name in ("entry", "shape", "store"))
+        if not (isinstance(entry, int) and len(shape) == 4 and all(n > 0 for n in shape)):
+            raise ValueError(f"entry {entry!r:.40} and shape {shape!r:.40}")
+        dtype = _NUMPY[store]
+        wanted = math.prod(shape) * dtype.itemsize
+        if len(record) - _START - length != wanted:
+            raise ValueError(f"{wanted} bytes of latents are expected")
+        latents = np.frombuffer(record, dtype, offset=_START + length).reshape(shape)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise LatentsError(f"{name} is no record of latents: {one_line(error)}.") from error
+    return Record(entry, latents, header)
