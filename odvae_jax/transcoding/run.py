@@ -128,7 +128,7 @@ class _Run:
         results = _results(iter(self.next_job, None), convert, unfinished, readers)
         with contextlib.closing(results), jax.default_device(device):
             try:
-                for item, result, is_last in _one_behind(results):
+                for item, result, is_last in one_behind(results):
                     frames = 0 if is_last else item.write(result)
                     with self._lock:
                         if self._stopped:
@@ -187,7 +187,7 @@ class _Item:
 
     def __init__(self, job: Job, convert: Callable[[Job], Conversion]):
         self.job, self.error = job, None
-        self.ahead = _Ahead(_conversion_and_blocks(job, convert))
+        self.ahead = ReadAhead(_conversion_and_blocks(job, convert))
         self.writer: Writer | None = None
 
     def write(self, result: Any) -> int:
@@ -234,7 +234,7 @@ def _results(jobs, convert, unfinished, readers) -> Generator[tuple[_Item, Any, 
             item.writer = conversion.open_writer()
             unfinished.add(item)
             for result in conversion.compute(blocks):
-                jax.tree.map(_begin_copy, result)
+                jax.tree.map(begin_copy, result)
                 yield item, result, False
                 if item.error is not None:  # what came before cannot be written
                     break
@@ -243,7 +243,8 @@ def _results(jobs, convert, unfinished, readers) -> Generator[tuple[_Item, Any, 
         yield item, ended, True
 
 
-def _begin_copy(leaf):
+def begin_copy(leaf: Any) -> None:
+    """Lets an array of the device come to the host while the device works on; other things stay."""
     if isinstance(leaf, jax.Array):
         leaf.copy_to_host_async()
 
@@ -272,7 +273,7 @@ def _conversion_and_blocks(job, convert) -> Iterator[Conversion | np.ndarray]:
     yield from conversion.blocks
 
 
-class _Ahead:
+class ReadAhead:
     """The items of an iterable, of which a thread reads two ahead."""
 
     def __init__(self, items: Iterable):
@@ -308,11 +309,12 @@ class _Ahead:
                 return
             yield item
 
-    def stop(self):
+    def stop(self) -> None:
+        """Ends the thread, after what it reads just now."""
         self._stopped.set()
 
 
-def _one_behind(items: Iterable) -> Iterator:
+def one_behind(items: Iterable) -> Iterator:
     """Yields each item once the next one has been asked for, or could not be had.
 
     The device thus has the next block while the result of the last one is fetched and written.
