@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.processes import in_processes
-from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of
+from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of, workers_for
 from odvae_jax.data.video import READ_TIMEOUT, within
 
 _LISTED = 20
@@ -88,7 +88,9 @@ def survey(
         which, index = job
         return f"{sources[which].name(index)} cannot be used: {reason}."
 
-    found_of_all = in_processes(_look, (sources, frames), jobs, workers, lost)
+    found_of_all = in_processes(
+        _look, (sources, frames), jobs, workers_for(sources, workers, 1), lost
+    )
     bar = tqdm(total=len(jobs), unit="video", dynamic_ncols=True)
     with bar, contextlib.closing(found_of_all):
         for (which, index), found in zip(jobs, found_of_all, strict=True):

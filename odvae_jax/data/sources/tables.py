@@ -9,7 +9,6 @@ import collections
 import functools
 import json
 import os
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from odvae_jax.data.finding import check_regular, look_below
 from odvae_jax.data.once import warn_once
 from odvae_jax.data.sources.base import as_json
 from odvae_jax.data.sources.containers import Container, Containers
+from odvae_jax.data.urls import is_url
 from odvae_jax.data.video import EXTENSIONS, VideoError, within
 from odvae_jax.files import one_line, printable
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GROUPS = 2  # The number of groups of rows whose videos are kept in memory.
 _OTHER_MEDIA = ("Image", "Audio", "Pdf")  # as Hugging Face's datasets call what is no video
 
@@ -91,7 +90,7 @@ class Tables(Containers):
             return Container(value)
         if not path:
             raise VideoError(f"{self.name(index)} holds no video in its column {self._column!r}.")
-        if not _URL.match(path):  # relative to the folder of the table
+        if not is_url(path):  # relative to the folder of the table
             path = os.path.join(os.path.dirname(self._place(index)[0]), path)
         return Container(path)
 
