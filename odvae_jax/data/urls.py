@@ -80,7 +80,7 @@ def urls_below(url: str) -> list[str]:
     return sorted(system.unstrip_protocol(name).replace(":///", "://", 1) for name in files)
 
 
-class UrlFile:
+class UrlFile(io.RawIOBase):
     """A file that a URL names, open for reading; whatever goes wrong raises OSError.
 
     Args:
@@ -94,6 +94,14 @@ class UrlFile:
     def __init__(self, url: str, file: Any):
         self.name, self._file = url, file
 
+    def readable(self) -> bool:
+        """Returns that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns whether `seek` works."""
+        return self._file.seekable()
+
     def read(self, count: int = -1) -> bytes:
         """Returns the next bytes, at most `count` of them if it is not negative."""
         return _said(self.name, self._file.read, count)
@@ -106,13 +114,10 @@ class UrlFile:
         """Returns the place in the file, in bytes."""
         return self._file.tell()
 
-    def seekable(self) -> bool:
-        """Returns whether `seek` works."""
-        return self._file.seekable()
-
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        super().close()
 
 
 def _open(system, path):

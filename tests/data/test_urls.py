@@ -9,17 +9,18 @@ import time
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from odvae_jax.data import once
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.inspection import survey
 from odvae_jax.data.packing import pack_videos
-from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.data.sources import Header, Sampling, open_source
 from odvae_jax.data.video import TimeLimitError, VideoError, inspect_video, read_frames
 from tests import s3
 from tests.conftest import write_clip
 from tests.data.agreement import agrees
-from tests.data.test_sources import write
+from tests.data.test_sources import moving, write
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,24 @@ def test_manifests_may_lie_at_urls_and_name_urls(folder, place, tmp_path):
     (tmp_path / "list.csv").write_text(f"path,label\n{place}/below/clip 1.mp4,cat\n")
     source = open_source(tmp_path / "list.csv")
     assert source.header(0).frames == 17 and source.columns(0) == {"label": "cat"}
+
+
+def test_tables_and_pictures_may_lie_at_urls(folder, place, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    clips = sorted((folder / "below").iterdir())
+    columns = {"video": [clip.read_bytes() for clip in clips], "caption": list("abcd")}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    Image.fromarray(moving(1, 24, 32)[0]).save(tmp_path / "a.png")
+    tables = upload(tmp_path, f"{place}-tables")
+    for text in (f"parquet:{tables}", f"datasets:{tables}", f"parquet:{tables}/a.parquet:video"):
+        source = open_source(text)
+        assert source.header(2).frames == 18 and source.columns(3)["caption"] == "d"
+        assert source.bytes_behind(0) == (tmp_path / "a.parquet").stat().st_size
+    picture = open_source(f"images:{tables}")
+    assert picture.header(0) == Header(1, 24, 32, 1.0)
+    frame = picture.read(0, Sampling(1), 1, lambda n: 0)
+    np.testing.assert_array_equal(frame, moving(1, 24, 32))
 
 
 def test_what_is_wrong_at_a_url_is_said_as_for_a_path(place):

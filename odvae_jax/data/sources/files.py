@@ -8,7 +8,6 @@ manifest and the paths in it may be URLs.
 from __future__ import annotations
 
 import collections
-import contextlib
 import csv
 import io
 import json
@@ -24,8 +23,8 @@ import numpy as np
 from odvae_jax.data.finding import look_below, open_regular
 from odvae_jax.data.sources.base import as_json, cut
 from odvae_jax.data.sources.containers import Container, Containers
-from odvae_jax.data.urls import is_here_only, is_url, read_url, size_of_url
-from odvae_jax.data.video import EXTENSIONS, VideoError, VideoReader, to_rgb, within
+from odvae_jax.data.urls import is_here_only, is_url, read_url
+from odvae_jax.data.video import EXTENSIONS, VideoError, VideoReader, to_rgb
 from odvae_jax.files import one_line, printable
 
 Entry = tuple[str, float | None, float | None]
@@ -84,12 +83,7 @@ class Files(Containers):
         return dict(self._columns[index]) if self._columns else {}
 
     def bytes_behind(self, index):
-        path = self._entries[index][0]
-        if is_url(path):
-            with contextlib.suppress(VideoError):
-                return within(self.timeout, self.name(index), size_of_url, path)
-            return 0
-        return os.path.getsize(path) if os.path.exists(path) else 0
+        return self._size(index, self._entries[index][0])
 
     def frames(self, index, sampling, stride, where):
         if self._cache is None:
