@@ -12,7 +12,17 @@ import signal
 import sys
 import threading
 
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, part, path, positive, seconds
+from odvae_jax.cli.parsing import (
+    Parser,
+    dtype,
+    gigabytes,
+    groups,
+    not_negative,
+    part,
+    path,
+    positive,
+    seconds,
+)
 from odvae_jax.cli.programs import add_host_options, join_hosts
 from odvae_jax.files import line_about, printable
 
@@ -59,10 +69,18 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
     group = parser.add_argument_group("tiling (long videos and large frames)")
     group.add_argument(
         "--tiling",
-        type=positive,
+        type=groups,
         metavar="N",
         help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
-        "that cannot be streamed.",
+        "that cannot be streamed. auto takes, for all files, the largest groups or chunks for "
+        "which the device's memory suffices, and tiles if there are none.",
+    )
+    group.add_argument(
+        "--memory",
+        type=gigabytes,
+        metavar="GB",
+        help="For --tiling=auto, the memory of a device in gigabytes (1e9 bytes). The default is "
+        "what the device says; a CPU does not.",
     )
     group.add_argument(
         "--streaming",
@@ -234,7 +252,7 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     problems |= {path: line_about(path, OSError(reason)) for path, reason in unread.items()}
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
-    jobs = jobs[which::count]
+    every, jobs = jobs, jobs[which::count]
     if not jobs and not problems:
         print(f"nothing to do for part {which} of {count}")
         return 0
@@ -250,6 +268,9 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     print(f"{printable(model)}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)
     options = {"mesh": _mesh(arguments.rows), "overwrite": arguments.overwrite}
+    if arguments.tiling == "auto":
+        settings = transcoding.choose_tiling(vae, every, settings, work, **options)
+        print(f"tiling: {' and '.join(map(repr, settings.tiling or ()))}", flush=True)
     if work == "encode":
         outcome = transcoding.encode_files(vae, model, jobs, settings, **options)
     else:
@@ -300,6 +321,13 @@ def _report(work: str, outcome) -> int:
 
 
 def _check_tiling(arguments: argparse.Namespace) -> None:
+    automatic = arguments.tiling == "auto"
+    if automatic and (arguments.streaming or arguments.tile):
+        raise ValueError(
+            "--tiling=auto chooses chunks and tiles: leave out --streaming and --tile."
+        )
+    if arguments.memory and not automatic:
+        raise ValueError("--memory is for --tiling=auto: give that too.")
     if arguments.tiling and arguments.streaming:
         raise ValueError("--tiling and --streaming are two ways to cut a clip: give one.")
     if arguments.overlap is not None and not arguments.tile:
@@ -308,11 +336,11 @@ def _check_tiling(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace, unit: int):
     """The settings of the command line; `unit` is pixels per position of the latents."""
-    from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
+    from odvae_jax.tiling import AutoTiling, SpatialTiling, Streaming, TemporalTiling
     from odvae_jax.transcoding import Settings
 
-    tiling = []
-    if arguments.tiling:
+    tiling, automatic = [], arguments.tiling == "auto"
+    if arguments.tiling and not automatic:
         tiling.append(TemporalTiling(arguments.tiling))
     if arguments.streaming:
         tiling.append(Streaming(arguments.streaming))
@@ -325,7 +353,8 @@ def _settings(arguments: argparse.Namespace, unit: int):
     fields = {name: value for name, value in given.items() if name in known}
     if fields.get("size") and not fields["short_side"]:
         fields["short_side"] = fields["size"]
-    return Settings(tiling=tuple(tiling) or None, **fields)
+    chosen = AutoTiling(arguments.memory) if automatic else tuple(tiling) or None
+    return Settings(tiling=chosen, **fields)
 
 
 def info_of(path: str | os.PathLike, arguments: argparse.Namespace):

@@ -4,6 +4,7 @@
 it. All three have one shape: blocks are read, the device computes on them, and a file is written.
 """
 
+from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.decode import decode_files
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.encode import encode_files
@@ -15,6 +16,7 @@ __all__ = [
     "Job",
     "Outcome",
     "Settings",
+    "choose_tiling",
     "decode_files",
     "encode_files",
     "encoder_digest",
