@@ -27,6 +27,7 @@ KEPT_FREE = 0.1
 """The share of the memory that no choice plans for."""
 _TILES = (64, 32, 16, 8)  # sides, in positions of the latents
 _MOST_COMPILED = 2  # candidates per choice; those after them are judged by prediction
+_TOO_HIGH = 0.05  # so far above the truth may a prediction be: what is compiled is known better
 _FAILED: dict[Any, float] = {}  # the room that did not suffice for a way all the same
 _SAID: set[Any] = set()
 
@@ -170,8 +171,8 @@ def run_largest(
             failure = error.with_traceback(None)  # whose frames would keep arrays alive
         _FAILED[_way(vae, work, choice.tilings)] = choice.room
         logger.warning(
-            'tiling="auto": %s ran out of memory all the same, with %s GB where %s were needed; the '
-            "next smaller way is taken",
+            'tiling="auto": %s ran out of memory all the same, with %s GB where %s were needed: '
+            "the next smaller way is taken",
             choice.way,
             _gigabytes(choice.room),
             _gigabytes(choice.needed),
@@ -206,11 +207,9 @@ def choices(
             continue
         needed = figures.known(tilings)
         if needed is None:
-            predicted = figures.predicted(tilings) * low
-            if predicted > room and tilings != every[-1]:
-                continue
-            needed = predicted
-            if compiled < _MOST_COMPILED:
+            needed = predicted = figures.predicted(tilings) * low
+            can_fit = predicted <= room * (1 + _TOO_HIGH) or tilings == every[-1]
+            if can_fit and compiled < _MOST_COMPILED:
                 needed, compiled = figures.compiled(tilings), compiled + 1
                 if 0 < predicted < needed < UNKNOWABLE:
                     low *= needed / predicted

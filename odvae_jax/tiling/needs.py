@@ -155,10 +155,15 @@ class Needs:
     def predicted(self, tilings: Parts) -> float:
         """Returns the figure that two short clips promise; 0 for a clip that is short itself."""
         time, space = _split(tilings)
-        length = self._lengths(time)[0]
-        if not tilings and length <= self._length(2 * SHORT):
+        length, total = self._lengths(time)[0], self._work.shape[1]
+        if not tilings and total <= self._length(2 * SHORT):
             return 0.0
-        held, (constant, slope) = self._held(tilings), self._line(self._work)
+        whole = _COMPILED.get(self._program(()))
+        if total <= self._length(2 * SHORT) and whole is not None:
+            constant, slope = (0.0, whole / total) if whole < UNKNOWABLE else (UNKNOWABLE, 0.0)
+        else:
+            constant, slope = self._line(self._work)
+        held = self._held(tilings)
         if space is None:
             return held + constant + slope * length
         sides = self._work.sides(self._config)
