@@ -37,3 +37,19 @@ def bytes_needed(compiled: jax.stages.Compiled) -> int:
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def memory_of(device: jax.Device) -> tuple[int, int] | None:
+    """Returns the bytes that programs may use on a device, and those in use now.
+
+    It returns None for a device that does not say it, such as a CPU.
+    """
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"], stats.get("bytes_in_use", 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device does not suffice."""
+    return "RESOURCE_EXHAUSTED" in str(error)  # JAX has no class of its own for it

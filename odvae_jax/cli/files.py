@@ -12,8 +12,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, part, path, positive, seconds
+from odvae_jax.cli.parsing import (
+    Parser,
+    dtype,
+    gigabytes,
+    groups,
+    not_negative,
+    part,
+    path,
+    positive,
+    seconds,
+)
 from odvae_jax.cli.programs import add_host_options, join_hosts
 from odvae_jax.files import line_about, printable
 
@@ -87,10 +98,18 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
     group = parser.add_argument_group("tiling (long videos and large frames)")
     group.add_argument(
         "--tiling",
-        type=positive,
+        type=groups,
         metavar="N",
         help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
-        "that cannot be streamed.",
+        "that cannot be streamed. auto takes, for all files, the largest groups or chunks for "
+        "which the device's memory suffices, and tiles if there are none.",
+    )
+    group.add_argument(
+        "--memory",
+        type=gigabytes,
+        metavar="GB",
+        help="For --tiling=auto, the memory of a device in gigabytes (1e9 bytes). The default is "
+        "what the device says; a CPU does not.",
     )
     group.add_argument(
         "--streaming",
@@ -267,7 +286,7 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     problems |= {path: line_about(path, OSError(reason)) for path, reason in unread.items()}
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
-    jobs = jobs[which::count]
+    every, jobs = jobs, jobs[which::count]
     if not jobs and not problems:
         print(f"nothing to do for part {which} of {count}")
         return 0
@@ -283,6 +302,9 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     print(f"{printable(model)}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)
     options = {"mesh": _mesh(arguments.rows), "overwrite": arguments.overwrite}
+    if arguments.tiling == "auto":
+        settings = transcoding.choose_tiling(vae, every, settings, work, **options)
+        print(f"tiling: {' and '.join(map(repr, settings.tiling or ()))}", flush=True)
     options["devices"] = _side_by_side(arguments)
     if work == "encode":
         outcome = transcoding.encode_files(vae, model, jobs, settings, **options)
@@ -353,23 +375,30 @@ def check_tiling(arguments: argparse.Namespace) -> None:
     Raises:
       ValueError: if they do not.
     """
+    automatic = arguments.tiling == "auto"
+    if automatic and (arguments.streaming or arguments.tile):
+        raise ValueError(
+            "--tiling=auto chooses chunks and tiles: leave out --streaming and --tile."
+        )
+    if arguments.memory and not automatic:
+        raise ValueError("--memory is for --tiling=auto: give that too.")
     if arguments.tiling and arguments.streaming:
         raise ValueError("--tiling and --streaming are two ways to cut a clip: give one.")
     if arguments.overlap is not None and not arguments.tile:
         raise ValueError("--overlap is of tiles: give --tile too.")
 
 
-def tilings_of(arguments: argparse.Namespace, unit: int) -> tuple | None:
+def tilings_of(arguments: argparse.Namespace, unit: int) -> Any:
     """Returns the tilings that the command line names; None if it names none.
 
     Args:
       arguments: the arguments.
       unit: the number of pixels per position of the latents.
     """
-    from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
+    from odvae_jax.tiling import AutoTiling, SpatialTiling, Streaming, TemporalTiling
 
-    tiling = []
-    if arguments.tiling:
+    tiling, automatic = [], arguments.tiling == "auto"
+    if arguments.tiling and not automatic:
         tiling.append(TemporalTiling(arguments.tiling))
     if arguments.streaming:
         tiling.append(Streaming(arguments.streaming))
@@ -377,7 +406,7 @@ def tilings_of(arguments: argparse.Namespace, unit: int) -> tuple | None:
         quarter = arguments.tile // (4 * unit) * unit
         overlap = quarter if arguments.overlap is None else arguments.overlap
         tiling.append(SpatialTiling(arguments.tile, overlap))
-    return tuple(tiling) or None
+    return AutoTiling(arguments.memory) if automatic else tuple(tiling) or None
 
 
 def _settings(arguments: argparse.Namespace, unit: int):

@@ -27,6 +27,8 @@ DATASET = "dataset.json"
 ENTRIES = "entries.index"
 PROBLEMS = "problems.jsonl"
 FORMAT = "odvae_jax dataset of latents 1"
+# Of the shared fields those that decide what latents are; a model may be moved, or calibrated.
+_DECIDE = ("encoder", "content", "tiling", "dtype", "store", "seed")
 _PLAN_FORMAT = "odvae_jax plan of a dataset of latents 1"
 
 
@@ -110,7 +112,7 @@ class Description:
 
     def differences(self, other: Description) -> list[str]:
         """Returns the names of what would make other records than another description would."""
-        found = [n for n in SHARED if self.shared.get(n) != other.shared.get(n)]
+        found = [n for n in _DECIDE if self.shared.get(n) != other.shared.get(n)]
         found += [n for n in ("digest", "videos") if self.source.get(n) != other.source.get(n)]
         found += sorted(
             n for n in self.cut.keys() | other.cut.keys() if self.cut.get(n) != other.cut.get(n)

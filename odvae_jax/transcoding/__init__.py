@@ -7,6 +7,7 @@ it. All three have one shape: blocks are read, the device computes on them, and 
 
 from odvae_jax.latents.buckets import parse_buckets
 from odvae_jax.latents.entries import Cut
+from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.dataset import DatasetSettings, encode_dataset
 from odvae_jax.transcoding.decode import decode_files
 from odvae_jax.transcoding.digest import encoder_digest
@@ -21,6 +22,7 @@ __all__ = [
     "Job",
     "Outcome",
     "Settings",
+    "choose_tiling",
     "decode_files",
     "encode_dataset",
     "encode_files",
