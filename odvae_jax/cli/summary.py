@@ -1,7 +1,7 @@
 """Prints mean and standard deviation of the latents in a folder, per channel.
 
-It also prints the scaling factor that makes the deviation of samples 1, which is what a diffusion
-model wants. The numbers are in the files: no latents are read.
+It also prints the single factor that makes the deviation of all samples together 1. The numbers are
+in the files: no latents are read. odvae calibrate writes such numbers into a model.
 """
 
 from __future__ import annotations
