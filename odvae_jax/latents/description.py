@@ -1,10 +1,15 @@
 """What a dataset of latents says about itself: `dataset.json` and the plan of its entries.
 
-DEST/dataset.json                       the description
-DEST/entries.index                      the plan: one row per entry
-DEST/BUCKET/WRITER-00017.array_record   a shard
-DEST/BUCKET/WRITER-00017.index          what the shard holds
-DEST/problems.jsonl                     entries that came to nothing, each with its reason
+Its folder holds these files:
+
+    DEST/dataset.json                       the description
+    DEST/entries.index                      the plan: one row per entry
+    DEST/BUCKET/WRITER-00017.array_record   a shard
+    DEST/BUCKET/WRITER-00017.index          what the shard holds
+    DEST/problems.jsonl                     entries that came to nothing, each with its reason
+    DEST/left-out.jsonl                     videos that have no entry, each with its reason
+
+The last two are for people.
 """
 
 from __future__ import annotations
