@@ -26,7 +26,7 @@ from odvae_jax import (
 from odvae_jax.cli import main
 from odvae_jax.compilation import bytes_needed
 from odvae_jax.latents import LatentsFile
-from odvae_jax.tiling import choose
+from odvae_jax.tiling import choose, needs
 from odvae_jax.tiling.auto import forget
 from odvae_jax.transcoding import computation
 from tests.conftest import full, random_video, write_clip
@@ -209,6 +209,28 @@ def test_where_nothing_suffices_the_error_says_what_to_do(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as raised:
         encode_uint8(model(), pixels(17), tiling=AutoTiling(10**9))
     assert "smaller frames" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "side, most, expected",
+    [
+        (SIDE, 48 * SIDE**2, (TemporalTiling(33),)),
+        pytest.param(
+            64, 16 * 64**2, (TemporalTiling(17), SpatialTiling(32, 8)), marks=pytest.mark.full
+        ),
+    ],
+)
+def test_what_cannot_even_be_compiled_is_not_chosen(monkeypatch, side, most, expected):
+    """Neither a long clip, nor any clip of whole frames; there is memory enough otherwise."""
+    lower = needs.lower_part
+
+    def lower_part(vae, x, state, final, space, **how):
+        if x.shape[1] * (x.shape[2] * x.shape[3] if space is None else space.tile**2) > most:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Autotuning failed for HLO: %conv")
+        return lower(vae, x, state, final, space, **how)
+
+    monkeypatch.setattr(needs, "lower_part", lower_part)
+    assert chosen(49, 10**9, height=side, width=side) == expected
 
 
 def test_a_memory_that_is_too_small_for_anything_gives_the_smallest_parts(caplog):
