@@ -1,6 +1,6 @@
 """The largest clip that runs whole under `tiling="auto"`, and that larger ones run in parts.
 
-XLA_PYTHON_CLIENT_MEM_FRACTION=0.05 python benchmarks/auto_tiling.py
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.05 python benchmarks/auto_tiling.py --width=32
 
 For encoding and decoding: clips about as long as two short ones promise to fit are computed until
 one runs whole and the next longer one, of four frames more, does not; then one of twice the length,
