@@ -1,6 +1,6 @@
 """The largest clip that runs whole under `tiling="auto"`, and that larger ones run in parts.
 
-XLA_PYTHON_CLIENT_MEM_FRACTION=0.05 python benchmarks/auto_tiling.py
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.05 python benchmarks/auto_tiling.py --width=32
 
 For encoding and decoding: clips about as long as two short ones promise to fit are computed until
 one runs whole and the next longer one, of four frames more, does not; then one of twice the length,
@@ -43,7 +43,7 @@ class _Log(logging.Handler):
     def emit(self, record):
         if record.args and isinstance(record.args[0], auto.Choice):
             self.choice = record.args[0]
-        else:
+        elif record.levelno == logging.WARNING:
             self.failures += 1
 
 
@@ -71,7 +71,8 @@ def longest(vae, work, tiling, log):
         if high - low == _STEP:
             return low
         needed = needs(vae, work, frames).known(()) or needs(vae, work, frames).predicted(())
-        better = int(frames * choice.room / needed) // _STEP * _STEP + 1
+        needed = min(needed, 1.1 * room)  # what could not even be compiled has no figure
+        better = int(frames * room / needed) // _STEP * _STEP + 1
         frames = min(max(better, low + _STEP), high - _STEP)
     raise SystemExit(f"{work}: between {low} and {high} frames, more clips would have to be tried")
 

@@ -52,4 +52,14 @@ def memory_of(device: jax.Device) -> tuple[int, int] | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device does not suffice."""
-    return "RESOURCE_EXHAUSTED" in str(error)  # JAX has no class of its own for it
+    # JAX has no class of its own for it.
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY"))
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether a program could not be compiled or run, most likely for lack of memory.
+
+    XLA runs parts of a program to tune them, and may hide why none of its ways could be run.
+    """
+    tuned = ("Autotuning failed", "Failed to determine best cudnn")
+    return is_out_of_memory(error) or any(words in str(error) for words in tuned)

@@ -26,7 +26,7 @@ from odvae_jax import (
 from odvae_jax.cli import main
 from odvae_jax.compilation import bytes_needed
 from odvae_jax.latents import LatentsFile
-from odvae_jax.tiling import choose
+from odvae_jax.tiling import auto, choose, needs
 from odvae_jax.tiling.auto import forget
 from odvae_jax.transcoding import computation
 from tests.conftest import full, random_video, write_clip
@@ -81,6 +81,16 @@ def test_the_largest_clip_that_fits_is_whole_and_the_next_larger_is_not():
     whole = [frames for frames in lengths if not chosen(frames, memory)]
     assert whole == [frames for frames in lengths if frames <= 41]
     assert chosen(43, memory) == (TemporalTiling(33),)
+
+
+def test_what_other_arrays_take_on_a_device_is_not_there(monkeypatch):
+    """The model itself is counted once, although it is on the device already."""
+    needed = whole_needs(41)
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(model()))
+    for others, whole in ((0, True), (needed // 5, False)):
+        stats = int(needed / 0.9 * 1.03), own + others
+        monkeypatch.setattr(auto, "memory_of", lambda device, stats=stats: stats)
+        assert (chosen(41, None) == ()) == whole
 
 
 @pytest.mark.parametrize("norm", ["frame", *full("clip")])
@@ -211,6 +221,28 @@ def test_where_nothing_suffices_the_error_says_what_to_do(monkeypatch):
     assert "smaller frames" in raised.value.__notes__[0]
 
 
+@pytest.mark.parametrize(
+    "side, most, expected",
+    [
+        (SIDE, 48 * SIDE**2, (TemporalTiling(33),)),
+        pytest.param(
+            64, 16 * 64**2, (TemporalTiling(17), SpatialTiling(32, 8)), marks=pytest.mark.full
+        ),
+    ],
+)
+def test_what_cannot_even_be_compiled_is_not_chosen(monkeypatch, side, most, expected):
+    """Neither a long clip, nor any clip of whole frames; there is memory enough otherwise."""
+    lower = needs.lower_part
+
+    def lower_part(vae, x, state, final, space, **how):
+        if x.shape[1] * (x.shape[2] * x.shape[3] if space is None else space.tile**2) > most:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Autotuning failed for HLO: %conv")
+        return lower(vae, x, state, final, space, **how)
+
+    monkeypatch.setattr(needs, "lower_part", lower_part)
+    assert chosen(49, 10**9, height=side, width=side) == expected
+
+
 def test_a_memory_that_is_too_small_for_anything_gives_the_smallest_parts(caplog):
     assert chosen(41, 1000) == (TemporalTiling(17), SpatialTiling(16, 4))
     assert "the least there is" in caplog.text
@@ -226,6 +258,13 @@ def test_rows_over_devices_need_less_on_each_and_are_not_tiled():
     video = pixels(33)
     ours = encode_uint8(vae, video, tiling=AutoTiling(memory), mesh=mesh).mean
     np.testing.assert_allclose(ours, encode_uint8(vae, video).mean, atol=2e-5)
+
+
+def test_nothing_is_sent_to_the_device_unasked():
+    vae, video = model(), jax.device_put(random_video(17, 16, 16))
+    with jax.transfer_guard("disallow"):
+        found = encode(vae, video, tiling=AutoTiling(10**9)).mean
+    np.testing.assert_allclose(found, vae.encode(video).mean, atol=1e-5)
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -278,13 +317,10 @@ def test_encode_chooses_once_and_later_runs_over_the_same_place_keep_to_it(saved
     memory = whole_needs(49) / 1e9
     out = tmp_path / "latents"
     words = (saved / "clips", out, *with_model)
-    said = command(capsys, "encode", *words, f"--memory={memory * 0.7:f}")
-    assert "tiling: TemporalTiling(group=17)" in said
+    said = command(capsys, "encode", *words, f"--memory={memory * 0.7:f}", "--shard=1/2")
+    assert "tiling: TemporalTiling(group=17)" in said, "for the long video of the other part"
     made = {"TemporalTiling": {"group": 17}}
-    assert {name: file.info.tiling for name, file in files_in(out).items()} == {
-        "long": made, "short": made,
-    }  # fmt: skip
-    (out / "long.safetensors").unlink()
+    assert {name: file.info.tiling for name, file in files_in(out).items()} == {"short": made}
     said = command(capsys, "encode", *words, f"--memory={memory * 9:f}")
     assert "group=17" in said and "1 files were there already" in said
     assert files_in(out)["long"].info.tiling == made

@@ -304,7 +304,8 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     options = {"mesh": _mesh(arguments.rows), "overwrite": arguments.overwrite}
     if arguments.tiling == "auto":
         settings = transcoding.choose_tiling(vae, every, settings, work, **options)
-        print(f"tiling: {' and '.join(map(repr, settings.tiling or ()))}", flush=True)
+        if settings.tiling:  # else no file can be read
+            print(f"tiling: {' and '.join(map(repr, settings.tiling))}", flush=True)
     options["devices"] = _side_by_side(arguments)
     if work == "encode":
         outcome = transcoding.encode_files(vae, model, jobs, settings, **options)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.compilation import is_out_of_memory, memory_of
+from odvae_jax.compilation import is_too_large, memory_of
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.sharding import clip_sharding, replicate
 from odvae_jax.tiling import needs
@@ -166,7 +166,7 @@ def run_largest(
         try:
             return run(choice.tilings)
         except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
+            if not is_too_large(error):
                 raise
             failure = error.with_traceback(None)  # whose frames would keep arrays alive
         _FAILED[_way(vae, work, choice.tilings)] = choice.room

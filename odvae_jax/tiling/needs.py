@@ -7,6 +7,7 @@ frames, so two short clips per frame size say what longer ones will need.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Shaped
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.compilation import is_out_of_memory
+from odvae_jax.compilation import is_too_large
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.layers.carry import START
 from odvae_jax.sharding import clip_sharding
@@ -27,13 +28,14 @@ from odvae_jax.tiling.streaming import Streaming
 from odvae_jax.tiling.temporal import TemporalTiling
 from odvae_jax.types import AnyArray
 
+logger = logging.getLogger(__name__)
 Parts = tuple[TemporalTiling | Streaming | SpatialTiling, ...]
 """One tiling in time, one in space, both, or none for the whole clip."""
 UNKNOWABLE = math.inf
 """What a program needs that cannot even be compiled for lack of memory."""
 SHORT = 16
 """The frames of the first short clip, but for one; the second one has twice as many."""
-_TILE = 32  # the side, in latents, of the tile that is compiled where no whole frame can be
+_TILE = 16  # the side, in latents, of the tile that is compiled where no whole frame can be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +148,9 @@ class Needs:
         try:
             temporary = self._temporary(*self._heaviest(time, space), space)
         except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):  # XLA runs parts of a program to tune them
+            if not is_too_large(error):
                 raise
+            logger.info("%s cannot be compiled for lack of memory", tilings or "the whole clip")
             temporary = UNKNOWABLE
         _COMPILED[self._program(tilings)] = temporary
         return self._held(tilings) + temporary
@@ -215,7 +218,7 @@ class Needs:
                 slope = max(more - less, 0) / (long - short)
                 _LINES[key] = (max(less - slope * short, 0.0), slope)
             except jax.errors.JaxRuntimeError as error:
-                if not is_out_of_memory(error):
+                if not is_too_large(error):
                     raise
                 _LINES[key] = (UNKNOWABLE, 0.0)
         return _LINES[key]

@@ -71,7 +71,7 @@ def choose_tiling(
 
 def _made_with(vae, jobs, settings) -> tuple[Tiling, ...] | None:
     """Returns the tilings of the first latents of this encoder at the place that is written to."""
-    encoder = encoder_digest(vae)
+    encoder = None
     for path in _written(jobs):
         try:
             opened = within(settings.read_timeout, printable(path), LatentsFile, path)
@@ -79,6 +79,7 @@ def _made_with(vae, jobs, settings) -> tuple[Tiling, ...] | None:
             Computation.of(vae, made)
         except Exception:  # what is wrong with it is said where it stands in the way
             continue
+        encoder = encoder or encoder_digest(vae)
         if opened.info.encoder == encoder:
             logger.info('tiling="auto": %s, as %s has it', made, printable(path))
             return made
