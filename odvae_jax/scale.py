@@ -51,9 +51,7 @@ class Scale:
     factor: float
 
     def __post_init__(self):
-        if not _is_finite(self.factor) or self.factor <= 0:
-            raise ValueError(f"factor={self.factor!r:.100} must be a positive number.")
-        object.__setattr__(self, "factor", float(self.factor))
+        object.__setattr__(self, "factor", _factor(self.factor))
         if self.mean is None and self.std is None:
             return
         for name in ("mean", "std"):
@@ -159,8 +157,17 @@ class Scale:
             raise ValueError(f"the fields {missing} of the scale are missing.")
         if unknown := [str(name) for name in fields if name not in known]:
             raise ValueError(f"the fields {unknown[:4]} of the scale are not known; {known} are.")
-        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
-        return cls(**{**fields, **lists})
+        channels = {
+            n: None if fields[n] is None else _numbers(n, fields[n]) for n in ("mean", "std")
+        }
+        return cls(**channels, factor=_factor(fields["factor"]))
+
+
+def _factor(value: Any) -> float:
+    """Returns a positive number as a float."""
+    if not _is_finite(value) or value <= 0:
+        raise ValueError(f"factor={value!r:.100} must be a positive number.")
+    return float(value)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

@@ -117,7 +117,7 @@ def test_the_latents_that_the_readme_makes_have_deviation_1_per_channel_on_the_s
     clips = RandomClips("sample-clips", frames=17, size=128, seed=1)  # not those of calibration
     z = np.concatenate([names["latents"](vae, clips[i][None], jax.random.key(i)) for i in range(8)])
     np.testing.assert_allclose(z.std((0, 1, 2, 3)), 1, atol=0.1)
-    np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=0.15)
+    np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=0.25)
 
 
 def test_the_training_step_that_the_page_about_training_prints_runs_and_trains_no_encoder(tmp_path):
