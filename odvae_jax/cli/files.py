@@ -169,9 +169,9 @@ def add_reading(parser: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--readers",
         type=positive,
-        default=2,
+        default=4,
         metavar="N",
-        help="The number of files that are read at the same time. The default is 2.",
+        help="The number of files that are read at the same time. The default is 4.",
     )
     add_read_timeout(group)
     return group

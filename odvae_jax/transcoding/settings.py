@@ -61,7 +61,7 @@ class Settings:
     seed: int = 0
     crf: int = 16
     alone: bool = False
-    readers: int = 2
+    readers: int = 4
     threads: int = 2
     read_timeout: float | None = READ_TIMEOUT
     verify: bool = True
