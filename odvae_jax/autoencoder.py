@@ -259,8 +259,7 @@ class ODVAE(nnx.Module):
     def encode(self, video: Float[AnyArray, "b t h w 3"]) -> DiagonalGaussian:
         """Returns the posterior over the latents of a video (Eq. 1), [B, k + 1, H / 8, W / 8, C].
 
-        The latents are unscaled: a diffusion model takes them multiplied by
-        `config.scaling_factor`.
+        The latents are unscaled: a diffusion model takes what `normalise` makes of them.
 
         Args:
           video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1 (any number for the image
@@ -324,6 +323,46 @@ class ODVAE(nnx.Module):
         checks.check_latents(latents, self.config)
         check_rows("latents", latents.shape, sharding_of(latents), 1)
         return decode_clip(self, latents)
+
+    def normalise(self, z: Float[AnyArray, "*positions c"]) -> Float[AnyArray, "*positions c"]:
+        """Returns what a diffusion model is given of latents, with deviation 1 per channel.
+
+        These are (z - mean) / std with the mean and deviation of sampled latents per channel that
+        `odvae calibrate` or the end of a training run measured. A model without them, such as a
+        released one, multiplies by `config.scaling_factor`, and a channel may then have another
+        mean and deviation.
+
+        Args:
+          z: latents as `encode` gives them, [..., C]; a JAX or a NumPy array.
+
+        Returns:
+          An array of the same kind and shape. It is float32, or float64 if `z` is.
+
+        Raises:
+          ValueError: if the last axis of `z` has not one entry per channel.
+        """
+        self._check_channels(z)
+        return self.config.scale.normalise(z)
+
+    def denormalise(self, z: Float[AnyArray, "*positions c"]) -> Float[AnyArray, "*positions c"]:
+        """Returns the latents that `decode` takes; the inverse of `normalise`.
+
+        Args:
+          z: what a diffusion model gives, [..., C]; a JAX or a NumPy array.
+
+        Returns:
+          An array of the same kind and shape. It is float32, or float64 if `z` is.
+
+        Raises:
+          ValueError: if the last axis of `z` has not one entry per channel.
+        """
+        self._check_channels(z)
+        return self.config.scale.denormalise(z)
+
+    def _check_channels(self, z) -> None:
+        channels = self.config.latent_channels
+        if z.shape[-1:] != (channels,):
+            raise ValueError(f"latents have the shape {z.shape}; expected [..., {channels}].")
 
     def encode_chunk(
         self, video: Float[AnyArray, "b t h w 3"], state: State

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from odvae_jax.scale import Scale
+
 IMAGE_CHANNELS = 3
 MOST_CHANNELS = 2**16
 """The most channels that a layer can have; a config with more is damaged or hostile."""
@@ -225,7 +227,11 @@ class ODVAEConfig:
         "frame" takes them per frame everywhere, which makes the encoder strictly causal.
       time_upsample: "linear" (released) or "nearest", which with norm "frame" makes the decoder
         strictly causal.
-      scaling_factor: what latents are multiplied by before diffusion (they are returned unscaled).
+      scaling_factor: one number that latents are multiplied by before diffusion, if their mean and
+        deviation per channel were not measured. 0.18215, the default, is SD-VAE's.
+      latents_mean: the mean of sampled latents per channel, as `odvae calibrate` or a training run
+        measured it; None if nobody did. It changes nothing that a model computes.
+      latents_std: their standard deviation per channel; given if `latents_mean` is.
       dtype: the dtype of the computation, "float32", "bfloat16" or "float16" (kept as the name).
         Norm statistics, the posterior and the decoded video are float32 in any case.
       param_dtype: the dtype of the parameters.
@@ -252,6 +258,8 @@ class ODVAEConfig:
     param_dtype: jax.typing.DTypeLike = "float32"
     precision: Literal["default", "high", "highest"] = "default"
     remat: Literal["none", "blocks", "convolutions"] = "none"
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "structure", _known(self.structure))
@@ -286,6 +294,7 @@ class ODVAEConfig:
             raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
         if not 0 < factor < float("inf"):
             raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
+        self._check_scale()
         if max(self.encoder_widths + self.decoder_widths) > MOST_CHANNELS:
             raise ValueError(
                 f"width={self.width} makes a layer of more than {MOST_CHANNELS} channels."
@@ -304,6 +313,20 @@ class ODVAEConfig:
                 f"structure.decoder_width={self.decoder_width} is not a multiple of "
                 f"groups={self.groups}: choose a width that is, or fewer groups."
             )
+
+    def _check_scale(self):
+        """Checks the measured mean and deviation, and makes them tuples of floats."""
+        try:
+            scale = Scale(self.latents_mean, self.latents_std, self.scaling_factor)
+        except ValueError as error:
+            raise ValueError(f"latents_mean and latents_std: {error}") from error
+        if scale.measured and len(scale.mean) != self.latent_channels:
+            raise ValueError(
+                f"latents_mean and latents_std have {len(scale.mean)} values; expected "
+                f"latent_channels={self.latent_channels}, one per channel."
+            )
+        object.__setattr__(self, "latents_mean", scale.mean)
+        object.__setattr__(self, "latents_std", scale.std)
 
     @classmethod
     def variant(cls, n: int, **overrides: Any) -> ODVAEConfig:
@@ -347,11 +370,16 @@ class ODVAEConfig:
         row = fields.get("structure")
         if isinstance(row, dict):
             fields = {**fields, "structure": Structure.from_dict(row)}
-        return cls(**fields)
+        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
+        return cls(**fields | lists)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every field, as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        """Returns every field, as values that JSON can hold.
+
+        The mean and the deviation of latents are there only if they were measured.
+        """
+        fields = dataclasses.asdict(self)
+        return fields if self.scale.measured else without_scale(fields)
 
     @property
     def parts(self) -> Structure:
@@ -362,6 +390,11 @@ class ODVAEConfig:
     def name(self) -> str:
         """The row's name in messages: "v1" to "v4", "image", or "custom"."""
         return self.structure if isinstance(self.structure, str) else "custom"
+
+    @property
+    def scale(self) -> Scale:
+        """How latents are normalised: per channel if that was measured, else by the factor."""
+        return Scale(self.latents_mean, self.latents_std, self.scaling_factor)
 
     @property
     def time_compression(self) -> int:
@@ -422,6 +455,11 @@ class ODVAEConfig:
             w * self.space_compression,
             IMAGE_CHANNELS,
         )
+
+
+def without_scale(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config without those of the scale, which no computation needs."""
+    return {n: v for n, v in fields.items() if n not in ("latents_mean", "latents_std")}
 
 
 def _known(structure: Any) -> str | Structure:

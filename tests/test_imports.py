@@ -8,7 +8,7 @@ import odvae_jax
 PACKAGE = pathlib.Path(odvae_jax.__file__).parent
 # Each row may import the rows above it, and none of its own row.
 LAYERS = [
-    {"files"},
+    {"files", "scale"},
     {"types", "config", "digests", "flops", "registry", "shipped", "sharding"},
     {"pixels", "lowering"},
     {"posterior", "checks", "layers", "compilation"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -44,6 +43,8 @@ _CHANGEABLE = (
     "param_dtype",
     "precision",
     "remat",
+    "latents_mean",
+    "latents_std",
 )
 
 
@@ -144,7 +145,7 @@ def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
             f"{printable(path)} is not the config of an odvae_jax model "
             f'("format": "{FORMAT}" is missing).'
         )
-    if missing := [f.name for f in dataclasses.fields(ODVAEConfig) if f.name not in fields]:
+    if missing := [name for name in ODVAEConfig().to_dict() if name not in fields]:
         raise ValueError(f"{printable(path)}: the fields {missing} are missing.")
     try:
         config = ODVAEConfig.from_dict(fields)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import digest
+from odvae_jax.config import without_scale
 from odvae_jax.files import printable
 from odvae_jax.inference import decode, encode
 from odvae_jax.parameters import named_parameters
@@ -93,7 +94,7 @@ def contender(label: str, source: str, model: ODVAE) -> Contender:
       source: the path or hub id that the model was loaded from.
       model: the autoencoder.
     """
-    found = digest(model.config.to_dict(), named_parameters(model))
+    found = digest(without_scale(model.config.to_dict()), named_parameters(model))
     return Contender(printable(label), source, model, found)
 
 

@@ -7,6 +7,7 @@ from odvae_jax.latents.files import (
     LatentsWriter,
     find_latents,
 )
+from odvae_jax.latents.scale import Scale
 from odvae_jax.latents.schema import CONTENTS, FORMAT, LatentsError, LatentsInfo
 from odvae_jax.latents.statistics import Statistics
 
@@ -19,6 +20,7 @@ __all__ = [
     "LatentsFile",
     "LatentsInfo",
     "LatentsWriter",
+    "Scale",
     "Statistics",
     "find_latents",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
 
 @dataclasses.dataclass
@@ -50,20 +50,32 @@ class Statistics:
                 setattr(total, name, getattr(total, name) + np.asarray(part[name]))
         return total
 
+    def per_channel(
+        self,
+    ) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+        """Returns three arrays [C]: the mean, and the standard deviations of means and of samples.
+
+        The variance of samples is the variance of the means plus the mean of the variances.
+        """
+        mean = np.asarray(self.mean / self.count)
+        variance = np.maximum(self.square / self.count - mean**2, 0)
+        return mean, np.sqrt(variance), np.sqrt(variance + self.variance / self.count)
+
+    def spread(self) -> float:
+        """Returns the standard deviation of the samples of all channels about their common mean."""
+        mean, _, sampled = self.per_channel()
+        return float(np.sqrt(max(np.mean(sampled**2 + mean**2) - np.mean(mean) ** 2, 0.0)))
+
     def table(self) -> str:
         """Returns a table of the mean and the standard deviation per channel.
 
         Below it stands the scaling factor that makes the standard deviation of all sampled latents
         together 1.
         """
-        mean = self.mean / self.count
-        variance = np.maximum(self.square / self.count - mean**2, 0)
-        sampled = variance + self.variance / self.count
         lines = [f"{'channel':>8}{'mean':>10}{'std':>10}{'std, sampled':>14}"]
-        for i, row in enumerate(zip(mean, np.sqrt(variance), np.sqrt(sampled), strict=True)):
+        for i, row in enumerate(zip(*self.per_channel(), strict=True)):
             lines.append(f"{i:8}{row[0]:10.4f}{row[1]:10.4f}{row[2]:14.4f}")
-        # Over all channels together, about their common mean.
-        spread = float(np.sqrt(max(np.mean(sampled + mean**2) - np.mean(mean) ** 2, 0.0)))
+        spread = self.spread()
         factor = f"{1 / spread:.5f}" if spread else "none, they are all equal"
         lines.append(f"scaling factor, 1 / std of all sampled latents: {factor}")
         return "\n".join(lines)

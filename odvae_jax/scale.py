@@ -1,0 +1,176 @@
+"""The scale of latents: what a diffusion model is given, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+LEAST_STD = 1e-6
+"""The least deviation that a measured channel may have. The clamped variance of a posterior alone
+leaves 3e-7."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What the scale is computed from; `odvae_jax.latents.Statistics` is such a class."""
+
+    count: int
+
+    def per_channel(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the mean, the deviation of means and that of samples, each float64 [C]."""
+
+    def spread(self) -> float:
+        """Returns the deviation of the samples of all channels about their common mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How latents are normalised for a diffusion model: per channel, or by one factor.
+
+    With a mean and a deviation per channel, normalised latents are (z - mean) / std. Without, as
+    for models whose latents were never measured, they are z * factor.
+
+    Attributes:
+      mean: the mean of sampled latents per channel; None if it was not measured.
+      std: the standard deviation of sampled latents per channel, greater than 0; None if it was not
+        measured.
+      factor: one number for all channels, greater than 0: 1 over the deviation of all sampled
+        latents together. It is what programs use that know no scale per channel.
+
+    Raises:
+      ValueError: if only one of mean and std is given, if they have different lengths, or if a
+        value is not finite or not greater than 0. The message names the field.
+    """
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    factor: float
+
+    def __post_init__(self):
+        if not _is_number(self.factor) or not 0 < self.factor < math.inf:
+            raise ValueError(f"factor={self.factor!r:.100} must be a positive number.")
+        object.__setattr__(self, "factor", float(self.factor))
+        if self.mean is None and self.std is None:
+            return
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std has {len(self.std)}; expected one of "
+                "each per channel of the latents."
+            )
+        if wrong := [f"channel {i}: {s!r}" for i, s in enumerate(self.std) if s <= 0]:
+            raise ValueError(f"std must be greater than 0 ({'; '.join(wrong[:4])}).")
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a mean and a deviation per channel."""
+        return self.mean is not None
+
+    @classmethod
+    def of(cls, statistics: Measured) -> Scale:
+        """Returns the scale that gives sampled latents mean 0 and deviation 1 per channel.
+
+        Args:
+          statistics: the sums over the latents, `odvae_jax.latents.Statistics`.
+
+        Raises:
+          ValueError: if there are no latents, if their sums are not finite, or if a channel never
+            changes. The message names the channels.
+        """
+        if not statistics.count:
+            raise ValueError("no latents were measured; expected at least one clip.")
+        mean, _, std = statistics.per_channel()
+        if not np.isfinite([mean, std]).all():
+            raise ValueError("the latents hold values that are not finite, so they have no scale.")
+        if still := [f"{i} (always {m:.4g})" for i, m in enumerate(mean) if std[i] < LEAST_STD]:
+            raise ValueError(
+                f"these channels of the latents never change: {', '.join(still[:8])}. They cannot "
+                "be scaled to a deviation of 1: measure other videos, or train the model further."
+            )
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), 1 / statistics.spread())
+
+    def normalise(self, z: Any) -> Any:
+        """Returns what a diffusion model is given of latents.
+
+        Args:
+          z: latents as the encoder gives them, [..., C]; a JAX or a NumPy array of floating point.
+
+        Returns:
+          An array of the same kind and shape. It is float32, or float64 if `z` is.
+
+        Raises:
+          ValueError: if the last axis of `z` has not one entry per channel.
+        """
+        if not self.measured:
+            return z * np.float32(self.factor)
+        self._check(z)
+        return (z - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def denormalise(self, z: Any) -> Any:
+        """Returns the latents that the decoder takes; the inverse of `normalise`.
+
+        Args:
+          z: what a diffusion model gives, [..., C]; a JAX or a NumPy array of floating point.
+
+        Returns:
+          An array of the same kind and shape. It is float32, or float64 if `z` is.
+
+        Raises:
+          ValueError: if the last axis of `z` has not one entry per channel.
+        """
+        if not self.measured:
+            return z / np.float32(self.factor)
+        self._check(z)
+        return z * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+
+    def _check(self, z) -> None:
+        shape = np.shape(z)
+        if not shape or shape[-1] != len(self.mean):
+            raise ValueError(
+                f"latents of the shape {tuple(shape)} cannot be scaled with {len(self.mean)} "
+                f"means and deviations: expected [..., {len(self.mean)}]."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as values that JSON can hold."""
+        listed = {n: None if v is None else list(v) for n, v in vars(self).items() if n != "factor"}
+        return {**listed, "factor": self.factor}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Scale:
+        """Returns the scale with these fields, as `to_dict` returned them or JSON holds them.
+
+        Raises:
+          ValueError: if a field is missing or not known, or has a value that it cannot have. The
+            message names the field.
+        """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"a scale is {fields!r:.100}; expected a JSON object.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in known if name not in fields]:
+            raise ValueError(f"the fields {missing} of the scale are missing.")
+        if unknown := [str(name) for name in fields if name not in known]:
+            raise ValueError(f"the fields {unknown[:4]} of the scale are not known; {known} are.")
+        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
+        return cls(**{**fields, **lists})
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Returns finite numbers as a tuple of floats."""
+    plain = values.tolist() if isinstance(values, np.ndarray) else values
+    listed = isinstance(plain, Sequence) and not isinstance(plain, str) and len(plain) > 0
+    if not listed or not all(_is_number(v) and math.isfinite(v) for v in plain):
+        raise ValueError(
+            f"{name}={values!r:.100} must be finite numbers, one per channel of the latents; mean "
+            "and std are given together or not at all."
+        )
+    return tuple(map(float, plain))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
