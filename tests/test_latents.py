@@ -60,6 +60,8 @@ CAN_BE = {
     "scaling_factor": {"1.5", str(10**30)},
     "fps": {"1.5", str(10**30)},
     "seed": {"null"},
+    "columns": {"{}"},
+    "place": {"null"},
 }
 OF_ONE = {
     "encoder": ['"0123"', '"da4b70f62565bffg"', '"da4b70f62565bff0"', '"DA4B70F62565BFFA"'],
@@ -81,6 +83,13 @@ OF_ONE = {
     ],
     "prepared": ['{"short_side": 15}', '{"short_side": 15, "size": 16}', '{"short_side": null, '
         '"size": 0}', '{"short_side": "15", "size": null}', '{"short_side": 1, "size": 15, "x": 1}',
+        '{"short_side": null, "size": null, "cover": [8, 8]}',
+        '{"short_side": null, "size": null, "cover": 15}',
+    ],
+    "place": [
+        '{"video": 0}', '{"video": -1, "start": 0, "stride": 1, "mirrored": false}',
+        '{"video": 0, "start": 0, "stride": 0, "mirrored": false}',
+        '{"video": 0, "start": 0, "stride": 1, "mirrored": 0}',
     ],
 }  # fmt: skip
 INSIDE = {
@@ -110,7 +119,7 @@ def damaged(path):
         values = [v for v in ANYTHING if v not in CAN_BE.get(name, ())] + OF_ONE.get(name, [])
         for i, value in enumerate(values):
             yield f"{name} {i}", {**metadata, name: value}, arrays
-        if name != "problem":
+        if name not in ("problem", "columns", "place"):
             yield f"{name} missing", {n: v for n, v in metadata.items() if n != name}, arrays
     for name, fields in INSIDE.items():
         whole = json.loads(metadata[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -18,18 +17,17 @@ from odvae_jax.data.finding import check_regular
 from odvae_jax.data.processes import WorkerError, in_processes
 from odvae_jax.data.sources import (
     PACKED_SUFFIX,
-    Files,
-    Sampling,
     Source,
     open_source,
     pack,
     problem_of,
 )
-from odvae_jax.data.video import READ_TIMEOUT, VideoReader, encode_h264, to_rgb, within
+from odvae_jax.data.video import READ_TIMEOUT, VideoError, encode_h264, within
 from odvae_jax.files import BusyError, WholeFile, one_line, part_of, printable, write_whole
 
 INFO_FILE = "packed.json"
 _LOCK = "packing"
+_BLOCK = 32  # The number of frames of a video that are read at a time.
 _KEY_FRAMES = 12  # The distance of key frames, which is small since clips begin anywhere.
 
 
@@ -271,15 +269,19 @@ def _packed(shared: tuple[Source, dict], index: int) -> tuple[list[bytes], str]:
     source, how = shared
     records = []
     try:
+        name = source.name(index)
+        columns = within(source.timeout, name, source.columns, index)
         for part, (fps, frames) in enumerate(_parts(source, index, how)):
             header = {
-                "name": f"{source.name(index)}#{part}",
+                "name": f"{name}#{part}",
                 "kind": how["kind"],
                 "fps": fps,
                 "frames": len(frames),
                 "height": frames.shape[1],
                 "width": frames.shape[2],
             }
+            if columns:
+                header["columns"] = columns
             content = frames.tobytes()
             if how["kind"] == "h264":
                 content = encode_h264(frames, fps, crf=how["crf"], g=str(_KEY_FRAMES), bf="0")
@@ -290,49 +292,21 @@ def _packed(shared: tuple[Source, dict], index: int) -> tuple[list[bytes], str]:
 
 
 def _parts(source: Source, index: int, how: dict) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields the parts that a video is stored in: frames per second, and uint8 [T, H, W, 3]."""
-    if isinstance(source, Files):
-        yield from _parts_of_file(*source.entry(index), how, source.timeout)
-        return
-    name = source.name(index)
-    places, rate = within(source.timeout, name, _length, source, index)
-    most = max(round(how["seconds"] * rate), 1)
-    bounds = [*range(0, max(places - most // 2, 1), most), places]
-    for first, last in itertools.pairwise(bounds):
-        count = last - first
-        sampling = Sampling(frames=count, short_side=how["short_side"])
-        at_first = functools.partial(_first_of, first)
-        yield rate, within(source.timeout, name, source.read, index, sampling, 1, at_first)
+    """Yields the parts that a video is stored in: frames per second, and uint8 [T, H, W, 3].
 
-
-def _length(source: Source, index: int) -> tuple[int, float]:
-    """Returns the number of frames of a video, and its frames per second."""
-    places = []
-    source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)
-    return places[0], source.rate(index)
-
-
-def _first_of(first: int, _: int) -> int:
-    return first
-
-
-def _parts_of_file(
-    path: str, start: float | None, end: float | None, how: dict, timeout: float | None
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields the parts of a video file as `_parts` does, decoding the file once."""
-    with VideoReader(path, timeout=timeout) as video:
-        most = max(round(how["seconds"] * video.fps), 1)
-        waiting = []
-        start = None if start is None else video.start + start
-        end = None if end is None else video.start + end
-        for time, frame in video.frames_in_order(start):
-            if start is not None and time < start - 0.5 / video.fps:
-                continue
-            if end is not None and time >= end:
-                break
-            waiting.append(to_rgb([frame], how["short_side"])[0])
-            if len(waiting) == most + most // 2:  # the last part is no shorter than half
-                yield video.fps, np.stack(waiting[:most])
-                waiting = waiting[most:]
-        if waiting:
-            yield video.fps, np.stack(waiting)
+    Raises:
+      VideoError: at the end, if something is wrong with the video.
+    """
+    blocks = source.blocks(index, _BLOCK, short_side=how["short_side"], threads=1)
+    waiting: list[np.ndarray] = []
+    most = 0
+    for frame in itertools.chain.from_iterable(blocks):
+        most = most or max(round(how["seconds"] * blocks.fps), 1)
+        waiting.append(frame)
+        if len(waiting) == most + most // 2:  # the last part is no shorter than half
+            yield blocks.fps, np.stack(waiting[:most])
+            waiting = waiting[most:]
+    if waiting:
+        yield blocks.fps, np.stack(waiting)
+    if blocks.problem:
+        raise VideoError(blocks.problem)

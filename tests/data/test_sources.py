@@ -27,6 +27,7 @@ from odvae_jax.data.video import (
     write_video,
 )
 from tests.conftest import full, write_clip
+from tests.data.agreement import agrees
 
 ROOT = Path(__file__).parents[2]
 FRAMES, RATE = 48, 24
@@ -364,7 +365,12 @@ class Moving(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         video = tfds.features.Video(shape=(None, 24, 32, 3))
-        features = {"video": video, "label": tfds.features.ClassLabel(names=["a", "b"])}
+        label = tfds.features.ClassLabel(names=["a", "b"])
+        words = tfds.features.Sequence(tfds.features.Text())
+        features = {"video": video, "label": label, "caption": tfds.features.Text(), "ok": np.bool_}
+        features |= {"about": {"words": words, "size": np.float32}}
+        features["box"] = tfds.features.Tensor(shape=(3,), dtype=np.int64)
+        features["picture"] = tfds.features.Image(shape=(4, 4, 3))
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, manager):
@@ -374,7 +380,10 @@ class Moving(tfds.core.GeneratorBasedBuilder):
         for i in range(count):
             frames = np.zeros((6 + i, 24, 32, 3), np.uint8)
             frames += (20 * np.arange(6 + i) + i).astype(np.uint8)[:, None, None, None]
-            yield i, {"video": frames, "label": i % 2}
+            about = {"words": ["x", "y"][: i % 3], "size": i / 2}
+            others = {"caption": f"é {i}", "ok": i > 0, "about": about, "box": [i, 1, 2]}
+            others["picture"] = np.zeros((4, 4, 3), np.uint8)
+            yield i, {"video": frames, "label": i % 2, **others}
 
 for name in ("array_record", "tfrecord"):
     Moving(data_dir=f"{sys.argv[1]}/{name}", file_format=name).download_and_prepare()
@@ -413,6 +422,14 @@ def test_tfds_videos_are_read_without_tensorflow(tfds_data, monkeypatch):
         np.testing.assert_array_equal(np.diff(clip[:, 0, 0, 0].astype(int)), [20, 20])
         assert (clip[0] == 20 + lengths[-1] + 2 - 6).all(), "frame 1 of this very example"
     assert sorted(lengths) == [4, 5, 6, 7, 8]
+    agrees(source, 0)
+    columns = {column["box"][0]: column for column in map(source.columns, range(5))}
+    assert columns[0]["label_name"] == "a" and columns[0]["about/words"] == []
+    assert columns[3] == {
+        "label": 1, "label_name": "b", "caption": "é 3", "ok": True, "about/words": [],
+        "about/size": 1.5, "box": [3, 1, 2],
+    }  # fmt: skip
+    assert columns[2]["about/words"] == ["x", "y"]
     with pytest.raises(ValueError, match=r"no split 'test'; there are \['train'\]"):
         open_source("tfds:moving:test")
     with pytest.raises(ValueError, match="tfrecord format; expected array_record.*tfds build mov"):

@@ -13,7 +13,7 @@ Several sources are named with the share of the clips that comes from each, as i
 "0.7*folder:A; 0.3*tfds:ucf101".
 """
 
-from odvae_jax.data.sources.base import Extent, Sampling, Source, problem_of
+from odvae_jax.data.sources.base import Extent, Header, Sampling, Source, problem_of
 from odvae_jax.data.sources.files import Files
 from odvae_jax.data.sources.packed import Packed
 from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, pack, unpack
@@ -30,6 +30,7 @@ __all__ = [
     "TFDS",
     "Extent",
     "Files",
+    "Header",
     "Packed",
     "Pictures",
     "Sampling",

@@ -8,18 +8,49 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
-from odvae_jax.data.video import READ_TIMEOUT, PartError, VideoError, select_frames
+from odvae_jax.data.video import (
+    READ_TIMEOUT,
+    Blocks,
+    PartError,
+    ReadBlocks,
+    VideoError,
+    select_frames,
+    within,
+)
 from odvae_jax.files import one_line
 
 T = TypeVar("T")
 Where = Callable[[int], int]
 """Maps the number of frames at which a clip can begin to the chosen one, counted from 0."""
+_TOGETHER = 8  # The number of frames of a whole video that are read at a time.
+
+
+class _Asked(Exception):
+    """Ends a read as soon as it is known at how many frames a clip can begin."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a video says about itself, as it is shown.
+
+    Attributes:
+      frames: the number of frames.
+      height, width: the sides of a frame in pixels, after it is turned as the video says.
+      fps: the average number of frames per second.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +65,12 @@ class Sampling:
         video.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
       holdout: the number of frames at the end of the video that no clip takes.
+      cover: the height and width in pixels of a clip. Frames are scaled, with antialiasing and
+        keeping their aspect, to the least size that covers it, and the centre is cut out. None
+        cuts nothing.
+
+    Raises:
+      ValueError: if both `short_side` and `cover` are given.
     """
 
     frames: int
@@ -41,6 +78,14 @@ class Sampling:
     stride: tuple[int, int] = (1, 1)
     fps: float | None = None
     holdout: int = 0
+    cover: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.short_side is not None and self.cover is not None:
+            raise ValueError(
+                f"a clip was given short_side={self.short_side} and cover={self.cover}; expected "
+                "one of them."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +104,12 @@ class Extent:
     end: float
     rate: float
 
-    def clip_start(self, sampling: Sampling, stride: int, where: Where) -> float:
-        """Returns the time in seconds at which a clip begins.
+    def places(self, sampling: Sampling, stride: int) -> int:
+        """Returns the number of frames at which a clip can begin.
 
         Args:
           sampling: how clips are cut out.
           stride: the distance between the frames of this clip, in frames of the video.
-          where: chooses the first frame: it maps the number of frames at which the clip can begin
-            to one of them, counted from 0.
 
         Raises:
           VideoError: if the video is too short for a clip.
@@ -83,7 +126,21 @@ class Extent:
                 f"{self.name} has {have} frames, {sampling.holdout} of them held out; clips need "
                 f"{round(seconds * self.rate)}."
             )
-        return self.start + where(places) / self.rate
+        return places
+
+    def clip_start(self, sampling: Sampling, stride: int, where: Where) -> float:
+        """Returns the time in seconds at which a clip begins.
+
+        Args:
+          sampling: how clips are cut out.
+          stride: the distance between the frames of this clip, in frames of the video.
+          where: chooses the first frame: it maps the number of frames at which the clip can begin
+            to one of them, counted from 0.
+
+        Raises:
+          VideoError: if the video is too short for a clip.
+        """
+        return self.start + where(self.places(sampling, stride)) / self.rate
 
 
 class Source(abc.ABC):
@@ -121,6 +178,90 @@ class Source(abc.ABC):
         Raises:
           VideoError: if the video cannot be read.
         """
+
+    def columns(self, index: int) -> dict[str, Any]:
+        """Returns what else the source knows of a video, such as its caption or label.
+
+        Returns:
+          What JSON can hold, by the column's name; nothing if the source has no such columns.
+
+        Raises:
+          VideoError: if it cannot be read.
+        """
+        return {}
+
+    def header(self, index: int) -> Header:
+        """Returns what a video says about itself, without decoding more of it than needed.
+
+        Raises:
+          VideoError: if the video cannot be read.
+        """
+        frames = self.places(index, Sampling(1), 1)
+        first = self.frames(index, Sampling(1), 1, lambda _: 0)[0]
+        return Header(frames, *first.shape[:2], self.rate(index))
+
+    def places(self, index: int, sampling: Sampling, stride: int) -> int:
+        """Returns the number of frames at which a clip can begin; decodes nothing.
+
+        It is the number that `frames` gives to its argument `where`.
+
+        Args:
+          index: the number of the video.
+          sampling: how the clip is cut out.
+          stride: the distance between the frames of this clip, in frames of the video.
+
+        Raises:
+          VideoError: if the video cannot be read, or is too short for a clip.
+        """
+
+        def ask(places):
+            raise _Asked(places)
+
+        try:
+            self.frames(index, sampling, stride, ask)
+        except _Asked as asked:
+            return asked.args[0]
+        return 1
+
+    def blocks(
+        self,
+        index: int,
+        length: int,
+        *,
+        short_side: int | None = None,
+        size: int | None = None,
+        threads: int = 2,
+    ) -> Blocks:
+        """Returns the frames of a whole video in blocks, decoded and scaled ahead in threads.
+
+        Args:
+          index: the number of the video.
+          length: the number of frames per block, from the second block on; the first has one more.
+          short_side: the length in pixels to which the shorter side is scaled, with antialiasing.
+            None keeps the size.
+          size: the number of rows and columns that are cut from the centre of every frame; None
+            keeps the whole frame.
+          threads: the number of threads that decode and scale.
+
+        Raises:
+          VideoError: here or on iteration, if the video cannot be read.
+        """
+        begin = functools.partial(self._begin, index, short_side)
+        return ReadBlocks(self.name(index), length, begin, size=size, threads=threads)
+
+    def _begin(self, index, short_side) -> tuple[float, Iterator[Callable[[], list]]]:
+        name = self.name(index)
+        header = within(self.timeout, name, self.header, index)
+
+        def read(first):
+            sampling = Sampling(min(_TOGETHER, header.frames - first), short_side)
+            try:
+                return within(self.timeout, name, self.frames, index, sampling, 1, lambda _: first)
+            except Exception as error:
+                raise VideoError(problem_of(name, error)) from error
+
+        firsts = range(0, header.frames, _TOGETHER)
+        return header.fps, (functools.partial(read, first) for first in firsts)
 
     @abc.abstractmethod
     def frames(
@@ -189,6 +330,25 @@ def cut(
             f"{moment:.3f} s on."
         )
     return frames
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value as JSON can hold it; numbers that are not finite become None.
+
+    Raises:
+      TypeError: if JSON cannot hold it.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: as_json(item) for name, item in value.items()}
+    raise TypeError(f"JSON cannot hold {type(value).__name__}.")
 
 
 def problem_of(name: str, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Video files: `folder:PATH`, the videos anywhere below a folder; or the entries of a manifest.
 
 A manifest is a file .csv or .jsonl with a column path, and optionally start and end in seconds.
+Its other columns are captions, labels or whatever else is known of a video.
 """
 
 from __future__ import annotations
@@ -10,24 +11,31 @@ import csv
 import functools
 import io
 import json
-import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from odvae_jax.data.finding import look_below, open_regular
-from odvae_jax.data.sources.base import Extent, Source, cut
-from odvae_jax.data.video import EXTENSIONS, OrderError, VideoError, VideoReader, to_rgb
+from odvae_jax.data.sources.base import Extent, Header, Sampling, Source, as_json, cut
+from odvae_jax.data.video import (
+    EXTENSIONS,
+    FrameBlocks,
+    OrderError,
+    VideoError,
+    VideoReader,
+    to_rgb,
+)
 from odvae_jax.files import one_line, printable
 
-logger = logging.getLogger(__name__)
 Entry = tuple[str, float | None, float | None]
 """The path of a video file, and the start and end of what is used of it, in seconds from the first
 frame; None for the start or end of the file."""
+_PLACE = ("path", "start", "end", None)  # None holds what csv finds beyond the last column
 
 
 class Files(Source):
@@ -36,6 +44,7 @@ class Files(Source):
     Args:
       entries: each video's path, and the start and end of what is used of it, in seconds from the
         first frame; None for the start or end of the file.
+      columns: what else is known of each video, by the column's name; an empty list for nothing.
       in_memory: whether the decoded videos are kept in memory; for a few short ones.
       wrong: why an entry cannot be used, by its number.
     """
@@ -44,10 +53,11 @@ class Files(Source):
         self,
         entries: list[Entry],
         *,
+        columns: Sequence[Mapping[str, Any]] = (),
         in_memory: bool = False,
         wrong: Mapping[int, str] = MappingProxyType({}),
     ):
-        self._entries, self._wrong = entries, dict(wrong)
+        self._entries, self._columns, self._wrong = entries, columns, dict(wrong)
         self._cache: dict | None = {} if in_memory else None
         self._locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
@@ -81,6 +91,28 @@ class Files(Source):
         with VideoReader(self.entry(index)[0], timeout=self.timeout) as video:
             return video.fps
 
+    def columns(self, index):
+        self.entry(index)
+        return dict(self._columns[index]) if self._columns else {}
+
+    def header(self, index):
+        with VideoReader(self.entry(index)[0], timeout=self.timeout) as video:
+            frames = self._extent(index, video).places(Sampling(1), 1)
+            return Header(frames, *video.shown_size(), video.fps)
+
+    def blocks(self, index, length, *, short_side=None, size=None, threads=2):
+        path, start, end = self.entry(index)
+        return FrameBlocks(
+            path,
+            length,
+            start=start,
+            end=end,
+            short_side=short_side,
+            size=size,
+            threads=threads,
+            timeout=self.timeout,
+        )
+
     def bytes_behind(self, index):
         path = self._entries[index][0]
         return os.path.getsize(path) if os.path.exists(path) else 0
@@ -88,7 +120,7 @@ class Files(Source):
     def frames(self, index, sampling, stride, where):
         path = self.entry(index)[0]
         if self._cache is not None:
-            video, frames = self._decoded(path, sampling.short_side)
+            video, frames = self._decoded(path, sampling.short_side, sampling.cover)
             return cut(lambda _: frames, self._extent(index, video), sampling, stride, where)
         with VideoReader(path, timeout=self.timeout) as video:
             extent = self._extent(index, video)
@@ -98,7 +130,7 @@ class Files(Source):
                 video.check_end()
             except OrderError:
                 chosen = cut(video.frames_in_order, extent, sampling, stride, where)
-            return to_rgb(chosen, sampling.short_side)
+            return to_rgb(chosen, sampling.short_side, sampling.cover)
 
     def _extent(self, index, video):
         _, start, end = self._entries[index]
@@ -109,16 +141,16 @@ class Files(Source):
             video.fps,
         )
 
-    def _decoded(self, path, short_side):
+    def _decoded(self, path, *how):
         with self._locks[path]:
-            if path not in self._cache:
+            if (path, how) not in self._cache:
                 with VideoReader(path, threads=0, timeout=self.timeout) as video:
                     frames = [
-                        (time, to_rgb([frame], short_side)[0])
+                        (time, to_rgb([frame], *how)[0])
                         for time, frame in video.frames_in_order(None)
                     ]
-                self._cache[path] = video, frames
-        return self._cache[path]
+                self._cache[path, how] = video, frames
+        return self._cache[path, how]
 
 
 def open_files(text: str, *, in_memory: bool = False) -> Files:
@@ -135,8 +167,8 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
     """
     path = Path(text)
     if path.suffix.lower() in (".csv", ".jsonl") and path.exists() and not path.is_dir():
-        entries, wrong = _manifest(path)
-        return Files(entries, in_memory=in_memory, wrong=wrong)
+        entries, columns, wrong = _manifest(path)
+        return Files(entries, columns=columns, in_memory=in_memory, wrong=wrong)
     found = look_below(text, EXTENSIONS, "video")
     found.log()
     files = Files([(p, None, None) for p in found.files], in_memory=in_memory)
@@ -144,12 +176,12 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
     return files
 
 
-def _manifest(path: Path) -> tuple[list[Entry], dict[int, str]]:
+def _manifest(path: Path) -> tuple[list[Entry], list[dict], dict[int, str]]:
     """Reads the entries of a manifest; paths in it are relative to its folder.
 
     Returns:
-      The entries, and what is wrong with some of them, by their number. The path of such an entry
-      is that of the manifest with the number of the row.
+      The entries, the other columns of each, and what is wrong with some entries, by their number.
+      The path of such an entry is that of the manifest with the number of the row.
     """
     shown = printable(path)
     try:
@@ -168,24 +200,25 @@ def _manifest(path: Path) -> tuple[list[Entry], dict[int, str]]:
             f"{shown}: expected a column path, and optionally start and end in seconds; found "
             f"{columns or 'no rows'}. Write a first line such as `path,start,end`."
         )
-    if unused := [name for name in columns if name not in ("path", "start", "end")]:
-        logger.warning("%s: of its columns %s are not used; path, start and end are", shown, unused)
-    entries, wrong = [], {}
+    entries, others, wrong = [], [], {}
     for number, row in enumerate(rows, 1):
         try:
             start, end = (_seconds(row.get(name)) for name in ("start", "end"))
             if not row["path"] or (end is not None and end <= (start or 0)):
                 raise ValueError
+            others.append({n: as_json(v) for n, v in row.items() if n not in _PLACE})
             entries.append((str(path.parent / row["path"]), start, end))
         except (KeyError, TypeError, ValueError, AttributeError):
             wrong[len(entries)] = (
                 f"{shown}: row {number} is {one_line(Exception(row), 200)}; expected a path, and "
                 "start and end as numbers of seconds with 0 <= start < end, or empty."
             )
+            del others[len(entries) :]
+            others.append({})
             entries.append((f"{path}, row {number}", None, None))
     if len(wrong) == len(entries):
         raise ValueError("\n  ".join(list(wrong.values())[:20]))
-    return entries, wrong
+    return entries, others, wrong
 
 
 def _parsed(line: str):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
 
 from odvae_jax.data.finding import check_regular
-from odvae_jax.data.sources.base import Extent, cut
+from odvae_jax.data.sources.base import Extent, Header, cut
 from odvae_jax.data.sources.images import scale_image
 from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, unpack
 from odvae_jax.data.sources.records import Records
-from odvae_jax.data.video import VideoError, VideoReader, to_rgb
+from odvae_jax.data.video import FrameBlocks, ReadBlocks, VideoError, VideoReader, to_rgb
 from odvae_jax.files import printable
 
 
@@ -27,23 +28,52 @@ class Packed(Records):
         return f"{printable(Path(self._paths[0]).parent)}, record {index}"
 
     def rate(self, index):
-        return unpack(self.record(index), self.name(index))[0]["fps"]
+        return self._unpacked(index)[0]["fps"]
+
+    def columns(self, index):
+        return self._unpacked(index)[0].get("columns", {})
+
+    def header(self, index):
+        header = self._unpacked(index)[0]
+        return Header(*(header[name] for name in ("frames", "height", "width", "fps")))
+
+    def blocks(self, index, length, *, short_side=None, size=None, threads=2):
+        header, content = self._unpacked(index)
+        how = {"size": size, "threads": threads}
+        if header["kind"] == "raw":
+            raw = self._raw(index, header, content)
+            parts = np.array_split(raw, -(-len(raw) // 8))
+            scale = functools.partial(_scaled, short_side=short_side)
+            jobs = (functools.partial(scale, part) for part in parts)
+            return ReadBlocks(header["name"], length, lambda: (header["fps"], jobs), **how)
+        how |= {"name": header["name"], "short_side": short_side, "timeout": self.timeout}
+        return FrameBlocks(content, length, **how)
 
     def frames(self, index, sampling, stride, where):
-        header, content = unpack(self.record(index), self.name(index))
+        header, content = self._unpacked(index)
         if header["kind"] == "raw":
-            shape = [header[n] for n in ("frames", "height", "width")]
-            if len(content) != np.prod(shape) * 3:
-                raise VideoError(f"{self.name(index)} has {len(content)} bytes for {shape} pixels.")
-            raw = np.frombuffer(content, np.uint8).reshape(*shape, 3)
+            raw = self._raw(index, header, content)
             extent = Extent(header["name"], 0.0, len(raw) / header["fps"], header["fps"])
             times = [(i / extent.rate, frame) for i, frame in enumerate(raw)]
             chosen = cut(lambda _: times, extent, sampling, stride, where)
-            return [scale_image(frame, sampling.short_side) for frame in chosen]
+            return _scaled(chosen, sampling.short_side, sampling.cover)
         with VideoReader(content, header["name"], timeout=self.timeout) as video:
             extent = Extent(header["name"], video.start, video.end, video.fps)
             chosen = cut(video.frames_from, extent, sampling, stride, where)
-            return to_rgb(chosen, sampling.short_side)
+            return to_rgb(chosen, sampling.short_side, sampling.cover)
+
+    def _unpacked(self, index):
+        return unpack(self.record(index), self.name(index))
+
+    def _raw(self, index, header, content):
+        shape = [header[name] for name in ("frames", "height", "width")]
+        if len(content) != np.prod(shape) * 3:
+            raise VideoError(f"{self.name(index)} has {len(content)} bytes for {shape} pixels.")
+        return np.frombuffer(content, np.uint8).reshape(*shape, 3)
+
+
+def _scaled(frames, short_side, cover=None):
+    return [scale_image(frame, short_side, cover) for frame in frames]
 
 
 def open_packed(text: str, *, in_memory: bool = False) -> Packed:

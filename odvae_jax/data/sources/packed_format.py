@@ -20,7 +20,8 @@ def pack(header: dict, content: bytes) -> bytes:
 
     Args:
       header: `name`; `kind`, which is "h264" for an mp4 file and "raw" for the bytes of RGB frames,
-        uint8 [T, H, W, 3]; `fps`, the frames per second; `frames`, `height` and `width`.
+        uint8 [T, H, W, 3]; `fps`, the frames per second; `frames`, `height` and `width`; and
+        perhaps `columns`, what else is known of the video.
       content: the video.
     """
     text = json.dumps(header).encode()
@@ -48,6 +49,8 @@ def unpack(record: bytes, name: str) -> tuple[dict, bytes]:
                 raise ValueError(key)
         if not all(0 < header[n] < 2**31 for n in ("fps", "frames", "height", "width")):
             raise ValueError("numbers")
+        if not isinstance(header.get("columns", {}), dict):
+            raise ValueError("columns")
     except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VideoError(f"{name} has a damaged header: {one_line(error)}.") from error
     return header, record[at + length :]

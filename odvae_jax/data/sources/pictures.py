@@ -6,8 +6,8 @@ import io
 import os
 
 from odvae_jax.data.finding import look_below, open_regular
-from odvae_jax.data.sources.base import Source
-from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
+from odvae_jax.data.sources.base import Header, Source
+from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image, image_size
 from odvae_jax.data.video import VideoError, within
 from odvae_jax.files import one_line, printable
 
@@ -38,13 +38,26 @@ class Pictures(Source):
         path = self._paths[index]
         return os.path.getsize(path) if os.path.exists(path) else 0
 
-    def frames(self, index, sampling, stride, where):
-        name = self.name(index)
+    def header(self, index):
+        return Header(1, *self._read(index, image_size), 1.0)
+
+    def places(self, index, sampling, stride):
         if sampling.frames != 1:
-            raise VideoError(f"{name} is an image; clips need {sampling.frames} frames.")
+            raise VideoError(
+                f"{self.name(index)} is an image; clips need {sampling.frames} frames."
+            )
+        return 1
+
+    def frames(self, index, sampling, stride, where):
+        self.places(index, sampling, stride)
+        return [self._read(index, decode_image, sampling.short_side, sampling.cover)]
+
+    def _read(self, index, function, *arguments):
+        """Returns what a function makes of a picture's file."""
+        name = self.name(index)
         try:
             content = within(self.timeout, name, self._content, index)
-            return [decode_image(io.BytesIO(content), sampling.short_side)]
+            return function(io.BytesIO(content), *arguments)
         except VideoError:
             raise
         except IMAGE_ERRORS as error:

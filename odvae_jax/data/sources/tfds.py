@@ -5,17 +5,24 @@ They are read without TensorFlow.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from odvae_jax.data.finding import open_regular
-from odvae_jax.data.sources.base import Extent, cut
-from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image
+from odvae_jax.data.sources.base import Extent, Header, as_json, cut
+from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image, image_size
 from odvae_jax.data.sources.records import Records
-from odvae_jax.data.video import PartError, VideoError
+from odvae_jax.data.video import PartError, ReadBlocks, VideoError
 from odvae_jax.files import one_line, printable
+
+_KINDS = {"string": "bytes", "int": "int64", "uint": "int64", "float": "float", "bool": "bool"}
 
 
 class TFDS(Records):
@@ -55,6 +62,7 @@ class TFDS(Records):
                 f"; its features are { {n: _kind(f) for n, f in features.items()} }."
             )
         self._feature = feature or next(iter(videos))
+        self._columns = dict(_columns(self._folder, features))
         counts = [int(n) for n in splits[split]["shardLengths"]]
         template = splits[split].get(
             "filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -83,22 +91,116 @@ class TFDS(Records):
     def rate(self, index):
         return self._fps
 
-    def frames(self, index, sampling, stride, where):
+    def columns(self, index):
+        features = self._features(index)
+        found = {}
+        for name, column in self._columns.items():
+            found |= column.read(name, features[name])
+        return found
+
+    def header(self, index):
+        images = self._images(index)
+        try:
+            size = image_size(io.BytesIO(images[0]))
+        except IndexError:
+            raise VideoError(f"{self.name(index)} has no frames.") from None
+        except IMAGE_ERRORS as error:
+            raise self._broken(index, error) from error
+        return Header(len(images), *size, self._fps)
+
+    def blocks(self, index, length, *, short_side=None, size=None, threads=2):
+        def begin():
+            images = self._images(index)
+            if not images:
+                raise VideoError(f"{self.name(index)} has no frames.")
+            return self._fps, (functools.partial(decode, image) for image in images)
+
+        def decode(image):
+            try:
+                return [decode_image(io.BytesIO(image), short_side)]
+            except IMAGE_ERRORS as error:
+                raise self._broken(index, error) from error
+
+        return ReadBlocks(self.name(index), length, begin, size=size, threads=threads)
+
+    def _features(self, index):
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
         try:
-            example = tf_example_pb2.Example.FromString(self.record(index))
+            return tf_example_pb2.Example.FromString(self.record(index)).features.feature
         except DecodeError as error:
             raise VideoError(f"{self.name(index)} is damaged: {one_line(error)}.") from error
-        images = example.features.feature[self._feature].bytes_list.value
+
+    def _images(self, index) -> list[bytes]:
+        return list(self._features(index)[self._feature].bytes_list.value)
+
+    def _broken(self, index, error):
+        return PartError(f"{self.name(index)} holds a broken image: {one_line(error)}.")
+
+    def frames(self, index, sampling, stride, where):
+        images = self._images(index)
         extent = Extent(self.name(index), 0.0, len(images) / self._fps, self._fps)
         times = [(i / self._fps, image) for i, image in enumerate(images)]
         chosen = cut(lambda _: times, extent, sampling, stride, where)
         try:
-            return [decode_image(io.BytesIO(b), sampling.short_side) for b in chosen]
+            scale = sampling.short_side, sampling.cover
+            return [decode_image(io.BytesIO(image), *scale) for image in chosen]
         except IMAGE_ERRORS as error:
-            raise PartError(f"{extent.name} holds a broken image: {one_line(error)}.") from error
+            raise self._broken(index, error) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """How a feature that JSON can hold is stored: text, numbers, truths, or lists of them."""
+
+    kind: str  # "bytes", "int64", "float", as the lists of an example are called, or "bool"
+    is_list: bool
+    labels: tuple[str, ...] = ()
+
+    def read(self, name: str, feature) -> dict[str, Any]:
+        """Returns the value by the name, and beside a label's number its name."""
+        stored = "int64" if self.kind == "bool" else self.kind
+        values = list(getattr(feature, f"{stored}_list").value)
+        if self.kind == "bytes":
+            values = [value.decode("utf-8", "backslashreplace") for value in values]
+        elif self.kind == "bool":
+            values = [bool(value) for value in values]
+        found = {name: values}
+        if self.labels:
+            known = range(len(self.labels))
+            found[f"{name}_name"] = [self.labels[v] if v in known else None for v in values]
+        if not self.is_list:
+            found = {name: next(iter(values), None) for name, values in found.items()}
+        return as_json(found)
+
+
+def _columns(folder: Path, features: dict, above: str = "") -> Iterator[tuple[str, _Column]]:
+    """Yields the features that JSON can hold, those inside other features as "outer/inner"."""
+    for name, feature in features.items():
+        name, is_list = above + name, False
+        if inner := feature.get("sequence"):
+            feature, is_list = inner["feature"], True
+        if "featuresDict" in feature and not is_list:
+            yield from _columns(folder, feature["featuresDict"]["features"], f"{name}/")
+        elif "text" in feature:
+            yield name, _Column("bytes", is_list)
+        elif "classLabel" in feature:
+            file = folder / f"{name.replace('/', '-')}.labels.txt"
+            yield name, _Column("int64", is_list, _labels(file))
+        elif tensor := feature.get("tensor"):
+            sides = len(tensor.get("shape", {}).get("dimensions", ()))
+            kind = _KINDS.get(re.sub(r"\d+$", "", tensor["dtype"]))
+            if kind and sides + is_list < 2 and tensor.get("encoding", "none") == "none":
+                yield name, _Column(kind, is_list or sides == 1)
+
+
+def _labels(file: Path) -> tuple[str, ...]:
+    """Returns the names of a label's values; none if the dataset does not give them."""
+    if not file.exists():
+        return ()
+    with open_regular(file) as opened:
+        return tuple(opened.read().decode("utf-8", "backslashreplace").splitlines())
 
 
 def open_tfds(text: str, *, in_memory: bool = False) -> TFDS:

@@ -1,7 +1,7 @@
 """Video files in and out, through PyAV; JAX is not needed."""
 
 from odvae_jax.data import READ_TIMEOUT
-from odvae_jax.data.video.blocks import FrameBlocks
+from odvae_jax.data.video.blocks import Blocks, FrameBlocks, ReadBlocks
 from odvae_jax.data.video.errors import OrderError, PartError, TimeLimitError, VideoError
 from odvae_jax.data.video.files import EXTENSIONS, find_videos
 from odvae_jax.data.video.limits import moved, within
@@ -13,9 +13,11 @@ from odvae_jax.data.video.writer import ThreadedVideoWriter, VideoWriter, encode
 __all__ = [
     "EXTENSIONS",
     "READ_TIMEOUT",
+    "Blocks",
     "FrameBlocks",
     "OrderError",
     "PartError",
+    "ReadBlocks",
     "ThreadedVideoWriter",
     "TimeLimitError",
     "VideoError",

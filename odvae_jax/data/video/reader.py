@@ -342,6 +342,23 @@ class VideoReader:
         used = iter(functools.partial(self._guard.use, next, frames, _END), _END)
         return each_within(self._timeout, self.name, used)
 
+    def shown_size(self) -> tuple[int, int]:
+        """Returns the height and width of the first frame in pixels, turned as the file says.
+
+        The first frame is decoded for it. Afterwards `frames_from` and `frames_in_order` have to
+        be called anew.
+
+        Raises:
+          VideoError: if the file has no frame, or the first one cannot be decoded.
+        """
+        _, frame = within(
+            self._timeout, self.name, self._guard.use, next, self._decoded(None), (0.0, None)
+        )
+        if frame is None:
+            raise VideoError(f"{self.name} holds no frame that can be decoded.")
+        sides = frame.height, frame.width
+        return sides[::-1] if round(frame.rotation / 90) % 2 else sides
+
     def check_end(self) -> None:
         """Checks that what `frames_from` yielded so far is not followed by earlier frames.
 

@@ -15,7 +15,9 @@ INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolati
 
 
 def to_rgb(
-    frames: Sequence[av.VideoFrame], short_side: int | None = None
+    frames: Sequence[av.VideoFrame],
+    short_side: int | None = None,
+    cover: tuple[int, int] | None = None,
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
     """Converts decoded frames to RGB, scales them, and turns them as their file says.
 
@@ -23,23 +25,36 @@ def to_rgb(
       frames: one or more frames of one size.
       short_side: the length in pixels to which the shorter side is scaled, with antialiasing. None
         keeps the size.
+      cover: the height and width in pixels of what is cut from the centre of the turned frames,
+        after they were scaled to the least size that covers it; None cuts nothing.
 
     Returns:
       An array uint8 [H, W, 3] for every frame.
     """
     scaler = VideoReformatter()
-    width, height = scaled_size(frames[0].width, frames[0].height, short_side)
     turns = round(frames[0].rotation / 90) % 4
+    before = cover[::-1] if cover and turns % 2 else cover
+    width, height = scaled_size(frames[0].width, frames[0].height, short_side, before)
     how = {"interpolation": INTERPOLATION, "threads": 1}
     arrays = [scaler.reformat(f, width, height, "rgb24", **how).to_ndarray() for f in frames]
-    return [np.rot90(array, turns) for array in arrays] if turns else arrays
+    arrays = [np.rot90(array, turns) for array in arrays] if turns else arrays
+    return arrays if cover is None else [centre_crop(array, *cover) for array in arrays]
 
 
-def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Returns the width and height of a frame after its shorter side is scaled to `short_side`.
+def scaled_size(
+    width: int, height: int, short_side: int | None, cover: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Returns the width and height that a frame is scaled to; all lengths are in pixels.
 
-    All lengths are in pixels. For None the size stays as it is.
+    Args:
+      width, height: the sides of the frame.
+      short_side: the length of the shorter side after scaling; None keeps the size.
+      cover: a height and a width. The frame is scaled to the least size that covers them, and
+        `short_side` is not used. None uses `short_side`.
     """
+    if cover is not None:
+        scale = max(cover[0] / height, cover[1] / width)
+        return max(round(scale * width), cover[1]), max(round(scale * height), cover[0])
     if short_side is None:
         return width, height
     scale = short_side / min(width, height)

@@ -1,0 +1,263 @@
+"""The plan of a dataset: which clips of which videos are encoded, and in which bucket each is."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from odvae_jax import digests
+from odvae_jax.data.processes import InOrder, doing
+from odvae_jax.data.sources import Sampling, Source, problem_of
+from odvae_jax.data.video import VideoError, within
+from odvae_jax.latents.description import Bucket, Plan
+from odvae_jax.transcoding.buckets import LeftOutError, Size, choose
+
+_PIXELS = 2**22
+"""About how many pixels a device computes together, if nothing else is said."""
+_MOST = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How clips are cut out of the videos of a source.
+
+    Attributes:
+      frames: the number of frames per clip; None takes videos as a whole, or, with buckets, what
+        the bucket says.
+      stride: the distance between the frames of a clip, in frames of the video.
+      fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      hop: the distance between the beginnings of two clips, in frames of the video. None lets one
+        clip begin where the one before ends.
+      clips_per_video: the number of clips per video, evenly spread over it, instead of `hop`.
+      short_side: the length in pixels to which the shorter side is scaled; None keeps the size.
+      size: the side of the square that is cut out of the centre; None keeps the whole frame.
+      buckets: the sizes that clips are scaled and cut to, instead of `short_side` and `size`.
+      mirror: whether each clip has a twin with left and right exchanged.
+      longest: the greatest length in seconds of a video; longer ones are left out. None for no
+        limit.
+
+    Raises:
+      ValueError: if two of these exclude each other, or a number is not positive.
+    """
+
+    frames: int | None = None
+    stride: int = 1
+    fps: float | None = None
+    hop: int | None = None
+    clips_per_video: int | None = None
+    short_side: int | None = None
+    size: int | None = None
+    buckets: tuple[Size, ...] = ()
+    mirror: bool = False
+    longest: float | None = None
+
+    def __post_init__(self):
+        for name in ("frames", "stride", "fps", "hop", "clips_per_video", "size", "longest"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; expected a number greater than 0.")
+        if self.buckets and (self.frames or self.size or self.short_side):
+            raise ValueError(
+                "buckets say how many frames, rows and columns clips have; leave out frames, size "
+                "and short_side."
+            )
+        if self.hop and self.clips_per_video:
+            raise ValueError("hop and clips_per_video are two ways to choose clips: give one.")
+        whole = not (self.frames or self.buckets)
+        for name in ("hop", "clips_per_video", "fps"):
+            if whole and getattr(self, name):
+                raise ValueError(f"{name} is about clips of a length: give frames or buckets too.")
+        if whole and self.stride != 1:
+            raise ValueError("stride is about clips of a length: give frames or buckets too.")
+
+    def sampling(self, size: Size | None) -> Sampling:
+        """Returns how a clip of a bucket is read; None is the bucket of videos as a whole."""
+        frames = 1 if size is None else size.frames
+        stride = (self.stride, self.stride)
+        if self.buckets:
+            return Sampling(frames, None, stride, self.fps, cover=(size.height, size.width))
+        return Sampling(frames, self.short_side or self.size, stride, self.fps)
+
+    def to_dict(self) -> dict:
+        """Returns the fields as values that JSON can hold."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "buckets": [str(size) for size in self.buckets]}
+
+
+@dataclasses.dataclass
+class Planned:
+    """What was planned.
+
+    Attributes:
+      plan: the entries.
+      buckets: the buckets that have entries.
+      left_out: why a video is left out, in few words, by the video's name.
+      unusable: why a video cannot be read, in a sentence, by the video's name.
+      seconds: the length of all clips together.
+    """
+
+    plan: Plan
+    buckets: tuple[Bucket, ...]
+    left_out: dict[str, str]
+    unusable: dict[str, str]
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many videos are left out, or cannot be read, by the reason."""
+        counts = dict(sorted(collections.Counter(self.left_out.values()).items()))
+        return counts | ({"cannot be read": len(self.unusable)} if self.unusable else {})
+
+
+def source_identity(text: str, source: Source) -> dict:
+    """Returns what tells a source from another: its text, and a digest of its videos.
+
+    The digest is that of the names and sizes of all videos, in their order.
+    """
+    listed = (f"{source.name(i)}\0{source.bytes_behind(i)}\n" for i in range(len(source)))
+    digest = digests.of_bytes(*(line.encode("utf-8", "backslashreplace") for line in listed))
+    return {"text": str(text), "videos": len(source), "digest": digest}
+
+
+def plan_entries(
+    source: Source,
+    cut: Cut,
+    *,
+    batch: int | None = None,
+    workers: int = 0,
+    threads: int = 4,
+    bar: bool = True,
+) -> Planned:
+    """Plans the entries of a dataset from what the headers of all videos say.
+
+    Args:
+      source: the source.
+      cut: how clips are cut out of videos.
+      batch: the number of clips that a device computes together; None takes as many as have about
+        four million pixels, and at most 64.
+      workers: the number of processes that read headers; 0 reads them in threads.
+      threads: the number of threads, in each process.
+      bar: whether a progress bar is shown.
+    """
+    found: dict[Size | tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
+    planned = Planned(None, (), {}, {}, 0.0)  # type: ignore[arg-type]
+    looks = InOrder(
+        _look,
+        (source, cut),
+        range(len(source)),
+        workers=workers,
+        threads=threads,
+        ahead=64 * max(workers, 1),
+        lost=lambda video, reason, _: _Looked(problem=f"{source.name(video)}: {reason}."),
+    )
+    progress = tqdm(
+        total=len(source), unit="header", dynamic_ncols=True, disable=not bar, leave=False
+    )
+    with contextlib.closing(looks), progress:
+        for video, look in enumerate(looks):
+            progress.update()
+            if look.problem:
+                planned.unusable[source.name(video)] = look.problem
+            elif look.left_out:
+                planned.left_out[source.name(video)] = look.left_out
+            else:
+                found[look.key] += [(video, start) for start in look.starts]
+                planned.seconds += look.seconds * (2 if cut.mirror else 1)
+    _number(planned, found, cut, batch)
+    return planned
+
+
+@dataclasses.dataclass
+class _Looked:
+    """What the header of a video says: its bucket and the first frames of its clips."""
+
+    key: Size | tuple[int, int] = (0, 0)
+    starts: Sequence[int] = ()
+    seconds: float = 0.0
+    left_out: str = ""
+    problem: str = ""
+
+
+def _look(shared: tuple[Source, Cut], video: int) -> _Looked:
+    source, cut = shared
+    name = source.name(video)
+    try:
+        doing(name)
+        return within(source.timeout, name, _clips_of, source, cut, video)
+    except LeftOutError as error:
+        return _Looked(left_out=str(error))
+    except Exception as error:  # whatever is wrong with one video is not the others' problem
+        return _Looked(problem=problem_of(name, error))
+
+
+def _clips_of(source: Source, cut: Cut, video: int) -> _Looked:
+    header = source.header(video)
+    if cut.longest is not None and header.frames / header.fps > cut.longest:
+        raise LeftOutError("too long")
+    if not (cut.frames or cut.buckets):
+        height, width = _frame_size(header.height, header.width, cut)
+        return _Looked((height, width), [0], header.frames / header.fps)
+    span = functools.partial(_span, cut, header.fps)
+    if cut.buckets:
+        lengths = [s.frames for s in cut.buckets if span(s.frames) <= header.frames]
+        size = choose(cut.buckets, max(lengths, default=0), header.height, header.width)
+    else:
+        size = Size(cut.frames, *_frame_size(header.height, header.width, cut))
+    try:
+        places = source.places(video, cut.sampling(size), cut.stride)
+    except VideoError:  # the header could be read, so it is short
+        raise LeftOutError("too short") from None
+    if cut.clips_per_video:
+        count = min(cut.clips_per_video, places)
+        starts = [(2 * i + 1) * places // (2 * count) for i in range(count)]
+    else:
+        starts = list(range(0, places, cut.hop or max(round(span(size.frames)), 1)))
+    fps = cut.fps or header.fps / cut.stride
+    return _Looked(size, starts, len(starts) * size.frames / fps)
+
+
+def _span(cut: Cut, rate: float, frames: int) -> float:
+    """The number of frames of the video that a clip spans."""
+    if cut.fps is not None:
+        return (frames - 1) / cut.fps * rate + 1
+    return (frames - 1) * cut.stride + 1
+
+
+def _frame_size(height: int, width: int, cut: Cut) -> tuple[int, int]:
+    short_side = cut.short_side or cut.size
+    if short_side is not None:
+        scale = short_side / min(height, width)
+        height, width = (max(round(s * scale), short_side) for s in (height, width))
+    if cut.size is None:
+        return height, width
+    if min(height, width) < cut.size:
+        raise LeftOutError("too small")
+    return cut.size, cut.size
+
+
+def _number(planned: Planned, found: dict, cut: Cut, batch: int | None) -> None:
+    """Makes plan and buckets of what was found."""
+    keys = sorted(found, key=lambda k: (k.frames, k.height, k.width) if isinstance(k, Size) else k)
+    rows, buckets = [], []
+    twins = (False, True) if cut.mirror else (False,)
+    for number, key in enumerate(keys):
+        frames = key.frames if isinstance(key, Size) else None
+        height, width = (key.height, key.width) if isinstance(key, Size) else key
+        name = str(key) if frames else f"{height}x{width}"
+        together = 1
+        if frames:
+            fitting = _PIXELS // (frames * height * width)
+            together = batch or min(max(fitting, 1), _MOST)
+        count = len(found[key]) * len(twins)
+        buckets.append(Bucket(name, frames, height, width, together, count))
+        rows += [(video, start, number, m) for video, start in found[key] for m in twins]
+    rows.sort()  # in the order of the source
+    video, start, bucket, mirrored = np.array(rows, np.int64).reshape(-1, 4).T
+    planned.plan = Plan(video.copy(), start.copy(), bucket.copy(), mirrored.astype(bool))
+    planned.buckets = tuple(buckets)
