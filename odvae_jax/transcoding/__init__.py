@@ -7,7 +7,7 @@ it. All three have one shape: blocks are read, the device computes on them, and 
 from odvae_jax.transcoding.decode import decode_files
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.encode import encode_files
-from odvae_jax.transcoding.plan import Job, plan_jobs
+from odvae_jax.transcoding.plan import Job, plan_jobs, plan_records
 from odvae_jax.transcoding.reconstruct import reconstruct_files
 from odvae_jax.transcoding.settings import Outcome, Settings
 
@@ -19,5 +19,6 @@ __all__ = [
     "encode_files",
     "encoder_digest",
     "plan_jobs",
+    "plan_records",
     "reconstruct_files",
 ]
