@@ -47,6 +47,20 @@ def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
+def with_config(vae: ODVAE, **fields: Any) -> ODVAE:
+    """Returns a model with other values of config fields that change no parameter.
+
+    Args:
+      vae: the model.
+      fields: the new values by field.
+
+    Raises:
+      ValueError: if a field is unknown or has an impossible value, or changes a parameter's shape.
+    """
+    config = ODVAEConfig.from_dict({**vae.config.to_dict(), **fields})
+    return with_parameters(abstract_model(config), named_parameters(vae))
+
+
 def check_shapes(module: nnx.Module, parameters: dict[str, Any]) -> None:
     """Checks that arrays are exactly the parameters of a module.
 

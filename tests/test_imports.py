@@ -17,6 +17,7 @@ LAYERS = [
     {"inference", "inflation", "checkpoints"},
     {"data", "metrics"},
     {"latents"},
+    {"calibration"},
     {"training", "transcoding"},
     {"evaluation"},
     {"ablate"},

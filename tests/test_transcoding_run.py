@@ -35,7 +35,7 @@ class Recorder:
         self.fails, self.where = {}, {}
         self.events, self.read, self.open = [], dict.fromkeys(lengths, 0), set()
 
-    def __call__(self, job):
+    def __call__(self, job, device):
         name = job.source.name
         self.fail("convert", name)
         return Conversion(

@@ -11,8 +11,9 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ except ImportError:  # not on this platform
     fcntl = None
 
 CONFIG_FILE = "config.json"
+SCALE_FILE = "odvae_latents_scale.json"
+"""The file with the scale of the latents of weights whose own layout cannot hold it."""
 _WEIGHTS = re.compile(r"[\w-]+\.safetensors")
 _LONGEST = 240  # bytes of a name that leaves room for a suffix
 
@@ -39,6 +42,8 @@ def write_folder(
     *,
     overwrite: bool,
     metadata: dict[str, str],
+    beside: Mapping[str, str | None] = MappingProxyType({}),
+    others_stay: bool = False,
 ) -> None:
     """Writes `config.json` and a safetensors file with digests into a folder.
 
@@ -54,19 +59,26 @@ def write_folder(
       arrays: the arrays of the safetensors file by name.
       overwrite: whether files of these names are replaced.
       metadata: the metadata of the safetensors file.
+      beside: texts of further files of the model by their names; None for one that a model which
+        was there may have, and this one has not.
+      others_stay: whether the folder may hold files of other names, which stay as they are.
 
     Raises:
       FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
-        holds files of other names.
+        holds files of other names and `others_stay` is not set.
       OSError: if the folder cannot be written.
     """
-    names = (CONFIG_FILE, weights_file)
-    path = check_destination(path, names, overwrite=overwrite)
+    ours = None if others_stay else (CONFIG_FILE, weights_file, *beside)
+    texts = {name: text for name, text in beside.items() if text is not None}
+    names = (CONFIG_FILE, weights_file, *texts)
+    path = check_destination(path, ours, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path)
     with _building(path) as folder:
         folder.chmod(0o755)  # mkdtemp lets nobody else in
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        for name, text in texts.items():
+            (folder / name).write_text(text)
         metadata = {**metadata, integrity.KEY: integrity.recorded(config, arrays)}
         save_file(arrays, folder / weights_file, metadata=metadata)
         _sort_metadata(folder / weights_file)
@@ -80,19 +92,24 @@ def write_folder(
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # It exists, perhaps since another process has written it in the meantime.
-            check_destination(path, names, overwrite=overwrite)
+            check_destination(path, ours, overwrite=overwrite)
             with _locked(path):
+                for name in beside:  # what is said of other weights goes first
+                    (path / name).unlink(missing_ok=True)
                 for name in names:
                     os.replace(folder / name, path / name)
         _sync(path.parent)
 
 
-def check_destination(path: str | os.PathLike, ours: tuple[str, ...], *, overwrite: bool) -> Path:
+def check_destination(
+    path: str | os.PathLike, ours: tuple[str, ...] | None, *, overwrite: bool
+) -> Path:
     """Returns the real path of a folder that may be written, with links followed.
 
     Args:
       path: the folder.
-      ours: the names of files that may be replaced; files of other names never are.
+      ours: the names of files that may be replaced; files of other names never are. None lets files
+        of any other name be there.
       overwrite: whether they may be replaced.
 
     Raises:
@@ -110,6 +127,8 @@ def check_destination(path: str | os.PathLike, ours: tuple[str, ...], *, overwri
         raise FileExistsError(
             f"{printable(path)} exists already; choose another path, or ask to overwrite it."
         )
+    if ours is None:
+        return path
     if strange := [printable(name) for name in held if name not in ours]:
         raise FileExistsError(
             f"{printable(path)} holds other files, which are not overwritten ({strange[:4]}); "
@@ -162,7 +181,9 @@ def _is_ours(folder: Path) -> bool:
         names = [p.name for p in folder.iterdir()] if not folder.is_symlink() else ["a link"]
     except OSError:
         return False
-    return all(name == CONFIG_FILE or _WEIGHTS.fullmatch(name.lstrip(".")) for name in names)
+    return all(
+        name in (CONFIG_FILE, SCALE_FILE) or _WEIGHTS.fullmatch(name.lstrip(".")) for name in names
+    )
 
 
 _TAKEN = "taken"

@@ -16,8 +16,9 @@ from flax import nnx
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints import integrity
-from odvae_jax.checkpoints.files import read_json, read_weight_file
+from odvae_jax.checkpoints.files import metadata_of, read_json, read_weight_file
 from odvae_jax.checkpoints.folders import CONFIG_FILE, write_folder
+from odvae_jax.checkpoints.scale_file import as_fields
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.files import one_line, printable
 from odvae_jax.parameters import (
@@ -28,6 +29,7 @@ from odvae_jax.parameters import (
     named_parameters,
     with_parameters,
 )
+from odvae_jax.scale import Scale
 
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
@@ -78,6 +80,30 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
     arrays = {n: np.asarray(jax.device_get(v)) for n, v in named_parameters(vae).items()}
     metadata = {"format": FORMAT}
     write_folder(path, config, WEIGHTS_FILE, arrays, overwrite=overwrite, metadata=metadata)
+
+
+def write_scale(path: str | os.PathLike, scale: Scale) -> None:
+    """Writes the scale of the latents into a model; its tensors stay what they are, to the bit.
+
+    `config.json` gets the scale, and the header of the weights the new digest of the config. Other
+    files of the folder stay.
+
+    Args:
+      path: the folder.
+      scale: the scale; it was measured.
+
+    Raises:
+      OSError: if the folder cannot be written.
+      ValueError: if the folder holds no model.
+    """
+    path = Path(path)
+    file = read_weight_file(path / WEIGHTS_FILE)
+    config = read_json(path / CONFIG_FILE) | as_fields(scale)
+    metadata = {n: text for n, text in metadata_of(file).items() if n != integrity.KEY}
+    arrays = dict(file.content)
+    write_folder(
+        path, config, WEIGHTS_FILE, arrays, overwrite=True, metadata=metadata, others_stay=True
+    )
 
 
 def load(

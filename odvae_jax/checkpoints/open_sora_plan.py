@@ -17,9 +17,10 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
-from odvae_jax.checkpoints.folders import write_folder
+from odvae_jax.checkpoints.folders import SCALE_FILE, write_folder
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
 from odvae_jax.checkpoints.native import with_overrides
+from odvae_jax.checkpoints.scale_file import text_of
 from odvae_jax.config import LEVELS, STRUCTURES, Kind, ODVAEConfig
 from odvae_jax.parameters import named_parameters
 
@@ -252,6 +253,9 @@ def load(
 def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Writes a model as a folder that the released implementation loads strictly.
 
+    Its config has no place for a scale of latents that was measured, which goes into a file of its
+    own, `odvae_latents_scale.json`.
+
     Args:
       vae: the model.
       path: the folder.
@@ -269,7 +273,12 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
         if ours.endswith(".kernel"):
             value = from_kernel(value, 4 if _is_2d(torch_leaf(ours)[0], vae.config) else 5)
         state[released_name(ours, vae.config)] = value
-    write_folder(path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata={"format": "pt"})
+    scale = vae.config.scale
+    beside = {SCALE_FILE: text_of(WEIGHTS_FILE, scale) if scale.measured else None}
+    metadata = {"format": "pt"}
+    write_folder(
+        path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata=metadata, beside=beside
+    )
 
 
 def _is_2d(layer: str, config: ODVAEConfig) -> bool:

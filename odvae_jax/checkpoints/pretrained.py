@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -15,8 +16,12 @@ from odvae_jax import registry, shipped
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints import integrity, native, open_sora_plan, sd_vae
 from odvae_jax.checkpoints.files import WeightFile, read_json, read_weight_file, shown
+from odvae_jax.checkpoints.folders import SCALE_FILE
 from odvae_jax.checkpoints.layout import Progress
+from odvae_jax.checkpoints.scale_file import as_fields, read_beside, write_beside
 from odvae_jax.files import one_line, printable
+from odvae_jax.parameters import with_config
+from odvae_jax.scale import Scale
 
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
@@ -226,7 +231,29 @@ def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
             printable(file.path),
             ", ".join(map(shown, file.inert[:8])) + (", ..." if len(file.inert) > 8 else ""),
         )
+    if scale := read_beside(file.path):
+        measured = {n: v for n, v in as_fields(scale).items() if n not in overrides}
+        vae = with_config(vae, **measured)
     return Loaded(vae, layout, file.path, tuple(ignored), file.inert)
+
+
+def write_scale(loaded: Loaded, scale: Scale) -> Path:
+    """Writes the scale of a model's latents where loading finds it, and returns the path.
+
+    A model of our own layout has it in its config; the folder is returned. Beside weights of other
+    layouts it gets a file of its own, which is returned. No tensor changes.
+
+    Args:
+      loaded: the model, and where it was loaded from.
+      scale: the scale; it was measured.
+
+    Raises:
+      OSError: if the folder cannot be written.
+    """
+    if loaded.layout == "native":
+        native.write_scale(loaded.source.parent, scale)
+        return loaded.source.parent
+    return write_beside(loaded.source, scale)
 
 
 def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
@@ -269,6 +296,8 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
         if fields.get("format") == native.FORMAT:
             fetch(native.WEIGHTS_FILE)
             return config.parent
+        with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+            fetch(SCALE_FILE)
         if fields.get("_class_name") == open_sora_plan.CLASS_NAME:
             huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=[f"{prefix}*.ckpt"]

@@ -19,11 +19,12 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
-from odvae_jax.checkpoints.folders import write_folder
+from odvae_jax.checkpoints.folders import SCALE_FILE, write_folder
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
 from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.config import STRUCTURES, ODVAEConfig, Structure
 from odvae_jax.parameters import named_parameters
+from odvae_jax.scale import Scale
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
         width=first,
         latent_channels=fields.get("latent_channels", 4),
         groups=fields.get("norm_num_groups", 32),
-        scaling_factor=fields.get("scaling_factor", 0.18215),
+        **_scale_of(fields),
     )
 
 
@@ -194,7 +195,39 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
         if ours.endswith(".kernel"):
             value = from_kernel(value, 2 if re.search(r"attn_1\.(q|k|v|proj_out)\.", ours) else 4)
         state[diffusers_names(ours)[0]] = value
-    write_folder(path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata={"format": "pt"})
+    if c.scale.measured:
+        config |= _diffusers_scale(c.scale)
+    metadata, beside = {"format": "pt"}, {SCALE_FILE: None}
+    write_folder(
+        path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata=metadata, beside=beside
+    )
+
+
+def _diffusers_scale(scale: Scale) -> dict[str, Any]:
+    """Returns the fields in which diffusers keeps a measured scale.
+
+    Its pipelines normalise as (z - latents_mean) * scaling_factor / latents_std, or, if they know
+    no mean, as z * scaling_factor. So its deviation is ours times the factor.
+    """
+    return {
+        "latents_mean": list(scale.mean),
+        "latents_std": [std * scale.factor for std in scale.std],
+        "scaling_factor": scale.factor,
+    }
+
+
+def _scale_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of our config for the scale in diffusers' config; the inverse."""
+    factor = fields.get("scaling_factor", 0.18215)
+    mean, std = (fields.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:  # diffusers uses both or none
+        return {"scaling_factor": factor}
+    stated = Scale.from_dict({"mean": mean, "std": std, "factor": factor})
+    return {
+        "scaling_factor": factor,
+        "latents_mean": stated.mean,
+        "latents_std": tuple(value / stated.factor for value in stated.std),
+    }
 
 
 def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:

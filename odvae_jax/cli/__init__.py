@@ -36,6 +36,7 @@ COMMANDS = {
     "data inspect": "Show what training would see of a source of videos.",
     "data pack": "Decode videos once and store them small, for training.",
     "convert": "Convert weights between layouts, and inflate image models.",
+    "calibrate": "Measure a model's latents, and write their scale into the model.",
     "ablate": "Train and compare variants and initialisations.",
     "curves": "Draw the curves of training runs.",
     "variants": "Print the paper's models and their sizes.",

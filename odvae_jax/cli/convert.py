@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
-    from odvae_jax.checkpoints.folders import check_destination
+    from odvae_jax.checkpoints.folders import SCALE_FILE, check_destination
     from odvae_jax.checkpoints.pretrained import load_pretrained
     from odvae_jax.parameters import named_parameters
 
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         "open-sora-plan": (open_sora_plan.WEIGHTS_FILE, open_sora_plan.save),
         "diffusers": (sd_vae.WEIGHTS_FILE, sd_vae.save),
     }[arguments.to]
-    written = (native.CONFIG_FILE, weights)
+    written = (native.CONFIG_FILE, weights, *(() if arguments.to == "native" else (SCALE_FILE,)))
     check_destination(arguments.destination, written, overwrite=arguments.overwrite)
     switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
     switches = {name: value for name, value in switches.items() if value is not None}
@@ -136,9 +136,12 @@ def _inflated(image, arguments: argparse.Namespace, switches: dict[str, str]):
         "param_dtype",
         "precision",
     )
+    way = arguments.init or "tail"
+    if way == "tail":  # its latents are those of the image model
+        same += ("latents_mean", "latents_std")
     fields = {name: getattr(image.config, name) for name in same}
     config = ODVAEConfig.variant(arguments.variant, **fields, **switches)
-    return inflate(image, config, arguments.init or "tail", seed=arguments.seed)
+    return inflate(image, config, way, seed=arguments.seed)
 
 
 def _report(loaded, vae, arguments: argparse.Namespace, taken: set[str], inflated: set[str]):

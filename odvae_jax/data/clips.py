@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -238,35 +238,59 @@ class RandomClips:
         Raises:
           VideoError: if no video can be used.
         """
-        clips, reasons, blocked = [], [], 0
-        for source in self.sources:
-            for video in range(len(source)):
-                if len(clips) == count:
-                    return np.stack(clips)
-                try:
-                    name = source.name(video)
-                    frames = within(self.timeout, name, self._held_out_of, source, video)
-                    clips.append(centre_crop(frames, self.size, self.size))
-                except Exception as error:
-                    reasons.append(problem_of(name, error))
-                    blocked += isinstance(error, TimeLimitError)
-                    if blocked == _BLOCKED:
-                        raise
-        if not clips:
-            listed = "\n  ".join(reasons[:50])
-            raise VideoError(f"none of {len(reasons)} videos can be used:\n  {listed}")
-        return np.stack(clips)
+        return np.stack(list(itertools.islice(self.each_held_out(), count)))
 
-    def _held_out_of(self, source, video: int) -> np.ndarray:
-        """Reads the frames of a fixed clip from where the held out frames of a video begin."""
+    def each_held_out(self, parts: int = 1) -> Iterator[UInt8[np.ndarray, "t s s 3"]]:
+        """Yields the clips of `held_out`, uint8 [T, size, size, 3], one after another.
+
+        Args:
+          parts: the greatest number of clips of a video. A second one begins where the first ends,
+            and so on; it comes after the first clips of all videos, and only if `holdout` keeps all
+            its frames.
+
+        Raises:
+          VideoError: if no video can be used.
+        """
+        reasons: dict[tuple[int, int], str] = {}
+        found = blocked = 0
+        for part in range(parts):
+            for which, source in enumerate(self.sources):
+                for video in range(len(source)):
+                    if (which, video) in reasons:
+                        continue
+                    try:
+                        name = source.name(video)
+                        frames = within(self.timeout, name, self._held_out_of, source, video, part)
+                        clip = centre_crop(frames, self.size, self.size)
+                    except Exception as error:
+                        reasons[which, video] = problem_of(name, error)
+                        blocked += isinstance(error, TimeLimitError)
+                        if blocked == _BLOCKED:
+                            raise
+                        continue
+                    found += 1
+                    yield clip
+        if not found:
+            listed = "\n  ".join(list(reasons.values())[:50])
+            raise VideoError(f"none of {len(reasons)} videos can be used:\n  {listed}")
+
+    def _held_out_of(self, source, video: int, part: int) -> np.ndarray:
+        """Reads the frames of a fixed clip from where the held out frames of a video begin.
+
+        Raises:
+          VideoError: if they are fewer than this part and those before it take.
+        """
         sampling = self.sampling
         span = (sampling.frames - 1) * sampling.stride[0] + 1
         if sampling.fps is not None:
             seconds = (sampling.frames - 1) / sampling.fps
             span = round(seconds * source.rate(video)) + 1
-        later = max(sampling.holdout - span, 0)
+        later = sampling.holdout - span * (part + 1)
+        if part and later < 0:
+            raise VideoError(f"{source.name(video)} has no more frames that are held out")
         plain = dataclasses.replace(sampling, holdout=0)
-        return source.read(video, plain, sampling.stride[0], lambda n: max(n - 1 - later, 0))
+        where = max(later, 0)
+        return source.read(video, plain, sampling.stride[0], lambda n: max(n - 1 - where, 0))
 
     def _cut(self, source, video: int, rng: np.random.Generator, earlier: int) -> np.ndarray:
         """Cuts a clip out of a video.

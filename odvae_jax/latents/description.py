@@ -5,6 +5,8 @@ DEST/entries.index                      the plan: one row per entry
 DEST/BUCKET/WRITER-00017.array_record   a shard
 DEST/BUCKET/WRITER-00017.index          what the shard holds
 DEST/problems.jsonl                     entries that came to nothing, each with its reason
+
+DEST is the dataset's folder, or its URL.
 """
 
 from __future__ import annotations

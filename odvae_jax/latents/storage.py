@@ -93,39 +93,42 @@ class LocalFolder(Folder):
 
     Args:
       path: the path of the folder.
+
+    Attributes:
+      path: the path of the folder.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path, self.name = Path(path), printable(path)
+        self.path, self.name = Path(path), printable(path)
 
     def names(self):
-        found = (p for p in self._path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        return sorted(p.relative_to(self._path).as_posix() for p in found)
+        found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return sorted(p.relative_to(self.path).as_posix() for p in found)
 
     def read(self, name):
-        return (self._path / name).read_bytes()
+        return (self.path / name).read_bytes()
 
     def scratch(self, name):
-        path = self._path / name
+        path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
     def take(self, name, path):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(path, self._path / name)
+        os.replace(path, self.path / name)
 
     def remove(self, name):
-        (self._path / name).unlink(missing_ok=True)
+        (self.path / name).unlink(missing_ok=True)
 
     def local(self, name):
-        path = self._path / name
+        path = self.path / name
         if not path.is_file():
             raise FileNotFoundError(f"{printable(path)} does not exist.")
         return path
 
     def size(self, name):
-        return (self._path / name).stat().st_size
+        return (self.path / name).stat().st_size
 
 
 class FarFolder(Folder):

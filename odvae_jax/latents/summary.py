@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from odvae_jax.latents.description import PROBLEMS, Bucket
 from odvae_jax.latents.shards import SHARD, total_statistics
 from odvae_jax.latents.statistics import Statistics
 from odvae_jax.latents.storage import Folder, open_folder
+
+_PROBLEMS = PROBLEMS.replace(".", "*.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +123,18 @@ def _of_bucket(folder: Folder, bucket: Bucket, shards: Sequence) -> BucketSummar
 
 def _noted(opened: Opened) -> list[str]:
     """Returns the problems that were noted when the dataset was written, and are none by now."""
-    try:
-        text = opened.folder.read(PROBLEMS).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return []
     done = {e for shards in opened.shards for i, mask in shards for e in i.entries[mask].tolist()}
     lines = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            row = json.loads(line)
-            if row["entry"] is None or row["entry"] not in done:
-                lines[row["entry"], row["video"]] = f"{row['video']}: {row['reason']}"
-        except (ValueError, TypeError, KeyError, RecursionError):
-            lines[number, ""] = (
-                f"{opened.folder.name}/{PROBLEMS}, line {number} is no problem's row"
-            )
+    # Each part of a dataset that several processes write has a file of its own.
+    for name in opened.folder.names():
+        if not fnmatch.fnmatchcase(name, _PROBLEMS):
+            continue
+        text = opened.folder.read(name).decode("utf-8", "replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                if row["entry"] is None or row["entry"] not in done:
+                    lines[row["entry"], row["video"]] = f"{row['video']}: {row['reason']}"
+            except (ValueError, TypeError, KeyError, RecursionError):
+                lines[number, name] = f"{opened.folder.name}/{name}: line {number} is damaged"
     return list(lines.values())

@@ -98,6 +98,9 @@ def default_config() -> ml_collections.ConfigDict:
             "accumulate": 1,  # parts of the batch that are computed one after another
             "steps": PHASES["phase1"],
             "validation_clips": 3,  # fixed clips that validation measures
+            # The most clips that the scale of the latents is measured on at the end: held-out ones
+            # if data.holdout leaves some, else training clips (0: it is not measured).
+            "scale_clips": 256,
         }
     )
     return config

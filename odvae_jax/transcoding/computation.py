@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import threading
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -68,12 +70,28 @@ class Computation:
 
     def encode(
         self, blocks: Iterable[UInt8[np.ndarray, "1 n h w 3"]]
-    ) -> Iterator[Float32[Array, "1 t y x c2"]]:
+    ) -> Iterator[tuple[Float32[Array, "1 t y x c2"], int]]:
         """Encodes blocks of frames, uint8 [1, n, H, W, 3], to moments, float32 [1, t, h, w, 2 C].
 
-        Results are yielded before the device has computed them.
+        Results are yielded before the device has computed them. With each comes the number of its
+        latent frames that count. The last block of a video is padded to the length of the others if
+        that changes nothing before it, so that videos of all lengths share their programs.
         """
-        return encode_blocks(self.vae, blocks, self.time, self.space, mesh=self.mesh)
+        counts: collections.deque[int] = collections.deque()
+        padded = self._padded(blocks, counts)
+        for moments in encode_blocks(self.vae, padded, self.time, self.space, mesh=self.mesh):
+            yield moments, counts.popleft()
+
+    def _padded(self, blocks, counts):
+        compression = self.vae.config.time_compression
+        for number, block in enumerate(blocks):
+            first, length = int(number == 0), block.shape[1]
+            counts.append(-(-(length - first) // compression) + first)
+            more = self.time.step + first - length
+            # Pictures keep a program of their own. Norms over the clip would see what is padded.
+            if more and self.vae.config.streams and (length > 1 or not first):
+                block = np.pad(block, ((0, 0), (0, more), *[(0, 0)] * 3), mode="edge")
+            yield block
 
     def decode(
         self, blocks: Iterable[Float32[AnyArray, "1 t y x c"]]
@@ -90,6 +108,26 @@ class Computation:
         """Returns the fields of each tiling by the tiling's name, as files of latents store it."""
         tilings = (self.time,) if self.space is None else (self.time, self.space)
         return {type(tiling).__name__: dataclasses.asdict(tiling) for tiling in tilings}
+
+
+class ModelOnDevices:
+    """A model that is copied to each device that asks for it, once.
+
+    Args:
+      vae: the model.
+    """
+
+    def __init__(self, vae: ODVAE):
+        self._vae, self._copies, self._lock = vae, {}, threading.Lock()
+
+    def on(self, device: jax.Device | None) -> ODVAE:
+        """Returns the model on a device; for None as it is."""
+        if device is None:
+            return self._vae
+        with self._lock:
+            if device not in self._copies:
+                self._copies[device] = jax.device_put(self._vae, device)
+            return self._copies[device]
 
 
 @jax.jit

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,7 +19,13 @@ from odvae_jax.files import printable
 from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo
 from odvae_jax.latents.chosen import RecordLatents, open_latents
 from odvae_jax.pixels import VideoSize
-from odvae_jax.transcoding.computation import Computation, as_clips, check_finite, override_tiling
+from odvae_jax.transcoding.computation import (
+    Computation,
+    ModelOnDevices,
+    as_clips,
+    check_finite,
+    override_tiling,
+)
 from odvae_jax.transcoding.digest import OF_ENCODER, encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
@@ -33,6 +40,7 @@ def decode_files(
     settings: Settings,
     *,
     mesh: Mesh | None = None,
+    devices: Sequence[jax.Device] | None = None,
     overwrite: bool = False,
     bar: bool = True,
 ) -> Outcome:
@@ -47,6 +55,7 @@ def decode_files(
       jobs: which file of latents goes to which video.
       settings: how latents are computed and videos are written.
       mesh: the devices that the rows of frames are spread over; None for one device.
+      devices: the devices that work side by side, each on another file; None for one.
       overwrite: whether videos that are there already are replaced.
       bar: whether a progress bar is shown.
 
@@ -59,12 +68,14 @@ def decode_files(
     remove_leftovers(jobs)
     encoder = encoder_digest(vae)
 
-    def convert(job):
+    models = ModelOnDevices(vae)
+
+    def convert(job, device):
         file = open_decodable(job.source, vae, encoder, settings)
         if not overwrite and is_whole_video(job.target):
             raise AlreadyThereError(file.info.problem)
         tiling = override_tiling(file.info.tiling, settings.tiling)
-        computation = Computation.of(vae, tiling, mesh)
+        computation = Computation.of(models.on(device), tiling, mesh)
         blocks = _finite(file, computation.latent_frames_per_block, settings)
         writer = functools.partial(_VideoOfLatents, job, file.info, settings, overwrite)
         return Conversion(blocks, lambda blocks: computation.decode(as_clips(blocks)), writer)
@@ -73,6 +84,7 @@ def decode_files(
         return open_decodable(job.source, vae, encoder, settings).info.frames
 
     how = {"count_frames": count_frames, "readers": settings.readers, "bar": bar}
+    how["devices"] = devices or (None,)
     run_jobs(jobs, convert, outcome, **how)
     return outcome
 

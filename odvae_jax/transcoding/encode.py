@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import zlib
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,7 +26,7 @@ from odvae_jax.latents import (
     Statistics,
 )
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.transcoding.computation import Computation, as_clips, check_finite
+from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
@@ -40,6 +42,7 @@ def encode_files(
     settings: Settings,
     *,
     mesh: Mesh | None = None,
+    devices: Sequence[jax.Device] | None = None,
     overwrite: bool = False,
     bar: bool = True,
 ) -> Outcome:
@@ -55,6 +58,7 @@ def encode_files(
       jobs: which video goes to which file.
       settings: how videos are read, computed and stored.
       mesh: the devices that the rows of frames are spread over; None for one device.
+      devices: the devices that encode side by side, each another video; None for one.
       overwrite: whether files that are there already are replaced.
       bar: whether a progress bar is shown.
 
@@ -93,16 +97,20 @@ def encode_files(
             raise
         return file
 
-    def convert(job):
+    models = ModelOnDevices(vae)
+
+    def convert(job, device):
         check_again(job)
+        ours = dataclasses.replace(computation, vae=models.on(device))
         video = read_video(job, computation.frames_per_block, settings)
         compression = vae.config.time_compression
         given = (job, video, settings, shared, statistics, compression)
         writer = functools.partial(open_file, *given)
-        return Conversion(video, lambda blocks: computation.encode(as_clips(blocks)), writer)
+        return Conversion(video, lambda blocks: ours.encode(as_clips(blocks)), writer)
 
     count = functools.partial(count_video_frames, settings=settings)
     how = {"count_frames": count, "readers": settings.readers, "bar": bar}
+    how["devices"] = devices or (None,)
     run_jobs(todo, convert, outcome, **how)
     outcome.statistics = Statistics.total(statistics)
     return outcome
@@ -135,12 +143,16 @@ class _LatentsOfVideo:
         self._writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
         self._time_compression = time_compression
 
-    def write(self, moments: np.ndarray) -> int:
-        """Adds moments [1, t, h, w, 2 C].
+    def write(self, part: tuple[np.ndarray, int]) -> int:
+        """Adds moments.
+
+        Args:
+          part: moments, [1, t, h, w, 2 C], and how many of their frames count.
 
         Raises:
           NotFiniteError: if some of them are not finite.
         """
+        moments = part[0][:, : part[1]]
         check_finite(int(moments.size - np.isfinite(moments).sum()), moments.size, "the latents")
         posterior = DiagonalGaussian.from_moments(moments[0])
         self._own.add(posterior.mean, posterior.logvar)

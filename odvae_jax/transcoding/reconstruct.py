@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.video import FrameBlocks, ThreadedVideoWriter
-from odvae_jax.transcoding.computation import Computation, as_clips, check_finite
+from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
@@ -32,6 +33,7 @@ def reconstruct_files(
     settings: Settings,
     *,
     mesh: Mesh | None = None,
+    devices: Sequence[jax.Device] | None = None,
     overwrite: bool = False,
     bar: bool = True,
 ) -> Outcome:
@@ -47,6 +49,7 @@ def reconstruct_files(
       jobs: which video goes to which file.
       settings: how videos are read, computed and written.
       mesh: the devices that the rows of frames are spread over; None for one device.
+      devices: the devices that work side by side, each on another file; None for one.
       overwrite: whether files that are there already are replaced.
       bar: whether a progress bar is shown.
 
@@ -58,16 +61,19 @@ def reconstruct_files(
     remove_leftovers(jobs)
     todo = without_written(jobs, overwrite, outcome)
 
-    def convert(job):
+    models = ModelOnDevices(vae)
+
+    def convert(job, device):
         if not overwrite and is_whole_video(job.target):
             raise AlreadyThereError
+        ours = dataclasses.replace(computation, vae=models.on(device))
         video = read_video(job, computation.frames_per_block, settings)
         originals: collections.deque[np.ndarray] = collections.deque()
 
         def compute(blocks):
-            moments = computation.encode(as_clips(_kept(blocks, originals)))
+            encoded = ours.encode(as_clips(_kept(blocks, originals)))
             channels = vae.config.latent_channels
-            return computation.decode(_mean(part, channels) for part in moments)
+            return ours.decode(_mean(moments, count, channels) for moments, count in encoded)
 
         given = (job, video, originals, settings, outcome, overwrite)
         comparison = functools.partial(_Comparison, *given)
@@ -75,6 +81,7 @@ def reconstruct_files(
 
     count = functools.partial(count_video_frames, settings=settings)
     how = {"count_frames": count, "readers": settings.readers, "bar": bar}
+    how["devices"] = devices or (None,)
     run_jobs(todo, convert, outcome, **how)
     return outcome
 
@@ -150,9 +157,9 @@ def _kept(blocks: Iterable[np.ndarray], originals: collections.deque) -> Iterato
         yield block
 
 
-@functools.partial(jax.jit, static_argnames="channels")
-def _mean(moments, channels):
-    return moments[..., :channels]
+@functools.partial(jax.jit, static_argnames=("count", "channels"))
+def _mean(moments, count, channels):
+    return moments[:, :count, ..., :channels]
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:

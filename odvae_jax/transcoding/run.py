@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -69,46 +70,106 @@ class Conversion:
 
 def run_jobs(
     jobs: Sequence[Job],
-    convert: Callable[[Job], Conversion],
+    convert: Callable[[Job, jax.Device | None], Conversion],
     outcome: Outcome,
     *,
     count_frames: Callable[[Job], int | None],
     readers: int = 2,
     bar: bool = True,
+    devices: Sequence[jax.Device | None] = (None,),
 ) -> None:
-    """Does every job, in order, and notes in `outcome` what came of it.
+    """Does every job and notes in `outcome` what came of it.
+
+    Jobs are begun in order. With several devices, each has a thread that takes the next job when it
+    is free, so that none waits for a long file.
 
     Whatever is raised for one file is noted for this file, and the others are done. The run ends
     early if the disk is full: `outcome.ended` then says so.
 
     Args:
       jobs: which file goes where.
-      convert: says how a job is done. It is called in a thread when the file is to be read ahead.
+      convert: says how a job is done on a device. It is called in a thread when the file is to be
+        read ahead.
       outcome: what is added to.
       count_frames: returns about how many frames a job has, for the progress bar; None if that is
         not known.
-      readers: the number of files that are read at the same time.
+      readers: the number of files that are read at the same time, for each device.
       bar: whether a progress bar is shown.
+      devices: the devices; None stands for the default one, or for several that work on one file
+        together.
     """
     start = time.perf_counter()
-    shown = _Bar(jobs, outcome.skipped, count_frames, bar)
-    unfinished: set[_Item] = set()
-    results = _results(jobs, convert, unfinished, readers)
-    with contextlib.closing(shown), contextlib.closing(results):
-        try:
-            for item, result, is_last in _one_behind(results):
-                if not is_last:
-                    shown.update(item.write(result))
-                    continue
-                item.finish(outcome, result)
-                unfinished.discard(item)
-                shown.next()
-                if outcome.ended:
-                    break
-        finally:
-            for item in unfinished:
-                item.close()
+    run = _Run(jobs, outcome, _Bar(jobs, outcome.skipped, count_frames, bar))
+    lanes = [(functools.partial(convert, device=d), d) for d in devices[: max(len(jobs), 1)]]
+    with contextlib.closing(run.bar):
+        if len(lanes) == 1:
+            run.work(*lanes[0], readers)
+        else:
+            run.work_in_threads(lanes, readers)
     outcome.seconds += time.perf_counter() - start
+
+
+class _Run:
+    """The jobs that are left, and what came of the others; lanes of several devices share it."""
+
+    def __init__(self, jobs, outcome, bar):
+        self._jobs, self._outcome, self.bar = iter(jobs), outcome, bar
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._fault: BaseException | None = None
+
+    def next_job(self) -> Job | None:
+        with self._lock:
+            return None if self._stopped else next(self._jobs, None)
+
+    def work(self, convert, device, readers) -> None:
+        """Does jobs until there are none left."""
+        unfinished: set[_Item] = set()
+        results = _results(iter(self.next_job, None), convert, unfinished, readers)
+        with contextlib.closing(results), jax.default_device(device):
+            try:
+                for item, result, is_last in one_behind(results):
+                    frames = 0 if is_last else item.write(result)
+                    with self._lock:
+                        if self._stopped:
+                            break
+                        if not is_last:
+                            self.bar.update(frames)
+                            continue
+                        item.finish(self._outcome, result)
+                        unfinished.discard(item)
+                        self.bar.next()
+                        self._stopped = bool(self._outcome.ended)
+            finally:
+                for item in unfinished:
+                    item.close()
+
+    def work_in_threads(self, lanes, readers) -> None:
+        """Lets each lane do jobs in a thread of its own.
+
+        Raises:
+          BaseException: what a lane raised first; the others then end, too.
+        """
+        threads = [threading.Thread(target=self._lane, args=(*a, readers)) for a in lanes]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # signals are handled in between
+        finally:
+            self._stopped = True
+            for thread in threads:
+                thread.join()
+        if self._fault is not None:
+            raise self._fault
+
+    def _lane(self, convert, device, readers):
+        try:
+            self.work(convert, device, readers)
+        except BaseException as fault:
+            self._fault = self._fault or fault
+            self._stopped = True
 
 
 class _Item:
@@ -126,7 +187,7 @@ class _Item:
 
     def __init__(self, job: Job, convert: Callable[[Job], Conversion]):
         self.job, self.error = job, None
-        self.ahead = _Ahead(_conversion_and_blocks(job, convert))
+        self.ahead = ReadAhead(_conversion_and_blocks(job, convert))
         self.writer: Writer | None = None
 
     def write(self, result: Any) -> int:
@@ -173,13 +234,19 @@ def _results(jobs, convert, unfinished, readers) -> Generator[tuple[_Item, Any, 
             item.writer = conversion.open_writer()
             unfinished.add(item)
             for result in conversion.compute(blocks):
-                jax.tree.map(lambda array: array.copy_to_host_async(), result)
+                jax.tree.map(begin_copy, result)
                 yield item, result, False
                 if item.error is not None:  # what came before cannot be written
                     break
         except Exception as error:
             ended = error
         yield item, ended, True
+
+
+def begin_copy(leaf: Any) -> None:
+    """Lets an array of the device come to the host while the device works on; other things stay."""
+    if isinstance(leaf, jax.Array):
+        leaf.copy_to_host_async()
 
 
 def _read_ahead(jobs, convert, readers) -> Generator[_Item, None, None]:
@@ -206,7 +273,7 @@ def _conversion_and_blocks(job, convert) -> Iterator[Conversion | np.ndarray]:
     yield from conversion.blocks
 
 
-class _Ahead:
+class ReadAhead:
     """The items of an iterable, of which a thread reads two ahead."""
 
     def __init__(self, items: Iterable):
@@ -242,11 +309,12 @@ class _Ahead:
                 return
             yield item
 
-    def stop(self):
+    def stop(self) -> None:
+        """Ends the thread, after what it reads just now."""
         self._stopped.set()
 
 
-def _one_behind(items: Iterable) -> Iterator:
+def one_behind(items: Iterable) -> Iterator:
     """Yields each item once the next one has been asked for, or could not be had.
 
     The device thus has the next block while the result of the last one is fetched and written.

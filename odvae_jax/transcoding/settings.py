@@ -112,7 +112,7 @@ class Outcome:
             self.busy += 1
             return
         logger.debug("%s", printable(source), exc_info=error)
-        self.problems[str(source)] = line_about(source, _advised(error))
+        self.problems[str(source)] = line_about(source, advised(error))
         if _is_full(error):
             self._full += 1
             if self._full == _FULL_IN_A_ROW:
@@ -136,7 +136,7 @@ class Outcome:
             self.problems[str(source)] = line_about(source, ValueError(problem))
 
 
-def _advised(error: BaseException) -> BaseException:
+def advised(error: BaseException) -> BaseException:
     """Returns an error, or what to do about it where the device's memory does not suffice."""
     if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it
         return error

@@ -318,7 +318,7 @@ def test_a_mistyped_kind_gets_the_nearest_that_exists():
 
 
 def test_the_table_lists_every_source_file():
-    helpers = {"__init__", "base", "images", "packed_format", "parsing", "records"}
+    helpers = {"__init__", "base", "containers", "images", "packed_format", "parsing", "records"}
     files = {path.stem for path in Path(odvae_jax.data.sources.__file__).parent.glob("*.py")}
     listed = [opener.__module__.rsplit(".", 1) for opener in SOURCES.values()]
     assert {package for package, _ in listed} == {"odvae_jax.data.sources"}

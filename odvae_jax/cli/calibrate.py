@@ -1,0 +1,150 @@
+"""Measures mean and deviation of a model's latents per channel, and writes them into the model.
+
+vae.normalise and vae.denormalise use them. A model of this package gets them in its config.json;
+its weights stay what they are. Weights of other layouts get a file beside them,
+odvae_latents_scale.json. Clips are drawn at random, as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+
+from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
+from odvae_jax.cli.parsing import Parser, dtype, not_negative, path, positive, source
+from odvae_jax.files import printable
+
+EXAMPLE = "odvae calibrate runs/v4 VIDEOS --frames=25 --size=256"
+GOES_ON = False
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae calibrate`."""
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "model",
+        type=path,
+        help="The model: the folder of a training run or of a saved model, or a file of weights.",
+    )
+    group.add_argument(
+        "--dtype",
+        type=dtype,
+        metavar="DTYPE",
+        help="The dtype of the computation: bfloat16 (bf16), float32 (fp32) or float16 (fp16). The "
+        "default is bfloat16, and float32 on a CPU.",
+    )
+    add_no_verify(group)
+    group = parser.add_argument_group("the clips")
+    group.add_argument(
+        "source",
+        type=source,
+        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
+        "(docs/data.md).",
+    )
+    group.add_argument(
+        "--frames",
+        type=positive,
+        default=25,
+        metavar="N",
+        help="The number of frames of a clip, 4k + 1. The default is 25.",
+    )
+    group.add_argument(
+        "--size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="The side of a clip in pixels, a multiple of 8. Videos are scaled so that their "
+        "shorter side has this length. The default is 256.",
+    )
+    group.add_argument(
+        "--clips",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="The number of clips. The default is 256.",
+    )
+    group.add_argument(
+        "--seed",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="Decides which clips are drawn. The default is 0.",
+    )
+    group = parser.add_argument_group("the work")
+    group.add_argument(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="The number of clips that are encoded together. The default is 1.",
+    )
+    add_read_timeout(group)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, writes, and prints what was measured and where it was written."""
+    import jax
+    from tqdm import tqdm
+
+    from odvae_jax.calibration import measure
+    from odvae_jax.checkpoints.pretrained import load_pretrained, write_scale
+    from odvae_jax.checks import check_video_shape
+    from odvae_jax.compilation import use_compilation_cache
+    from odvae_jax.data.clips import RandomClips, batches
+    from odvae_jax.latents import Scale
+
+    logging.getLogger("odvae_jax").setLevel(logging.WARNING)
+    _check_own(arguments.model)
+    use_compilation_cache()
+    computed = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    loaded = load_pretrained(arguments.model, verify=arguments.verify, dtype=computed)
+    folder = loaded.source.parent
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"{printable(folder)} cannot be written: copy the model (odvae convert), and calibrate "
+            "the copy."
+        )
+    shape = (arguments.batch, arguments.frames, arguments.size, arguments.size, 3)
+    check_video_shape(shape, loaded.vae.config)
+    drawn = RandomClips(
+        arguments.source,
+        frames=arguments.frames,
+        size=arguments.size,
+        seed=arguments.seed,
+        timeout=read_timeout(arguments),
+    )
+    wanted = min(arguments.batch, arguments.clips)
+    total = -(-arguments.clips // wanted)
+    with contextlib.closing(batches(drawn, wanted)) as feed:
+        taken = itertools.islice(feed, total)
+        bar = tqdm(taken, total=total, unit="batch", dynamic_ncols=True)
+        statistics = measure(loaded.vae, bar, arguments.clips)
+    scale = Scale.of(statistics)
+    written = write_scale(loaded, scale)
+    size = f"{arguments.frames}×{arguments.size}×{arguments.size}"
+    print(f"{arguments.clips} clips of {size} of {printable(arguments.source)}, {computed}")
+    print(statistics.table())
+    print(f"written into {printable(written)}")
+    if drawn.skipped:
+        print(f"{len(drawn.skipped)} videos could not be used, and others were drawn instead")
+
+
+def _check_own(model: str) -> None:
+    """Refuses a model that is not the user's own.
+
+    Raises:
+      ValueError: if it comes with the package, or is on the hub.
+    """
+    from odvae_jax import shipped
+
+    if os.path.exists(model):
+        return
+    if model in shipped.model_names() or shipped.is_hub_id(model):
+        raise ValueError(
+            f"{printable(model)} is not a folder of your own: `odvae convert {printable(model)} "
+            "FOLDER` makes one, which can be calibrated."
+        )
+    raise shipped.unknown_model(model)

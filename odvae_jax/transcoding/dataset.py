@@ -1,0 +1,390 @@
+"""Datasets of latents: planned, encoded on this machine's devices, and described."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.data.sources import open_source
+from odvae_jax.data.video import READ_TIMEOUT
+from odvae_jax.files import BusyError, WholeFile, printable
+from odvae_jax.latents.description import (
+    DATASET,
+    ENTRIES,
+    PROBLEMS,
+    Description,
+    Plan,
+    problem_row,
+    read_description,
+    read_plan,
+)
+from odvae_jax.latents.scale import Scale
+from odvae_jax.latents.schema import compression
+from odvae_jax.latents.shards import read_indices, total_statistics, without_doubles
+from odvae_jax.latents.storage import Folder, LocalFolder, open_folder
+from odvae_jax.tiling import TemporalTiling, Tiling
+from odvae_jax.transcoding.computation import Computation
+from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.entries import Cut, Planned, plan_entries, source_identity
+from odvae_jax.transcoding.units import Came, Reading, UnitEncoder
+
+logger = logging.getLogger(__name__)
+LEFT_OUT = "left-out.jsonl"
+"""The file of a dataset with the videos that no entry was planned for, each with the reason."""
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSettings:
+    """How a dataset of latents is made.
+
+    Attributes:
+      cut: how clips are cut out of videos.
+      content: what is stored of the posterior: "mean", "moments" or "sample".
+      store: the dtype of latents in records: "float32", "float16" or "bfloat16".
+      seed: the seed of samples.
+      tiling: how clips are cut on the device; None computes clips of a bucket as a whole.
+      batch: the number of clips that a device computes together; None chooses it by their size.
+      workers: the number of processes that read videos; 0 reads in threads.
+      threads: the number of threads that read, in each process.
+      read_timeout: the limit for one read in seconds; None for no limit.
+    """
+
+    cut: Cut = Cut()
+    content: str = "mean"
+    store: str = "float32"
+    seed: int = 0
+    tiling: tuple[Tiling, ...] | None = None
+    batch: int | None = None
+    workers: int = 0
+    threads: int = 4
+    read_timeout: float | None = READ_TIMEOUT
+
+
+@dataclasses.dataclass
+class Summary:
+    """What came of a run over a dataset.
+
+    Attributes:
+      clips: the number of clips that this run encoded.
+      frames: the number of their frames.
+      there: the number of clips that were there already.
+      seconds: the time from the first clip that was read to the last record that was written.
+      compiling: the time that compiling took, in seconds.
+      programs: the number of programs that were compiled, of each device.
+      problems: what came to nothing, in a sentence, by the name of the video.
+      left_out: how many videos were left out, by the reason.
+      description: what the dataset says of itself in the end.
+    """
+
+    clips: int = 0
+    frames: int = 0
+    there: int = 0
+    seconds: float = 0.0
+    compiling: float = 0.0
+    programs: int = 0
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    description: Description | None = None
+
+
+def encode_dataset(
+    vae: ODVAE,
+    model: str,
+    source: str,
+    dest: str,
+    settings: DatasetSettings,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    part: tuple[int, int] = (0, 1),
+    run: Callable[..., Iterator[Came]] | None = None,
+    bar: bool = True,
+) -> Summary:
+    """Encodes the videos of a source into a dataset of latents, or goes on with it.
+
+    The first run plans the dataset. Later ones do what is missing. Videos and clips that cannot be
+    used are named in `problems.jsonl`, and tried again by the next run.
+
+    Args:
+      vae: the model.
+      model: what `ODVAE.from_pretrained` was given for it; the records say so.
+      source: names the source (see `odvae_jax.data.sources`).
+      dest: the path or URL of the dataset's folder.
+      settings: how the dataset is made.
+      devices: the devices that encode; None takes all of this process.
+      part: which of how many parts of the dataset this process encodes, as in (0, 1) for all.
+      run: what encodes units instead of this process's devices: it is called with the description,
+        the plan, the units and the finished entries, and yields what came of them.
+      bar: whether progress bars are shown.
+
+    Raises:
+      BusyError: if another process of this machine encodes the same part.
+      ValueError: if the folder holds a dataset that was made otherwise, or other files; if nothing
+        of the source can be encoded.
+      OSError: if something cannot be written.
+    """
+    folder = open_folder(dest)
+    summary = Summary()
+    with contextlib.ExitStack() as held:
+        held.enter_context(_held(folder, f"part-{part[0]}-of-{part[1]}"))
+        description, plan, reading = prepare(vae, model, source, folder, settings, bar=bar)
+        indices = without_doubles(read_indices(folder))
+        finished = {int(e) for index, mask in indices for e in index.entries[mask]}
+        units = plan.units(description.buckets)[part[0] :: part[1]]
+        ours = {int(e) for _, entries in units for e in entries}
+        summary.there = len(ours & finished)
+        summary.left_out = description.left_out
+        problems: dict[int, tuple[str, str]] = {}
+        units = [u for u in units if not finished.issuperset(u[1].tolist())]
+        how = {"devices": devices or jax.local_devices(), "tiling": settings.tiling}
+        try:
+            if run is None:
+                _run_here(
+                    vae,
+                    description,
+                    plan,
+                    reading,
+                    folder,
+                    units,
+                    finished,
+                    summary,
+                    problems,
+                    how,
+                    len(ours),
+                    bar,
+                )
+            else:
+                start = time.perf_counter()
+                _follow(
+                    run(description, plan, reading, units, finished),
+                    summary,
+                    problems,
+                    len(ours),
+                    bar,
+                )
+                summary.seconds = time.perf_counter() - start
+        finally:
+            _finish(folder, description, plan, part, problems, summary)
+    return summary
+
+
+def _run_here(
+    vae, description, plan, reading, folder, units, finished, summary, problems, how, total, bar
+) -> None:
+    """Encodes units on devices of this process."""
+    with UnitEncoder(vae, description, plan, reading, folder, **how) as encoder:
+        start = time.perf_counter()
+        numbers = sorted({bucket for bucket, _ in units})
+        encoder.compile(numbers)
+        summary.programs = len(numbers)
+        summary.compiling = time.perf_counter() - start
+        if bar and summary.compiling > 1:
+            print(f"{len(numbers)} programs compiled in {summary.compiling:.1f} s", flush=True)
+        start = time.perf_counter()
+        _follow(encoder.run(units, finished), summary, problems, total, bar)
+        encoder.finish()
+        summary.seconds = time.perf_counter() - start
+
+
+def _follow(events: Iterator[Came], summary, problems, total, bar) -> None:
+    """Shows how far a run is, and notes what comes of it."""
+    progress = tqdm(
+        total=total, initial=summary.there, unit="clip", dynamic_ncols=True, disable=not bar
+    )
+    start = time.perf_counter()
+    with progress, contextlib.closing(events):
+        for came in events:
+            summary.clips += came.clips
+            summary.frames += came.frames
+            problems |= came.problems
+            progress.update(came.clips + len(came.problems))
+            rate = summary.frames / (time.perf_counter() - start)
+            progress.set_postfix_str(f"{rate:.0f} frames/s, {len(problems)} problems")
+
+
+@contextlib.contextmanager
+def _held(folder: Folder, name: str) -> Iterator[None]:
+    """Holds a file of a folder of this machine that only one process can have open.
+
+    Raises:
+      BusyError: if another process has it.
+    """
+    if not isinstance(folder, LocalFolder):
+        yield
+        return
+    try:
+        lock = WholeFile(folder.path / name)
+    except BusyError:
+        raise BusyError(
+            f"{folder.name} is being written by another process; wait for it, choose another "
+            "folder, or let each do its part with --shard."
+        ) from None
+    with contextlib.closing(lock):
+        yield
+
+
+def prepare(
+    vae: ODVAE, model: str, source: str, folder: Folder, settings: DatasetSettings, *, bar: bool
+) -> tuple[Description, Plan, Reading]:
+    """Plans a dataset, or reads the plan that is there.
+
+    Raises:
+      ValueError: if the folder holds a dataset that was made otherwise, or other files; if nothing
+        of the source can be encoded.
+    """
+    opened = open_source(source, timeout=settings.read_timeout)
+    reading = Reading(opened, settings.cut, settings.workers, settings.threads)
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(_held(folder, "planning"))
+                break
+            except BusyError:  # another part plans; its plan is ours
+                time.sleep(0.5)
+        there = read_description(folder)
+        described = Description(
+            shared_fields(vae, model, settings),
+            source_identity(source, opened),
+            {**settings.cut.to_dict(), "batch": settings.batch},
+            there.buckets if there is not None else (),
+            {},
+        )
+        if there is not None:
+            if differing := there.differences(described):
+                raise ValueError(
+                    f"{folder.name} holds a dataset that was made otherwise "
+                    f"({', '.join(differing)} differ): choose another folder, or go on with the "
+                    "model, the source and the options that it was begun with."
+                )
+            return there, read_plan(folder), reading
+        if others := [n for n in folder.names() if n not in (ENTRIES, LEFT_OUT)]:
+            raise ValueError(
+                f"{folder.name} holds other files ({others[0]}); choose an empty folder or a new "
+                "one."
+            )
+        planned = plan(opened, settings, bar=bar)
+        described = dataclasses.replace(described, buckets=planned.buckets, left_out=planned.counts)
+        folder.write(ENTRIES, planned.plan.to_bytes())
+        folder.write(LEFT_OUT, _left_out_rows(planned))
+        folder.write(DATASET, described.to_bytes())  # the last: it says that the plan is there
+    return described, planned.plan, reading
+
+
+def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
+    """Plans the entries of an opened source.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    given = {"batch": settings.batch, "workers": settings.workers, "threads": settings.threads}
+    planned = plan_entries(source, settings.cut, bar=bar, **given)
+    if not len(planned.plan):
+        reasons = [*planned.unusable.values()][:5]
+        reasons += [f"{printable(n)}: {why}" for n, why in [*planned.left_out.items()][:5]]
+        listed = "\n  ".join(reasons)
+        raise ValueError(f"none of {len(source)} videos can be encoded:\n  {listed}")
+    return planned
+
+
+def _left_out_rows(planned: Planned) -> bytes:
+    rows = [problem_row(None, n, why, unreadable=True) for n, why in planned.unusable.items()]
+    rows += [problem_row(None, n, why, unreadable=False) for n, why in planned.left_out.items()]
+    return b"".join(rows)
+
+
+def shared_fields(vae: ODVAE, model: str, settings: DatasetSettings) -> dict[str, Any]:
+    """Returns the fields of `LatentsInfo` that all records of a dataset have in common."""
+    config = vae.config
+    if settings.tiling is None and not (settings.cut.frames or settings.cut.buckets):
+        tiling = Computation.of(vae, None).describe()
+    elif settings.tiling is None:
+        longest = max([settings.cut.frames or 1, *(s.frames for s in settings.cut.buckets)])
+        c = config.time_compression
+        group = c * max(-(-(longest - 1) // c), 1) + 1  # a group that holds every clip
+        tiling = {"TemporalTiling": dataclasses.asdict(TemporalTiling(group))}
+    else:
+        tiling = Computation.of(vae, settings.tiling).describe()
+    return json.loads(
+        json.dumps(
+            {
+                "model": str(Path(model).absolute()) if Path(model).exists() else str(model),
+                "encoder": encoder_digest(vae),
+                "config": config.to_dict(),
+                "content": settings.content,
+                "scaling_factor": config.scaling_factor,
+                "tiling": tiling,
+                "dtype": config.dtype,
+                "store": settings.store,
+                "seed": settings.seed if settings.content == "sample" else None,
+            }
+        )
+    )
+
+
+def _finish(folder, description, plan, part, problems, summary) -> None:
+    """Writes problems, and, if nothing is missing, the counts and the scale."""
+    which, count = part
+    rows = [problem_row(e, name, why) for e, (name, why) in sorted(problems.items())]
+    unreadable: list[bytes] = []
+    with contextlib.suppress(FileNotFoundError):
+        listed = folder.read(LEFT_OUT).splitlines(keepends=True)
+        unreadable = [row for row in listed if json.loads(row)["unreadable"]]
+    if which == 0:
+        rows = unreadable + rows
+    for row in rows:
+        row = json.loads(row)
+        summary.problems[row["video"]] = row["reason"]
+    name = PROBLEMS if count == 1 else f"problems-{which}-of-{count}.jsonl"
+    if rows:
+        folder.write(name, b"".join(rows))
+    else:
+        folder.remove(name)
+    indices = without_doubles(read_indices(folder))
+    there = {int(e) for index, mask in indices for e in index.entries[mask]}
+    complete = len(there | _with_problems(folder)) == len(plan)
+    done = dataclasses.replace(
+        description,
+        records=len(there) if complete else None,
+        scale=Scale.of(total_statistics(indices)).to_dict() if there and complete else None,
+    )
+    if done != read_description(folder):
+        folder.write(DATASET, done.to_bytes())
+    summary.description = done
+
+
+def _with_problems(folder) -> set[int]:
+    """The entries of which some part of the work says that they came to nothing."""
+    entries: set[int] = set()
+    for name in folder.names():
+        if name.startswith("problems") and name.endswith(".jsonl"):
+            rows = map(json.loads, folder.read(name).splitlines())
+            entries |= {row["entry"] for row in rows if row["entry"] is not None}
+    return entries
+
+
+def dataset_bytes(planned: Planned, settings: DatasetSettings, config: dict[str, Any]) -> int:
+    """Returns about how many bytes of latents a planned dataset has; of videos as a whole 0.
+
+    Args:
+      planned: what was planned.
+      settings: how the dataset is made.
+      config: the model's config, as records have it.
+    """
+    time_compression, space = compression(config)
+    channels = config["latent_channels"] * (2 if settings.content == "moments" else 1)
+    total = 0
+    for bucket in planned.buckets:
+        frames = -(-((bucket.frames or 1) - 1) // time_compression) + 1
+        size = frames * -(-bucket.height // space) * -(-bucket.width // space) * channels
+        total += bucket.entries * size * _BYTES[settings.store] if bucket.frames else 0
+    return total

@@ -1,0 +1,530 @@
+"""Units of clips encoded on several devices, and written into the shards of a dataset.
+
+Worker processes read clips. One thread per device takes the next unit when the device is free, and
+fetches a result while the device works on the next. The caller's thread writes. All queues are
+short, so that memory does not depend on the number of clips.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32, UInt8
+
+from odvae_jax.autoencoder import ODVAE
+from odvae_jax.data.processes import InOrder, doing
+from odvae_jax.data.sources import Source, problem_of
+from odvae_jax.data.video import Blocks, centre_crop, within
+from odvae_jax.files import one_line
+from odvae_jax.inference import encode_uint8
+from odvae_jax.latents import LatentsError, LatentsInfo, Statistics
+from odvae_jax.latents.description import Bucket, Description, Plan
+from odvae_jax.latents.records import as_stored, pack_record
+from odvae_jax.latents.shards import ShardWriter
+from odvae_jax.latents.storage import Folder
+from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.tiling import Tiling
+from odvae_jax.transcoding.buckets import Size
+from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
+from odvae_jax.transcoding.entries import Cut
+from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
+from odvae_jax.transcoding.settings import NotFiniteError, advised
+
+logger = logging.getLogger(__name__)
+_LONGEST = 2**31
+"""The most bytes of latents that a video as a whole may have in one record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How clips are read.
+
+    Attributes:
+      source: the source.
+      cut: how clips are cut out of videos.
+      workers: the number of processes that read; 0 reads in threads.
+      threads: the number of threads, in each process.
+    """
+
+    source: Source
+    cut: Cut
+    workers: int = 0
+    threads: int = 4
+
+
+@dataclasses.dataclass
+class Came:
+    """What came of units so far; rows that are small, whatever the latents' size.
+
+    Attributes:
+      clips: the number of clips that were encoded since it was asked last.
+      frames: the number of their frames.
+      finished: entries in shards that are finished.
+      problems: entries that came to nothing, each with the video's name and the reason.
+    """
+
+    clips: int = 0
+    frames: int = 0
+    finished: list[int] = dataclasses.field(default_factory=list)
+    problems: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Clip:
+    """One clip of a unit: its place in the unit, what is said of it, and why it cannot be used."""
+
+    entry: int
+    place: int
+    name: str = ""
+    fps: float = 1.0
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    frames: int = 0
+    problem: str = ""
+
+
+@dataclasses.dataclass
+class _Unit:
+    """What a device computes together: clips in an array, or the blocks of one whole video."""
+
+    bucket: int
+    clips: list[_Clip]
+    video: UInt8[np.ndarray, "b t h w 3"] | None = None
+    blocks: Blocks | None = None
+    ahead: Any = None
+    moments: Any = None
+    fault: BaseException | None = None
+
+
+class UnitEncoder:
+    """Encodes units of a dataset's plan on devices, and writes them into shards.
+
+    It is to be used in a `with`. What was written of a shard when the context ends without an
+    error, or by Ctrl-C, is finished as a smaller shard; after other errors it is removed.
+
+    Args:
+      vae: the model.
+      description: the dataset.
+      plan: its entries.
+      reading: how clips are read.
+      folder: the dataset's folder.
+      devices: the devices.
+      tiling: how clips are cut on the device; None for clips as a whole, and for whole videos what
+        `Computation.of` chooses.
+    """
+
+    def __init__(
+        self,
+        vae: ODVAE,
+        description: Description,
+        plan: Plan,
+        reading: Reading,
+        folder: Folder,
+        *,
+        devices: Sequence[jax.Device],
+        tiling: tuple[Tiling, ...] | None = None,
+    ):
+        self._description, self._plan, self._reading = description, plan, reading
+        self._devices, self._tiling = list(devices), tiling
+        self._models = ModelOnDevices(vae)
+        self._config = vae.config
+        self._computation = None
+        if any(bucket.frames is None for bucket in description.buckets):
+            self._computation = Computation.of(vae, tiling)
+        self._programs: dict[tuple[int, jax.Device], Callable] = {}
+        writer = secrets.token_hex(4)
+        self._writers = [ShardWriter(folder, b.name, writer) for b in description.buckets]
+
+    def __enter__(self) -> UnitEncoder:
+        return self
+
+    def __exit__(self, kind, *_):
+        for writer in self._writers:
+            if kind is None or issubclass(kind, KeyboardInterrupt):
+                writer.finish()
+            else:
+                writer.close()
+
+    def finish(self) -> list[int]:
+        """Closes all shards, and returns the entries that are in them."""
+        return list(itertools.chain.from_iterable(writer.finish() for writer in self._writers))
+
+    def compile(self, buckets: Iterable[int]) -> None:
+        """Compiles the programs of buckets, side by side, first for one device, then for the others.
+
+        Args:
+          buckets: the numbers of the buckets.
+        """
+        wanted = [b for b in buckets if self._description.buckets[b].frames is not None]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for devices in (self._devices[:1], self._devices[1:]):
+                # The programs of the other devices come from JAX's cache, where it serves them all.
+                list(
+                    pool.map(lambda pair: self._program(*pair), itertools.product(wanted, devices))
+                )
+
+    def _program(self, bucket: int, device: jax.Device) -> Callable:
+        if (bucket, device) not in self._programs:
+            size, vae = self._description.buckets[bucket], self._models.on(device)
+            shape = (size.batch, size.frames, size.height, size.width, 3)
+            video = jax.ShapeDtypeStruct(
+                shape, np.uint8, sharding=jax.sharding.SingleDeviceSharding(device)
+            )
+            lowered = _encode_unit.lower(vae, video, tiling=self._tiling)
+            self._programs[bucket, device] = lowered.compile()
+        return self._programs[bucket, device]
+
+    def run(
+        self, units: Sequence[tuple[int, np.ndarray]], finished: Collection[int] = ()
+    ) -> Iterator[Came]:
+        """Encodes units, and yields from time to time what came of them.
+
+        Args:
+          units: pairs of a bucket's number and the unit's entries, as `Plan.units` returns them.
+          finished: entries that are in the dataset already, and are left.
+        """
+        todo = []
+        for bucket, entries in units:
+            places = [i for i, entry in enumerate(entries.tolist()) if entry not in finished]
+            todo += [(bucket, entries[places].tolist(), places)] if places else []
+        clips = self._clips(todo)
+        lanes = _Lanes(self._devices, self._compute)
+        # What waits for clips ends when these are closed, so they are closed first.
+        with contextlib.closing(lanes), contextlib.closing(clips):
+            for unit in lanes.results(self._units(todo, clips)):
+                yield self._write(unit)
+
+    # ------------------------------------------------------------ reading
+
+    def _clips(self, todo) -> InOrder:
+        """Begins to read the clips of units, in their order."""
+        plan, buckets, reading = self._plan, self._description.buckets, self._reading
+        jobs = (
+            (int(plan.video[e]), int(plan.start[e]), bool(plan.mirrored[e]), _size(buckets[b]))
+            for b, entries, _ in todo
+            if buckets[b].frames is not None
+            for e in entries
+        )
+        most = max((buckets[b].batch for b, _, _ in todo), default=1)
+        return InOrder(
+            _read_clip,
+            (reading.source, reading.cut),
+            jobs,
+            workers=reading.workers,
+            threads=reading.threads,
+            ahead=most * (len(self._devices) + 1) + 2 * max(reading.workers, 1) * reading.threads,
+            lost=lambda job, reason, _: _ReadClip(name=reading.source.name(job[0]), problem=reason),
+        )
+
+    def _units(self, todo, clips) -> Iterator[_Unit]:
+        """Yields units whose clips were read, in their order."""
+        for bucket, entries, places in todo:
+            if self._description.buckets[bucket].frames is None:
+                yield self._begin_whole(bucket, entries[0])
+            else:
+                yield self._collect(bucket, entries, places, clips)
+
+    def _collect(self, number, entries, places, clips) -> _Unit:
+        """Puts the clips of a unit at their places; what is missing stays black."""
+        bucket = self._description.buckets[number]
+        shape = (bucket.batch, bucket.frames, bucket.height, bucket.width, 3)
+        unit = _Unit(number, [], np.zeros(shape, np.uint8))
+        for entry, place in zip(entries, places, strict=True):
+            read = next(clips)
+            clip = _Clip(entry, place, read.name, read.fps, read.columns, bucket.frames)
+            clip.problem = read.problem
+            if not clip.problem and read.clip.shape != shape[1:]:
+                clip.problem = (
+                    f"{read.name} has clips of {read.clip.shape[:3]} frames, rows and columns; its "
+                    f"header promised {shape[1:4]}."
+                )
+            if not clip.problem:
+                unit.video[place] = read.clip
+            unit.clips.append(clip)
+        return unit
+
+    def _begin_whole(self, bucket, entry) -> _Unit:
+        """Begins to read a video as a whole, in threads."""
+        source, cut = self._reading.source, self._reading.cut
+        video = int(self._plan.video[entry])
+        clip = _Clip(entry, 0, source.name(video))
+        unit = _Unit(bucket, [clip])
+        try:
+            clip.columns = source.columns(video)
+            short_side = cut.short_side or cut.size
+            unit.blocks = source.blocks(
+                video,
+                self._computation.frames_per_block,
+                short_side=short_side,
+                size=cut.size,
+            )
+            mirrored = bool(self._plan.mirrored[entry])
+            turned = (b[:, :, ::-1] if mirrored else b for b in unit.blocks)
+            unit.ahead = ReadAhead(turned)
+        except Exception as error:  # whatever is wrong with one video is not the others' problem
+            clip.problem = problem_of(clip.name, error)
+        return unit
+
+    # ------------------------------------------------------------ computing
+
+    def _compute(self, unit: _Unit, device: jax.Device) -> Callable[[], None]:
+        """Gives a unit to a device; what is returned fetches the result into `unit.moments`."""
+        if unit.video is not None:
+            if all(clip.problem for clip in unit.clips):
+                return lambda: None
+            program = self._program(unit.bucket, device)
+            moments = program(self._models.on(device), jax.device_put(unit.video, device))
+            moments.copy_to_host_async()
+
+            def fetch():
+                unit.moments = np.asarray(moments)
+
+            unit.video = None
+            return fetch
+        if unit.ahead is not None:
+            self._compute_whole(unit, device)
+        return lambda: None
+
+    def _compute_whole(self, unit, device):
+        ours = dataclasses.replace(self._computation, vae=self._models.on(device))
+        clip, parts, size = unit.clips[0], [], 0
+        try:
+            with jax.default_device(device):
+                encoded = ours.encode(as_clips(unit.ahead))
+                started = ((begin_copy(moments), moments, n) for moments, n in encoded)
+                for _, moments, count in one_behind(started):
+                    parts.append(np.asarray(moments)[:, :count])
+                    size += parts[-1].nbytes
+                    if size > _LONGEST:
+                        raise LatentsError(
+                            f"{clip.name} has more than {_LONGEST} bytes of latents, too many for "
+                            "one record; encode it in clips (--frames), or into a file of its own."
+                        )
+            unit.moments = np.concatenate(parts, axis=1)
+            clip.frames, clip.fps = unit.blocks.frames, unit.blocks.fps
+            if unit.blocks.problem:
+                logger.warning("%s", unit.blocks.problem)
+        except Exception as error:
+            clip.problem = problem_of(clip.name, advised(error))
+        finally:
+            unit.ahead.stop()
+
+    # ------------------------------------------------------------ writing
+
+    def _write(self, unit: _Unit) -> Came:
+        """Writes the records of a unit, all into one shard, and says what came of it."""
+        came, writer = Came(), self._writers[unit.bucket]
+        for clip in unit.clips:
+            try:
+                if not clip.problem:
+                    writer.add(clip.entry, *self._record(unit, clip))
+                    came.clips += 1
+                    came.frames += clip.frames
+            except (LatentsError, NotFiniteError) as error:
+                clip.problem = f"{clip.name}: {one_line(error)}"
+            if clip.problem:
+                came.problems[clip.entry] = clip.name, clip.problem
+        if writer.due:
+            came.finished = writer.finish()
+        return came
+
+    def _record(self, unit, clip) -> tuple[bytes, int, int, float, Statistics]:
+        shared = self._description.shared
+        moments = unit.moments[clip.place]
+        check_finite(int(moments.size - np.isfinite(moments).sum()), moments.size, "the latents")
+        posterior = DiagonalGaussian.from_moments(moments)
+        statistics = Statistics()
+        statistics.add(posterior.mean, posterior.logvar)
+        latents = posterior.mean
+        if shared["content"] == "moments":
+            latents = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
+        elif shared["content"] == "sample":
+            rng = np.random.default_rng([shared["seed"], clip.entry])
+            noise = rng.standard_normal(latents.shape, np.float32)
+            latents = latents + np.exp(0.5 * posterior.logvar) * noise
+        stored = as_stored(latents, shared["store"])
+        cut, bucket = self._reading.cut, self._description.buckets[unit.bucket]
+        prepared = {"short_side": cut.short_side or cut.size, "size": cut.size}
+        height, width = bucket.height, bucket.width
+        if cut.buckets:
+            prepared["cover"] = [height, width]
+        if unit.blocks is not None:
+            height, width = unit.blocks.height, unit.blocks.width
+        info = LatentsInfo(
+            source=clip.name,
+            frames=clip.frames,
+            height=height,
+            width=width,
+            fps=clip.fps,
+            prepared=prepared,
+            statistics=statistics.to_dict(),
+            problem=unit.blocks.problem if unit.blocks is not None else "",
+            columns=clip.columns,
+            place={
+                "video": int(self._plan.video[clip.entry]),
+                "start": int(self._plan.start[clip.entry]),
+                "stride": cut.stride,
+                "mirrored": bool(self._plan.mirrored[clip.entry]),
+            },
+            **shared,
+        )
+        record = pack_record(clip.entry, info, stored)
+        return record, clip.frames, len(stored), clip.frames / clip.fps, statistics
+
+
+@functools.partial(jax.jit, static_argnames="tiling")
+def _encode_unit(
+    vae: ODVAE, video: UInt8[Array, "b t h w 3"], tiling: tuple[Tiling, ...] | None
+) -> Float32[Array, "b u y x c2"]:
+    """Returns mean and log-variance of the posterior, side by side in the channels."""
+    posterior = encode_uint8(vae, video, tiling=tiling, pad=True)
+    return jax.numpy.concatenate([posterior.mean, posterior.logvar], axis=-1)
+
+
+@dataclasses.dataclass
+class _ReadClip:
+    """A clip as a worker returns it, or why it cannot be used."""
+
+    clip: UInt8[np.ndarray, "t h w 3"] | None = None
+    name: str = ""
+    fps: float = 1.0
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    problem: str = ""
+
+
+def _size(bucket: Bucket) -> Size:
+    return Size(bucket.frames, bucket.height, bucket.width)
+
+
+def _read_clip(shared: tuple[Source, Cut], job: tuple[int, int, bool, Size]) -> _ReadClip:
+    """Reads one clip; called in a worker."""
+    (source, cut), (video, start, mirrored, size) = shared, job
+    read = _ReadClip(name=source.name(video))
+    try:
+        doing(read.name)
+        given = (source, cut, video, start, size)
+        clip, rate, read.columns = within(source.timeout, read.name, _cut_out, *given)
+        read.fps = cut.fps or rate / cut.stride
+        read.clip = np.ascontiguousarray(clip[:, :, ::-1] if mirrored else clip)
+    except Exception as error:  # whatever is wrong with one video is not the others' problem
+        read.problem = problem_of(read.name, error)
+    return read
+
+
+def _cut_out(source, cut, video, start, size):
+    # A header may promise more frames than there are: the last place is then taken.
+    frames = source.frames(video, cut.sampling(size), cut.stride, lambda n: min(start, n - 1))
+    if cut.size is not None:
+        frames = [centre_crop(frame, cut.size, cut.size) for frame in frames]
+    return np.stack(frames), source.rate(video), source.columns(video)
+
+
+class _Lanes:
+    """One thread per device, which takes the next unit when its device is free.
+
+    Args:
+      devices: the devices.
+      compute: gives a unit to a device, and returns a function that waits for the result.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device], compute: Callable):
+        self._compute = compute
+        self._units: queue.Queue = queue.Queue(len(devices))
+        self._done: queue.Queue = queue.Queue()
+        # Units that were given away and did not come back: they bound what is in memory.
+        self._room = threading.Semaphore(4 * len(devices))
+        self._stopped = threading.Event()
+        self._lanes = len(devices)
+        self._threads = [
+            threading.Thread(target=self._work, args=(d,), daemon=True) for d in devices
+        ]
+
+    def results(self, units: Iterator[_Unit]) -> Iterator[_Unit]:
+        """Yields units when they are computed, in the order in which they are.
+
+        Raises:
+          BaseException: what was raised while units were read or computed.
+        """
+        feeder = threading.Thread(target=self._feed, args=(units,), daemon=True)
+        for thread in (feeder, *self._threads):
+            thread.start()
+        self._threads.append(feeder)
+        running = self._lanes
+        while running:
+            try:
+                unit = self._done.get(timeout=0.2)  # signals are handled in between
+            except queue.Empty:
+                continue
+            if unit is None:
+                running -= 1
+            elif isinstance(unit, BaseException):
+                raise unit
+            else:
+                yield unit
+                self._room.release()
+
+    def _feed(self, units):
+        try:
+            for unit in units:
+                while not self._room.acquire(timeout=0.2):
+                    if self._stopped.is_set():
+                        return
+                if not self._put(unit):
+                    return
+            for _ in range(self._lanes):
+                self._put(None)
+        except BaseException as error:
+            if not self._stopped.is_set():
+                self._done.put(error)
+
+    def _put(self, unit) -> bool:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._units.put(unit, timeout=0.2)
+                return True
+        return False
+
+    def _work(self, device):
+        pending: collections.deque[tuple[_Unit, Callable]] = collections.deque()
+        try:
+            while not self._stopped.is_set():
+                try:
+                    # While nothing new comes, what the device has done is fetched.
+                    unit = self._units.get(timeout=0.05 if pending else 0.2)
+                except queue.Empty:
+                    if pending:
+                        self._finish(*pending.popleft())
+                    continue
+                if unit is None:
+                    break
+                pending.append((unit, self._compute(unit, device)))
+                if len(pending) > 1:
+                    self._finish(*pending.popleft())
+            while pending and not self._stopped.is_set():
+                self._finish(*pending.popleft())
+            self._done.put(None)
+        except BaseException as error:
+            self._done.put(advised(error))
+
+    def _finish(self, unit, fetch):
+        fetch()
+        self._done.put(unit)
+
+    def close(self) -> None:
+        """Ends the threads; what a device works on is waited for."""
+        self._stopped.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
