@@ -2,8 +2,6 @@
 
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 
 import grain
@@ -12,7 +10,6 @@ import pytest
 
 from odvae_jax.latents import LatentDataset, LatentsError, Scale
 from odvae_jax.latents.description import DATASET
-from tests.conftest import full
 from tests.latents.making import BUCKETS, IMAGE, VIDEO, make_dataset
 
 
@@ -286,31 +283,3 @@ def test_grain_shuffles_and_batches_it(made):
             assert batch["columns"]["caption"][i] == f"caption {entry}"
             seen.append(int(entry))
     assert len(set(seen)) == 6
-
-
-READS = """
-import sys
-import grain
-from absl import flags
-from odvae_jax.latents import LatentDataset
-
-if __name__ == "__main__":
-    flags.FLAGS.mark_as_parsed()  # as absl's app.run does
-    dataset = LatentDataset(sys.argv[1], buckets="17x16x24")
-    batches = grain.MapDataset.source(dataset).shuffle(seed=3).batch(7).to_iter_dataset()
-    options = grain.MultiprocessingOptions(num_workers=int(sys.argv[2]))
-    for batch in batches.mp_prefetch(options):
-        print(sorted(batch["entry"].tolist()), batch["latents"].sum(dtype="float64"))
-"""
-
-
-@pytest.mark.parametrize("workers", [1, *full(2)])
-def test_grain_reads_it_in_processes(workers, made, tmp_path):
-    path, moments = made
-    (tmp_path / "reads.py").write_text(READS)
-    command = [sys.executable, str(tmp_path / "reads.py"), str(path), str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    entries, total = done.stdout.rsplit(maxsplit=1)
-    assert entries == str(list(range(7)))
-    assert float(total) == pytest.approx(sum(moments[i].sum(dtype=float) for i in range(7)))
