@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from odvae_jax.data.finding import check_regular
 from odvae_jax.files import one_line
 from odvae_jax.latents.description import DATASET, Description, read_description
-from odvae_jax.latents.records import Record, unpack_record
+from odvae_jax.latents.records import NUMPY, Record, unpack_record
 from odvae_jax.latents.schema import LatentsError, compression
 from odvae_jax.latents.shards import SHARD, Index, read_indices, without_doubles
 from odvae_jax.latents.storage import Folder
@@ -127,13 +127,13 @@ class Catalogue:
                 self._stems.append(index.name)
                 self._counts.append(len(mask))
         joined = {n: np.concatenate(parts).astype(np.int64) for n, parts in columns.items()}
-        names = ("bucket", "shard", "place", "entries", "frames", "latent_frames")
+        names = ("bucket", "entries", "frames", "latent_frames", "shard", "place")
         joined = joined or {name: np.zeros(0, np.int64) for name in names}
         order = np.lexsort((joined["entries"], joined["bucket"]))
-        self.bucket, self._shard, self._place, self.entries, self.frames, self.latent_frames = (
-            joined[name][order] for name in names
-        )
-        self._shared_shape = _shapes(self.description)
+        # One row per record, so that what is needed of a record comes with one access.
+        self._rows = np.stack([joined[name][order] for name in names], axis=1)
+        self.bucket, self.entries, self.frames, self.latent_frames = self._rows.T[:4]
+        self._formats = _formats(self.description)
         self._readers = _Readers()
 
     def __len__(self) -> int:
@@ -141,8 +141,8 @@ class Catalogue:
 
     def name(self, record: int) -> str:
         """Returns what messages call a record."""
-        stem, place = self._stems[self._shard[record]], self._place[record]
-        return f"{self.folder.name}/{stem}{SHARD}, record {place} (entry {self.entries[record]})"
+        _, entry, _, _, shard, place = self._rows[record].tolist()
+        return f"{self.folder.name}/{self._stems[shard]}{SHARD}, record {place} (entry {entry})"
 
     def read(self, record: int) -> Record:
         """Reads a record.
@@ -153,31 +153,29 @@ class Catalogue:
         Raises:
           LatentsError: if it or its shard is damaged, or it is not what the index says.
         """
-        shard = self._shard[record]
+        bucket, entry, _, latent_frames, shard, place = self._rows[record].tolist()
         try:
             reader = self._readers.get(self.folder, self._stems[shard], self._counts[shard])
-            content = reader.read([int(self._place[record])])[0]
+            found = unpack_record(reader.read([place])[0], "it")
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise LatentsError(f"{self.name(record)} cannot be read: {one_line(error)}.") from error
-        found = unpack_record(content, self.name(record))
-        store, *shape = self._shared_shape[self.bucket[record]]
-        wanted = (self.entries[record], store, (self.latent_frames[record], *shape))
-        if (found.entry, found.latents.dtype.name, found.latents.shape) != wanted:
+        dtype, *sides = self._formats[bucket]
+        latents, shape = found.latents, (latent_frames, *sides)
+        if latents.shape != shape or latents.dtype != dtype or found.entry != entry:
             raise LatentsError(
                 f"{self.name(record)} is not what the index of its shard says: it is entry "
-                f"{found.entry}, {found.latents.dtype} {found.latents.shape}; expected entry "
-                f"{wanted[0]}, {wanted[1]} {wanted[2]}."
+                f"{found.entry}, {latents.dtype} {latents.shape}; expected {dtype} {shape}."
             )
         return found
 
 
-def _shapes(description: Description) -> list[tuple[str, int, int, int]]:
+def _formats(description: Description) -> list[tuple[np.dtype, int, int, int]]:
     """Returns the dtype of stored latents, and their rows, columns and channels, by bucket."""
     shared = description.shared
     _, space = compression(shared["config"])
     channels = shared["config"]["latent_channels"] * (1 + (shared["content"] == "moments"))
     return [
-        (shared["store"], -(-bucket.height // space), -(-bucket.width // space), channels)
+        (NUMPY[shared["store"]], -(-bucket.height // space), -(-bucket.width // space), channels)
         for bucket in description.buckets
     ]
 

@@ -145,6 +145,7 @@ class LatentDataset:
             counts = np.maximum((lengths - self._window) // self._stride + 1, 0)
         self.too_short = int((counts == 0).sum())
         self._ends = np.cumsum(counts)
+        self._count = int(counts.sum())
         names = [bucket.name for bucket in self.description.buckets]
         per_bucket = np.bincount(self._catalogue.bucket, counts, len(names)).astype(int).tolist()
         ends = np.cumsum(per_bucket).tolist()
@@ -206,7 +207,7 @@ class LatentDataset:
 
     def __len__(self) -> int:
         """Returns the number of items."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._count
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """Returns the item with a number.
@@ -217,12 +218,13 @@ class LatentDataset:
             one after another, are.
         """
         number = operator.index(index)
-        number += len(self) if number < 0 else 0
-        if not 0 <= number < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        read = self.read(number, (self._seed, number))
-        self.note(read.passed_over)
-        return read.item
+        number += self._count if number < 0 else 0
+        if not 0 <= number < self._count:
+            raise IndexError(f"item {index} of {self._count}")
+        item, passed_over = self.read(number, (self._seed, number))
+        if passed_over:
+            self.note(passed_over)
+        return item
 
     def read(self, number: int, seed: tuple[int, ...]) -> Read:
         """Reads an item, or another of its bucket if it is damaged; notes nothing.

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int64
 
+from odvae_jax.latents.records import NUMPY
 from odvae_jax.latents.scale import Scale
 from odvae_jax.latents.schema import DTYPES, LatentsError
 
@@ -119,8 +119,7 @@ class View:
 
     @property
     def _numpy(self) -> np.dtype:
-        name = self.dtype or "float32"
-        return np.dtype(getattr(ml_dtypes, name, name))
+        return NUMPY[self.dtype or "float32"]
 
 
 def _drawn(stored, seed):
