@@ -176,12 +176,16 @@ class _Order:
 
 def _batch(order: _Order, number: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Reads a batch; returns what was passed over, too."""
-    items, passed_over = [], {}
-    for row, item in zip(order.rows, order.items(number), strict=True):
-        read = order.dataset.read(item, order.noise(number, row))
-        items.append(read.item)
-        passed_over |= read.passed_over
-    batch: dict[str, Any] = {"latents": np.stack([item["latents"] for item in items])}
+    items, passed_over, latents = [], {}, None
+    for i, (row, number_of) in enumerate(zip(order.rows, order.items(number), strict=True)):
+        item, others = order.dataset.read(number_of, order.noise(number, row))
+        one = item.pop("latents")
+        if latents is None:
+            latents = np.empty((len(order.rows), *one.shape), one.dtype)
+        latents[i] = one  # at once, so that the next record comes into the same memory
+        items.append(item)
+        passed_over |= others
+    batch: dict[str, Any] = {"latents": latents}
     batch |= {name: np.array([item[name] for item in items]) for name in _STACKED}
     batch |= {name: [item[name] for item in items] for name in _LISTED}
     return {**batch, "bucket": items[0]["bucket"], "number": number}, passed_over
