@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from odvae_jax.latents import LatentDataset
+from tests.conftest import full
 from tests.latents.making import make_dataset
 from tests.test_readme import ROOT, blocks
 
@@ -36,9 +38,11 @@ def test_the_page_s_batches_are_on_all_devices_and_normalised(tmp_path, monkeypa
     np.testing.assert_allclose(found.std(0), 1, atol=0.1)
 
 
-def test_grain_reads_a_dataset_in_processes_as_the_page_says(tmp_path):
+@pytest.mark.parametrize("workers", [1, *full(2)])
+def test_grain_reads_a_dataset_in_processes_as_the_page_says(workers, tmp_path):
     made = make_dataset(tmp_path / "DEST", buckets={"17x128x128": 7, "9x16x16": 2})
-    code = printed("import grain") + "batch = next(iter(batches))\n"
+    code = printed("import grain").replace("num_workers=2", f"num_workers={workers}")
+    code += "batch = next(iter(batches))\n"
     code += 'print(*batch["entry"])\nprint(batch["latents"].sum(dtype="float64"))\n'
     main = "from absl import flags\nfrom odvae_jax.latents import LatentDataset\n"
     main += 'if __name__ == "__main__":\n    flags.FLAGS.mark_as_parsed()\n'
