@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from odvae_jax.pixels import VideoSize
     from odvae_jax.posterior import DiagonalGaussian
     from odvae_jax.sharding import make_mesh
-    from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
+    from odvae_jax.tiling import AutoTiling, SpatialTiling, Streaming, TemporalTiling
 
 __all__ = [
     "ODVAE",
+    "AutoTiling",
     "DiagonalGaussian",
     "ODVAEConfig",
     "SpatialTiling",
@@ -38,6 +39,7 @@ _HOMES = {"ODVAE": "autoencoder", "DiagonalGaussian": "posterior", "ODVAEConfig"
 _HOMES |= {"Structure": "config", "from_pretrained": "checkpoints.pretrained"}
 _HOMES |= {"VideoSize": "pixels", "make_mesh": "sharding"}
 _HOMES |= {"without_kernels": "lowering"}
+_HOMES |= {"AutoTiling": "tiling"}
 _HOMES |= dict.fromkeys(("SpatialTiling", "Streaming", "TemporalTiling"), "tiling")
 _HOMES |= dict.fromkeys(("decode", "decode_uint8", "encode", "encode_uint8"), "inference")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from odvae_jax.latents import Statistics
 
 
 def measure(
-    vae: ODVAE, batches: Iterable[UInt8[np.ndarray, "b t h w 3"]], clips: int | None = None
+    vae: ODVAE, batches: Iterator[UInt8[np.ndarray, "b t h w 3"]], clips: int | None = None
 ) -> Statistics:
     """Encodes clips on one device, and returns the sums over their latents.
 

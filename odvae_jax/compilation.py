@@ -37,3 +37,29 @@ def bytes_needed(compiled: jax.stages.Compiled) -> int:
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def memory_of(device: jax.Device) -> tuple[int, int] | None:
+    """Returns the bytes that programs may use on a device, and those in use now.
+
+    It returns None for a device that does not say it, such as a CPU.
+    """
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"], stats.get("bytes_in_use", 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device does not suffice."""
+    # JAX has no class of its own for it.
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY"))
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether a program could not be compiled or run, most likely for lack of memory.
+
+    XLA runs parts of a program to tune them, and may hide why none of its ways could be run.
+    """
+    tuned = ("Autotuning failed", "Failed to determine best cudnn")
+    return is_out_of_memory(error) or any(words in str(error) for words in tuned)

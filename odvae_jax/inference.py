@@ -26,7 +26,8 @@ from odvae_jax.sharding import (
     with_automatic_axes,
     with_axes,
 )
-from odvae_jax.tiling import Tilings, in_time_and_space
+from odvae_jax.tiling import AnyTiling, AutoTiling, in_time_and_space
+from odvae_jax.tiling.auto import Work, run_largest, whole_clip
 from odvae_jax.tiling.from_host import (
     cut_in_blocks,
     decode_blocks,
@@ -42,7 +43,7 @@ def encode(
     vae: ODVAE,
     video: Float[AnyArray, "b t h w 3"],
     *,
-    tiling: Tilings = None,
+    tiling: AnyTiling = None,
     pad: bool = False,
     mesh: Mesh | None = None,
 ) -> DiagonalGaussian:
@@ -56,7 +57,9 @@ def encode(
       vae: the model.
       video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1; H and W are multiples of 8.
       tiling: `TemporalTiling`, `Streaming` or `SpatialTiling`, or a tuple of one tiling in time and
-        one in space; None takes the clip as a whole.
+        one in space; None takes the clip as a whole. "auto", or an `AutoTiling`, takes it as a
+        whole if the device's memory suffices, and else the largest parts for which it does; the
+        call then returns when the result is there.
       pad: whether any length and any sides are accepted. The last frame, row and column are then
         repeated as often as needed, and the posterior keeps the original `size`, to which `decode`
         cuts.
@@ -66,8 +69,9 @@ def encode(
 
     Raises:
       ValueError: if the shape or the dtype is another, with the nearest shape that would do; if a
-        model whose norms take their statistics over time is streamed; or if rows or clips cannot be
-        divided over the mesh.
+        model whose norms take their statistics over time is streamed; if rows or clips cannot be
+        divided over the mesh; or if the tiling is "auto" under a trace, or on a device that does
+        not say how much memory it has.
     """
     check_video(video, vae.config, pad=pad)
     run, *arguments = _encoding(vae, video, tiling, mesh)
@@ -79,7 +83,7 @@ def encode_uint8(
     vae: ODVAE,
     video: UInt8[AnyArray, "b t h w 3"],
     *,
-    tiling: Tilings = None,
+    tiling: AnyTiling = None,
     pad: bool = False,
     mesh: Mesh | None = None,
 ) -> DiagonalGaussian:
@@ -107,7 +111,7 @@ def decode(
     vae: ODVAE,
     latents: Float[AnyArray, "b t h w c"],
     *,
-    tiling: Tilings = None,
+    tiling: AnyTiling = None,
     size: VideoSize | None = None,
     mesh: Mesh | None = None,
 ) -> Float[AnyArray, "b u v x 3"]:
@@ -136,7 +140,7 @@ def decode_uint8(
     vae: ODVAE,
     latents: Float[AnyArray, "b t h w c"],
     *,
-    tiling: Tilings = None,
+    tiling: AnyTiling = None,
     size: VideoSize | None = None,
     mesh: Mesh | None = None,
 ) -> UInt8[AnyArray, "b u v x 3"]:
@@ -163,12 +167,13 @@ def _encoding(vae, video, tiling, mesh):
     padded = vae.config.clip_size(*video.shape[1:4])
     shape = (video.shape[0], *padded, IMAGE_CHANNELS)
     _check_devices("video", video, shape, vae.config.space_compression, mesh)
+    if (auto := AutoTiling.of(tiling)) is not None:
+        _check_not_traced(vae, video)
+        run = functools.partial(_fitting, _moments_in_blocks, auto, encodes=True, uint8=True)
+        return _on_automatic_axes, run, vae, video, mesh
     if time is not None and not _is_traced(vae, video):
-
-        def from_host(vae, video, mesh):
-            return encode_blocks(vae, cut_in_blocks(video, time.step), time, space, mesh=mesh)
-
-        return _in_blocks, from_host, vae, video, mesh
+        run = functools.partial(_moments_in_blocks, time=time, space=space)
+        return _on_automatic_axes, run, vae, video, mesh
     vae, video = _placed(vae, pad_video(video, padded), mesh)
     if time is space is None and video.dtype != jnp.uint8:
         return encode_clip, vae, video
@@ -180,14 +185,14 @@ def _decode(vae, latents, tiling, size, mesh, *, uint8):
     time, space = _checked(vae, tiling, mesh)
     check_size(size, latents.shape, vae.config)
     _check_devices("latents", latents, latents.shape, 1, mesh)
-    if time is not None and not _is_traced(vae, latents):
-        step = time.step // vae.config.time_compression
-
-        def from_host(vae, latents, mesh):
-            blocks = cut_in_blocks(latents, step)
-            return decode_blocks(vae, blocks, time, space, uint8=uint8, mesh=mesh)
-
-        video = _in_blocks(from_host, vae, latents, mesh)
+    if (auto := AutoTiling.of(tiling)) is not None:
+        _check_not_traced(vae, latents)
+        in_blocks = functools.partial(_video_in_blocks, uint8=uint8)
+        run = functools.partial(_fitting, in_blocks, auto, encodes=False, uint8=uint8)
+        video = _on_automatic_axes(run, vae, latents, mesh)
+    elif time is not None and not _is_traced(vae, latents):
+        run = functools.partial(_video_in_blocks, time=time, space=space, uint8=uint8)
+        video = _on_automatic_axes(run, vae, latents, mesh)
     else:
         vae, latents = _placed(vae, latents, mesh)
         if time is space is None and not uint8:
@@ -195,6 +200,30 @@ def _decode(vae, latents, tiling, size, mesh, *, uint8):
         else:
             video = _video_in_parts(vae, latents, time, space, uint8)
     return video if size is None else size.cut(video)
+
+
+def _moments_in_blocks(vae, video, mesh, *, time, space):
+    return _joined(
+        encode_blocks(vae, cut_in_blocks(video, time.step), time, space, mesh=mesh), video
+    )
+
+
+def _video_in_blocks(vae, latents, mesh, *, time, space, uint8):
+    blocks = cut_in_blocks(latents, time.step // vae.config.time_compression)
+    return _joined(decode_blocks(vae, blocks, time, space, uint8=uint8, mesh=mesh), latents)
+
+
+def _fitting(in_blocks, auto, vae, x, mesh, *, encodes, uint8):
+    """Computes in the largest parts for which the memory suffices, and waits for the result."""
+    vae = vae if mesh is None else replicate(vae, mesh)
+    work = Work.of(x, vae.config, mesh, encodes=encodes, uint8=uint8)
+
+    def run(tilings):
+        time, space = in_time_and_space(tilings)
+        time = time or whole_clip(vae.config, work.frames(vae.config))
+        return jax.block_until_ready(in_blocks(vae, x, mesh, time=time, space=space))
+
+    return run_largest(run, vae, work, auto)
 
 
 @functools.partial(jax.jit, static_argnames=("time", "space"))
@@ -223,7 +252,7 @@ def _video_in_parts(vae, latents, time, space, uint8):
 
 def _checked(vae, tiling, mesh):
     """Returns the tiling in time and in space, if the model and the mesh allow them."""
-    time, space = in_time_and_space(tiling)
+    time, space = in_time_and_space(None if AutoTiling.of(tiling) else tiling)
     for one in filter(None, (time, space)):
         one.check(vae.config)
     if space is not None and mesh is not None and mesh.shape.get("height", 1) > 1:
@@ -252,16 +281,28 @@ def _placed(vae, x, mesh):
     return (vae, x) if mesh is None else (replicate(vae, mesh), spread_clips(x, mesh))
 
 
-def _in_blocks(run, vae, x, mesh):
-    """Returns the parts that `run` gives, joined; meanwhile Explicit axes are Auto."""
+def _check_not_traced(vae, x):
+    if _is_traced(vae, x):
+        raise ValueError(
+            'tiling="auto" inside of jit or another trace: how much memory the program around it '
+            "needs is not known yet. Choose before, with odvae_jax.tiling.choose(vae, shape, "
+            "encodes=True), and give what it returns as tiling."
+        )
+
+
+def _on_automatic_axes(run, vae, x, mesh):
+    """Returns what `run` returns; meanwhile Explicit axes are Auto."""
     shardings = map(sharding_of, jax.tree.leaves((vae, x)))
     meshes = [mesh, *(getattr(sharding, "mesh", None) for sharding in shardings)]
-    explicit = any(m is not None and AxisType.Explicit in m.axis_types for m in meshes)
-    if explicit:
-        vae, x = with_axes((vae, x), AxisType.Auto)
-        mesh = None if mesh is None else mesh_with_axes(mesh, AxisType.Auto)
-    parts = run(vae, x, mesh)
+    if not any(m is not None and AxisType.Explicit in m.axis_types for m in meshes):
+        return run(vae, x, mesh)
+    vae, x = with_axes((vae, x), AxisType.Auto)
+    mesh = None if mesh is None else mesh_with_axes(mesh, AxisType.Auto)
+    return with_axes(run(vae, x, mesh), AxisType.Explicit)
+
+
+def _joined(parts, x):
+    """Returns the parts, joined, where `x` is: on the host or on the device."""
     if isinstance(x, np.ndarray):
         return np.concatenate(list(fetched(parts)), axis=1)
-    joined = jnp.concatenate(list(parts), axis=1)
-    return with_axes(joined, AxisType.Explicit) if explicit else joined
+    return jnp.concatenate(list(parts), axis=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+_LARGEST = float(np.finfo(np.float32).max)
 LEAST_STD = 1e-6
 """The least deviation that a measured channel may have. The clamped variance of a posterior alone
 leaves 3e-7."""
@@ -51,7 +51,7 @@ class Scale:
     factor: float
 
     def __post_init__(self):
-        if not _is_number(self.factor) or not 0 < self.factor < math.inf:
+        if not _is_finite(self.factor) or self.factor <= 0:
             raise ValueError(f"factor={self.factor!r:.100} must be a positive number.")
         object.__setattr__(self, "factor", float(self.factor))
         if self.mean is None and self.std is None:
@@ -63,8 +63,8 @@ class Scale:
                 f"mean has {len(self.mean)} values and std has {len(self.std)}; expected one of "
                 "each per channel of the latents."
             )
-        if wrong := [f"channel {i}: {s!r}" for i, s in enumerate(self.std) if s <= 0]:
-            raise ValueError(f"std must be greater than 0 ({'; '.join(wrong[:4])}).")
+        if wrong := [f"channel {i}: {s!r}" for i, s in enumerate(self.std) if np.float32(s) <= 0]:
+            raise ValueError(f"std must be greater than 0 in float32 ({'; '.join(wrong[:4])}).")
 
     @property
     def measured(self) -> bool:
@@ -142,8 +142,11 @@ class Scale:
         return {**listed, "factor": self.factor}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Scale:
+    def from_dict(cls, fields: Any) -> Scale:
         """Returns the scale with these fields, as `to_dict` returned them or JSON holds them.
+
+        Args:
+          fields: the fields by name; what a file holds there may be anything.
 
         Raises:
           ValueError: if a field is missing or not known, or has a value that it cannot have. The
@@ -164,7 +167,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     """Returns finite numbers as a tuple of floats."""
     plain = values.tolist() if isinstance(values, np.ndarray) else values
     listed = isinstance(plain, Sequence) and not isinstance(plain, str) and len(plain) > 0
-    if not listed or not all(_is_number(v) and math.isfinite(v) for v in plain):
+    if not listed or not all(map(_is_finite, plain)):
         raise ValueError(
             f"{name}={values!r:.100} must be finite numbers, one per channel of the latents; mean "
             "and std are given together or not at all."
@@ -172,5 +175,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     return tuple(map(float, plain))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that float32 can hold."""
+    plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return plain and bool(-_LARGEST <= value <= _LARGEST)

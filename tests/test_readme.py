@@ -4,12 +4,16 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import odvae_jax
@@ -17,6 +21,7 @@ from odvae_jax.cli import COMMANDS
 from odvae_jax.cli.configs import load_config
 from odvae_jax.cli.parsing import Parser
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.video import inspect_video
 from odvae_jax.latents import LatentsFile
 from odvae_jax.parameters import abstract_model
@@ -100,6 +105,42 @@ def test_the_readme_runs_as_printed_in_an_empty_folder(tmp_path):
     assert (decoded.height, decoded.width) == (original.height, original.width)
     assert LatentsFile(tmp_path / "clip.safetensors").info.model == "small"
     assert (tmp_path / "results" / "results.html").is_file()
+
+
+def test_the_latents_that_the_readme_makes_have_deviation_1_per_channel_on_the_sample_clips():
+    (code,) = (code for code in blocks(ROOT / "README.md", "python") if "def latents" in code)
+    tree = ast.parse(code)
+    wanted = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    tree.body = [node for node in tree.body if isinstance(node, wanted)]
+    exec(compile(tree, "README.md", "exec"), names := {})
+    vae = odvae_jax.from_pretrained("small", dtype="float32")
+    clips = RandomClips("sample-clips", frames=17, size=128, seed=1)  # not those of calibration
+    z = np.concatenate([names["latents"](vae, clips[i][None], jax.random.key(i)) for i in range(8)])
+    np.testing.assert_allclose(z.std((0, 1, 2, 3)), 1, atol=0.1)
+    np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=0.15)
+
+
+def test_the_training_step_that_the_page_about_training_prints_runs_and_trains_no_encoder(tmp_path):
+    page = ROOT / "docs" / "training.md"
+    (code,) = (code for code in blocks(page, "python") if "def to_latents" in code)
+    code = code.replace("@jax.jit\ndef step", "@jax.jit\n@chex.assert_max_traces(n=1)\ndef step")
+    assert "max_traces" in code
+    (tmp_path / "page.py").write_text(code)
+    names = runpy.run_path(str(tmp_path / "page.py"), {"chex": chex})
+    vae, clips = names["vae"], RandomClips("sample-clips", frames=5, size=32)
+    assert np.isfinite(names["losses"]).all() and np.any(names["parameters"]["kernel"])
+    # The samples are those of the posterior, normalised, and no gradient reaches the encoder.
+    batch, key = np.stack([clips[0], clips[1]]), jax.random.key(3)
+    z = names["to_latents"](vae, batch, key)
+    posterior = odvae_jax.encode(vae, batch.astype(np.float32) / 127.5 - 1)
+    noise = jax.random.normal(key, posterior.mean.shape)
+    sample = posterior.mean + np.exp(posterior.logvar / 2) * noise
+    expected = (sample - np.array(vae.config.latents_mean)) / np.array(vae.config.latents_std)
+    np.testing.assert_allclose(z, expected, atol=0.05)  # small computes in bfloat16
+    gradient = jax.jit(
+        jax.grad(lambda vae: jnp.sum(names["to_latents"](vae, batch, key).astype(jnp.float32)))
+    )(vae)
+    assert not any(np.any(np.asarray(leaf, np.float32)) for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

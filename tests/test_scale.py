@@ -102,10 +102,12 @@ def test_a_scale_survives_json():
     [
         ({"mean": [0.0, 1.0, 2.0]}, "mean has 3 values and std has 4"),
         ({"std": None}, "together or not at all"),
-        ({"std": [1.0, 1.0, 0.0, 1.0]}, "greater than 0 .channel 2"),
+        ({"std": [1.0, 1.0, 0.0, 1.0]}, "greater than 0 in float32 .channel 2: 0.0"),
         ({"mean": [0.0, 1.0, float("nan"), 0.0]}, "mean=.* finite"),
         ({"mean": [0.0, True, 1.0, 0.0]}, "mean=.* finite"),
         ({"mean": "1234"}, "mean='1234'"),
+        ({"mean": [0.0, 1.0, 10**400, 0.0]}, "mean=.* finite"),
+        ({"std": [1.0, 1.0, 1e-60, 1.0]}, "greater than 0 in float32 .channel 2"),
         ({"factor": 0}, "factor=0"),
         ({"factor": None}, "factor=None"),
         ({"fctor": 1}, "fctor.* not known"),

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     with contextlib.closing(batches(drawn, wanted)) as feed:
         taken = itertools.islice(feed, total)
         bar = tqdm(taken, total=total, unit="batch", dynamic_ncols=True)
-        statistics = measure(loaded.vae, bar, arguments.clips)
+        statistics = measure(loaded.vae, iter(bar), arguments.clips)
     scale = Scale.of(statistics)
     written = write_scale(loaded, scale)
     size = f"{arguments.frames}×{arguments.size}×{arguments.size}"

@@ -1,8 +1,8 @@
 """Shows what training would see of a source of videos.
 
-Prints how many videos there are, their hours, resolutions and frame rates, and which cannot be
-used and why. Draws four frames of some clips, one row per clip, as training would see them. The
-exit status is 1 if no video can be used, or a folder cannot be read.
+Prints how many videos there are, their hours, resolutions, frame rates and other columns, such as
+captions, and which cannot be used and why. Draws four frames of some clips, one row per clip, as
+training would see them. The exit status is 1 if no video can be used, or a folder cannot be read.
 """
 
 from __future__ import annotations

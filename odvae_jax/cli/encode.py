@@ -1,7 +1,9 @@
 """Encodes videos of any length into files of latents, in constant memory.
 
-Each video becomes one safetensors file. What is there already is left, so the same command goes on
-where it was interrupted. Ends with the mean and standard deviation of all latents, per channel.
+Each video becomes one safetensors file. With --to=shards, a source of any kind becomes a dataset of
+latents instead, which a diffusion model trains on. What is there already is left, so the same
+command goes on where it was interrupted. Ends with the mean and standard deviation of all latents,
+per channel.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from odvae_jax.cli import files
-from odvae_jax.cli.parsing import Parser, dtype, not_negative
+from odvae_jax.cli.parsing import Parser, dtype, not_negative, positive, seconds
 from odvae_jax.latents import CONTENTS
 
 EXAMPLE = "odvae encode sample-clips LATENTS --ckpt=small --size=128"
@@ -52,8 +54,89 @@ def add_arguments(parser: Parser) -> None:
         help="The seed of samples. The default is 0.",
     )
     files.add_scaling(files.add_reading(parser))
+    _add_dataset(parser)
+
+
+def _add_dataset(parser: Parser) -> None:
+    """Adds what makes a dataset of latents."""
+    group = parser.add_argument_group("datasets of latents (docs/latents.md)")
+    group.add_argument(
+        "--to",
+        choices=("files", "shards"),
+        default="files",
+        help="One file per video (the default), or shards, for many videos and for training. With "
+        "shards INPUT is any source that training takes, such as tfds:NAME or a manifest.",
+    )
+    group.add_argument(
+        "--frames", type=positive, metavar="N", help="Clips of so many frames, not whole videos."
+    )
+    group.add_argument(
+        "--stride",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="The distance between the frames of a clip, in frames of the video. The default is 1.",
+    )
+    group.add_argument(
+        "--fps", type=seconds, metavar="F", help="The frames per second of clips, not --stride."
+    )
+    group.add_argument(
+        "--hop",
+        type=positive,
+        metavar="N",
+        help="One clip every so many frames of the video. By default a clip begins where the one "
+        "before ends.",
+    )
+    group.add_argument(
+        "--clips-per-video",
+        type=positive,
+        metavar="N",
+        help="So many clips per video, evenly spread, instead of --hop.",
+    )
+    group.add_argument(
+        "--buckets",
+        metavar="SIZES",
+        help="Sizes that clips are scaled and cut to: frames×height×width, or frames@pixels for "
+        "sizes of many aspect ratios, as in 17x128x128,17x96x160 or 33@65536.",
+    )
+    group.add_argument(
+        "--mirror",
+        action="store_true",
+        help="Encode each clip mirrored, too, as a clip of its own.",
+    )
+    group.add_argument(
+        "--longest", type=seconds, metavar="S", help="Leave out videos of more seconds."
+    )
+    group.add_argument(
+        "--batch",
+        type=positive,
+        metavar="N",
+        help="The number of clips that a device computes together. The default depends on their "
+        "size.",
+    )
+    group.add_argument(
+        "--workers",
+        type=not_negative,
+        metavar="N",
+        help="The number of processes that read clips; 0 reads in this one. The default is the "
+        "number of cores, 32 at most.",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Only say how many clips, hours, programs and bytes there would be.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Encodes, and returns 1 if a video could not be read to its end."""
+    if arguments.to == "shards":
+        from odvae_jax.cli import encode_dataset
+
+        return encode_dataset.run(arguments)
+    given = ("frames", "fps", "hop", "clips_per_video", "buckets", "mirror", "longest", "batch")
+    for name in (*given, "dry_run"):
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} is for datasets of latents: give --to=shards too.")
     return files.transcode(arguments, "encode")

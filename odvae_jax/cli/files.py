@@ -11,8 +11,20 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, part, path, positive, seconds
+from odvae_jax.cli.parsing import (
+    Parser,
+    dtype,
+    gigabytes,
+    groups,
+    not_negative,
+    part,
+    path,
+    positive,
+    seconds,
+)
 from odvae_jax.cli.programs import add_host_options, join_hosts
 from odvae_jax.files import line_about, printable
 
@@ -37,6 +49,32 @@ def add_files(parser: Parser, inputs: str, output: str) -> None:
     )
 
 
+def add_devices(group: argparse._ArgumentGroup) -> None:
+    """Adds how many devices work side by side."""
+    group.add_argument(
+        "--devices",
+        type=positive,
+        metavar="N",
+        help="How many devices of this host work side by side, each on other clips. The default is "
+        "all accelerators, and one on a CPU.",
+    )
+
+
+def devices_of(arguments: argparse.Namespace) -> list:
+    """Returns the devices that work side by side.
+
+    Raises:
+      ValueError: if there are not so many.
+    """
+    import jax
+
+    devices = jax.local_devices()
+    count = arguments.devices or (1 if devices[0].platform == "cpu" else len(devices))
+    if count > len(devices):
+        raise ValueError(f"--devices={count}: there are {len(devices)} devices.")
+    return devices[:count]
+
+
 def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
     """Adds the model, with a sentence about it, and how it computes."""
     group = parser.add_argument_group("the model")
@@ -56,13 +94,22 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         metavar="N",
         help="The number of devices that share the rows of a frame. The default is 1.",
     )
+    add_devices(group)
     group = parser.add_argument_group("tiling (long videos and large frames)")
     group.add_argument(
         "--tiling",
-        type=positive,
+        type=groups,
         metavar="N",
         help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
-        "that cannot be streamed.",
+        "that cannot be streamed. auto takes, for all files, the largest groups or chunks for "
+        "which the device's memory suffices, and tiles if there are none.",
+    )
+    group.add_argument(
+        "--memory",
+        type=gigabytes,
+        metavar="GB",
+        help="For --tiling=auto, the memory of a device in gigabytes (1e9 bytes). The default is "
+        "what the device says; a CPU does not.",
     )
     group.add_argument(
         "--streaming",
@@ -180,9 +227,14 @@ def transcode(arguments: argparse.Namespace, work: str) -> int:
     """
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     join_hosts(arguments)
+    return ended_by_signals(work, lambda: _transcode(arguments, work))
+
+
+def ended_by_signals(work: str, run: Callable[[], int]) -> int:
+    """Runs something that SIGTERM ends as Ctrl-C does; returns its exit status, or 143."""
     with _terminated_like_interrupted():
         try:
-            return _transcode(arguments, work)
+            return run()
         except _TerminatedError:
             print(f"odvae {work}: terminated; the same command goes on", file=sys.stderr)
             return _TERMINATED_STATUS
@@ -220,11 +272,11 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     jobs, problems = _plan(arguments, work)
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
-    jobs = jobs[which::count]
+    every, jobs = jobs, jobs[which::count]
     if not jobs and not problems:
         print(f"nothing to do for part {which} of {count}")
         return 0
-    _check_tiling(arguments)
+    check_tiling(arguments)
     model = arguments.ckpt
     if work == "decode" and not model:
         model = _model_of(jobs, problems, arguments)
@@ -236,6 +288,11 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     print(f"{printable(model)}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)
     options = {"mesh": _mesh(arguments.rows), "overwrite": arguments.overwrite}
+    if arguments.tiling == "auto":
+        settings = transcoding.choose_tiling(vae, every, settings, work, **options)
+        if settings.tiling:  # else no file can be read
+            print(f"tiling: {' and '.join(map(repr, settings.tiling))}", flush=True)
+    options["devices"] = _side_by_side(arguments)
     if work == "encode":
         outcome = transcoding.encode_files(vae, model, jobs, settings, **options)
     else:
@@ -296,6 +353,20 @@ def _mesh(rows: int):
     return make_mesh(1, 1, rows, devices=devices[:rows])
 
 
+def _side_by_side(arguments: argparse.Namespace) -> list | None:
+    """The devices that work side by side; None for one, or if they share the rows of frames.
+
+    Raises:
+      ValueError: if --rows and --devices are both given.
+    """
+    if arguments.rows > 1:
+        if arguments.devices:
+            raise ValueError("--rows and --devices are two ways to use several devices: give one.")
+        return None
+    devices = devices_of(arguments)
+    return devices if len(devices) > 1 else None
+
+
 def _report(work: str, outcome) -> int:
     """Prints what came of a run, and returns the exit status."""
     for name, value in outcome.psnr.items():
@@ -318,20 +389,36 @@ def _report(work: str, outcome) -> int:
     return 1 if outcome.problems or outcome.ended else 0
 
 
-def _check_tiling(arguments: argparse.Namespace) -> None:
+def check_tiling(arguments: argparse.Namespace) -> None:
+    """Checks that the options about tiling fit together.
+
+    Raises:
+      ValueError: if they do not.
+    """
+    automatic = arguments.tiling == "auto"
+    if automatic and (arguments.streaming or arguments.tile):
+        raise ValueError(
+            "--tiling=auto chooses chunks and tiles: leave out --streaming and --tile."
+        )
+    if arguments.memory and not automatic:
+        raise ValueError("--memory is for --tiling=auto: give that too.")
     if arguments.tiling and arguments.streaming:
         raise ValueError("--tiling and --streaming are two ways to cut a clip: give one.")
     if arguments.overlap is not None and not arguments.tile:
         raise ValueError("--overlap is of tiles: give --tile too.")
 
 
-def _settings(arguments: argparse.Namespace, unit: int):
-    """The settings of the command line; `unit` is pixels per position of the latents."""
-    from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling
-    from odvae_jax.transcoding import Settings
+def tilings_of(arguments: argparse.Namespace, unit: int) -> Any:
+    """Returns the tilings that the command line names; None if it names none.
 
-    tiling = []
-    if arguments.tiling:
+    Args:
+      arguments: the arguments.
+      unit: the number of pixels per position of the latents.
+    """
+    from odvae_jax.tiling import AutoTiling, SpatialTiling, Streaming, TemporalTiling
+
+    tiling, automatic = [], arguments.tiling == "auto"
+    if arguments.tiling and not automatic:
         tiling.append(TemporalTiling(arguments.tiling))
     if arguments.streaming:
         tiling.append(Streaming(arguments.streaming))
@@ -339,12 +426,19 @@ def _settings(arguments: argparse.Namespace, unit: int):
         quarter = arguments.tile // (4 * unit) * unit
         overlap = quarter if arguments.overlap is None else arguments.overlap
         tiling.append(SpatialTiling(arguments.tile, overlap))
+    return AutoTiling(arguments.memory) if automatic else tuple(tiling) or None
+
+
+def _settings(arguments: argparse.Namespace, unit: int):
+    """The settings of the command line; `unit` is pixels per position of the latents."""
+    from odvae_jax.transcoding import Settings
+
     given = vars(arguments)
     known = {field.name for field in dataclasses.fields(Settings)} - {"tiling"}
     fields = {name: value for name, value in given.items() if name in known}
     if fields.get("size") and not fields["short_side"]:
         fields["short_side"] = fields["size"]
-    return Settings(tiling=tuple(tiling) or None, **fields)
+    return Settings(tiling=tilings_of(arguments, unit), **fields)
 
 
 def info_of(path: str | os.PathLike, arguments: argparse.Namespace):

@@ -114,6 +114,22 @@ def _at_least(text: str, bound: int) -> int:
     return value
 
 
+def groups(text: str) -> int | str:
+    """The frames of a group, an integer of at least 1; or "auto"."""
+    return text if text == "auto" else positive(text)
+
+
+def gigabytes(text: str) -> int:
+    """A number of bytes, given in gigabytes of 1e9 bytes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9 or int(value * 1e9) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of gigabytes above 0")
+    return int(value * 1e9)
+
+
 def seconds(text: str) -> float | None:
     """A time in seconds; None for 0, which means no limit."""
     try:

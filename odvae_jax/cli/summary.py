@@ -1,8 +1,8 @@
 """Prints mean and standard deviation of the latents in a folder, per channel.
 
-It also prints the scaling factor that makes the deviation of samples 1, which is what a diffusion
-model wants. Of a dataset of latents it prints what each bucket holds, too. The numbers are in the
-files, or in the dataset's indices: no latents are read.
+It also prints the single factor that makes the deviation of all samples together 1. Of a dataset of
+latents it prints what each bucket holds, too. The numbers are in the files, or in the dataset's
+indices: no latents are read. odvae calibrate writes such numbers into a model.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from odvae_jax.data.deaths import Deaths
 from odvae_jax.data.order import shuffled, turn
 from odvae_jax.data.processes import Again, InOrder, doing
-from odvae_jax.data.sources import Sampling, open_sources, problem_of
+from odvae_jax.data.sources import Sampling, open_sources, problem_of, workers_for
 from odvae_jax.data.video import (
     READ_TIMEOUT,
     PartError,
@@ -366,7 +366,7 @@ class Batches:
             _draw,
             limited,
             ((index, self._deadly) for index in indices),  # as it is when the job is sent
-            workers=workers,
+            workers=workers_for(clips.sources, workers),
             threads=threads,
             ahead=len(rows) + max(2 * len(rows), max(workers, 1) * threads),
             on_death=self._deaths,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from odvae_jax.data.urls import is_url, urls_below
 from odvae_jax.files import printable
 
 logger = logging.getLogger(__name__)
@@ -77,15 +78,19 @@ def look_below(path: str | os.PathLike, extensions: frozenset[str], what: str) -
     anything else may block for ever.
 
     Args:
-      path: a folder, or one file, which is then taken alone, whatever its extension.
+      path: a folder, or one file, which is then taken alone, whatever its extension; a path, or a
+        URL of a protocol that fsspec knows.
       extensions: the extensions to look for, in lower case and with their dot.
       what: what the messages call such a file, in the singular.
 
     Raises:
-      FileNotFoundError: if `path` does not exist.
+      FileNotFoundError: if `path` does not exist, or the driver for a URL is not installed.
+      OSError: if what a URL names cannot be looked at.
       ValueError: if there is no such file below the folder, or `path` is neither a file nor a
         folder.
     """
+    if is_url(path):
+        return _look_far(path, extensions, what)
     root, shown = Path(path), printable(path)
     if not os.path.exists(root):
         raise FileNotFoundError(f"{shown} does not exist; expected a folder of {what}s, or one.")
@@ -100,13 +105,35 @@ def look_below(path: str | os.PathLike, extensions: frozenset[str], what: str) -
     odd = sorted(p for p in named if not files[p])
     links = {str(p): problem for p in odd if (problem := _lost_link(p))}
     below = Found(str(path), what, found, len(odd), folders, links)
-    if not found:
+    _check_found(below, len(files), extensions)
+    return below
+
+
+def _look_far(url: str, extensions: frozenset[str], what: str) -> Found:
+    """Returns what `look_below` does for the folder, or the file, that a URL names."""
+    files = urls_below(url)
+    last = url.rstrip("/").rpartition("/")[2]
+    if len(files) == 1 and files[0].rpartition("/")[2] == last:  # the file itself
+        return Found(url, what, files, 0, {}, {})
+    names = {file: file.rpartition("/")[2] for file in files}
+    found = [
+        file
+        for file, name in names.items()
+        if os.path.splitext(name)[1].lower() in extensions and not name.startswith("._")
+    ]
+    below = Found(url, what, found, 0, {}, {})
+    _check_found(below, len(files), extensions)
+    return below
+
+
+def _check_found(below: Found, count: int, extensions: frozenset[str]) -> None:
+    """Raises ValueError if nothing was found among so many files."""
+    if not below.files:
         reasons = "".join(f"\n  {sentence}" for sentence in below.sentences())
         raise ValueError(
-            f"no {what} below {shown}: found {len(files)} files, looked for {sorted(extensions)}."
-            f"{reasons}"
+            f"no {below.what} below {printable(below.path)}: found {count} files, looked for "
+            f"{sorted(extensions)}.{reasons}"
         )
-    return below
 
 
 def _lost_link(path: Path) -> str:

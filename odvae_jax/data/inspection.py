@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.processes import in_processes
-from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of
+from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of, workers_for
 from odvae_jax.data.video import READ_TIMEOUT, within
 
 _LISTED = 20
@@ -29,6 +29,7 @@ class Report:
       hours: the length of all usable videos together, in hours.
       sizes: the number of videos by resolution.
       rates: the number of videos by frames per second.
+      columns: the number of videos that have a value in a column of the source, by its name.
       unusable: the reason why a video cannot be used, by the video's name.
       problems: what else is wrong, such as folders that cannot be read.
     """
@@ -37,6 +38,7 @@ class Report:
     hours: float = 0.0
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    columns: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unusable: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
 
@@ -55,8 +57,10 @@ class Report:
             f"hours        {self.hours:.3g}",
             f"resolutions  {most(self.sizes)}",
             f"frames/s     {most(self.rates)}",
-            f"unusable     {len(self.unusable)}",
         ]
+        if self.columns:
+            lines.append(f"columns      {most(self.columns)}")
+        lines.append(f"unusable     {len(self.unusable)}")
         lines += [f"  {reason}" for reason in list(self.unusable.values())[:_LISTED]]
         if len(self.unusable) > _LISTED:
             lines.append(f"  and {len(self.unusable) - _LISTED} more")
@@ -88,7 +92,9 @@ def survey(
         which, index = job
         return f"{sources[which].name(index)} cannot be used: {reason}."
 
-    found_of_all = in_processes(_look, (sources, frames), jobs, workers, lost)
+    found_of_all = in_processes(
+        _look, (sources, frames), jobs, workers_for(sources, workers, 1), lost
+    )
     bar = tqdm(total=len(jobs), unit="video", dynamic_ncols=True)
     with bar, contextlib.closing(found_of_all):
         for (which, index), found in zip(jobs, found_of_all, strict=True):
@@ -97,7 +103,8 @@ def survey(
             if isinstance(found, str):
                 report.unusable[source.name(index)] = found
             else:
-                seconds, rate, size = found
+                seconds, rate, size, columns = found
+                report.columns.update(columns)
                 report.hours += seconds / 3600
                 report.rates[f"{rate:.5g}"] += 1
                 report.sizes["{}×{}".format(*size)] += 1
@@ -106,24 +113,25 @@ def survey(
 
 
 def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
-    """Returns a video's length in seconds, frames per second and size; or why it is unusable."""
+    """Returns a video's seconds, frames per second, size and columns; or why it is unusable."""
     (sources, frames), (which, index) = shared, job
     source = sources[which]
     name = source.name(index)
     try:
-        places, rate, size = within(source.timeout, name, _facts, source, index)
+        places, rate, size, columns = within(source.timeout, name, _facts, source, index)
     except Exception as error:
         return problem_of(name, error)
     if places < frames:
         return f"{name} has {places} frames; clips need {frames}."
-    return places / rate, rate, size
+    return places / rate, rate, size, columns
 
 
 def _facts(source, index):
-    """Reads the first frame of a video, and how many places there are for one."""
+    """Reads the first frame of a video, how many places there are for one, and its columns."""
     places = []
     frame = source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)[0]
-    return places[0], source.rate(index), frame.shape[1::-1]
+    columns = [name for name, value in source.columns(index).items() if value not in (None, "")]
+    return places[0], source.rate(index), frame.shape[1::-1], columns
 
 
 def contact_sheet(

@@ -21,6 +21,7 @@ from odvae_jax.data.sources import (
     open_source,
     pack,
     problem_of,
+    workers_for,
 )
 from odvae_jax.data.video import READ_TIMEOUT, VideoError, encode_h264, within
 from odvae_jax.files import BusyError, WholeFile, one_line, part_of, printable, write_whole
@@ -206,6 +207,7 @@ def _write_shards(source, dest, info, done, how, workers) -> None:
     def lost(index, reason):
         return [], f"{source.name(index)} cannot be packed: {reason}."
 
+    workers = workers_for([source], workers, 1)
     packed = in_processes(_packed, (source, how), left, workers, lost)
     bar = tqdm(total=len(source), initial=len(source) - len(left), unit="video", dynamic_ncols=True)
     with bar, contextlib.closing(packed):

@@ -1,12 +1,15 @@
 """What a dataset of latents says about itself: `dataset.json` and the plan of its entries.
 
-DEST/dataset.json                       the description
-DEST/entries.index                      the plan: one row per entry
-DEST/BUCKET/WRITER-00017.array_record   a shard
-DEST/BUCKET/WRITER-00017.index          what the shard holds
-DEST/problems.jsonl                     entries that came to nothing, each with its reason
+Its folder holds these files:
 
-DEST is the dataset's folder, or its URL.
+    DEST/dataset.json                       the description
+    DEST/entries.index                      the plan: one row per entry
+    DEST/BUCKET/WRITER-00017.array_record   a shard
+    DEST/BUCKET/WRITER-00017.index          what the shard holds
+    DEST/problems.jsonl                     entries that came to nothing, each with its reason
+    DEST/left-out.jsonl                     videos that have no entry, each with its reason
+
+The last two are for people.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ DATASET = "dataset.json"
 ENTRIES = "entries.index"
 PROBLEMS = "problems.jsonl"
 FORMAT = "odvae_jax dataset of latents 1"
+# Of the shared fields those that decide what latents are; a model may be moved, or calibrated.
+_DECIDE = ("encoder", "content", "tiling", "dtype", "store", "seed")
 _PLAN_FORMAT = "odvae_jax plan of a dataset of latents 1"
 
 
@@ -112,7 +117,7 @@ class Description:
 
     def differences(self, other: Description) -> list[str]:
         """Returns the names of what would make other records than another description would."""
-        found = [n for n in SHARED if self.shared.get(n) != other.shared.get(n)]
+        found = [n for n in _DECIDE if self.shared.get(n) != other.shared.get(n)]
         found += [n for n in ("digest", "videos") if self.source.get(n) != other.source.get(n)]
         found += sorted(
             n for n in self.cut.keys() | other.cut.keys() if self.cut.get(n) != other.cut.get(n)

@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from odvae_jax.scale import Scale
+
 FORMAT = "odvae_jax latents 2"
 """The format that is written. The second added `columns` and `place`, which both are optional."""
 FORMATS = ("odvae_jax latents 1", FORMAT)
@@ -87,6 +89,12 @@ class LatentsInfo:
     problem: str = ""
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     place: dict[str, Any] | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """How the model normalised latents when it encoded: per channel if that was measured."""
+        mean, std = (self.config.get(name) for name in ("latents_mean", "latents_std"))
+        return Scale.from_dict({"mean": mean, "std": std, "factor": self.scaling_factor})
 
 
 OPTIONAL = ("problem", "columns", "place")
@@ -202,6 +210,10 @@ def compression(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _check_together(info: LatentsInfo) -> None:
     """Checks fields against each other."""
+    try:
+        scale = info.scale
+    except ValueError as error:
+        raise LatentsError(f"config has an impossible scale of latents: {error}") from error
     channels, sums = info.config["latent_channels"], info.statistics
     for name in ("mean", "square", "variance"):
         if len(sums[name]) != channels:
@@ -211,6 +223,10 @@ def _check_together(info: LatentsInfo) -> None:
     most = [sums["count"] * square for square in sums["square"]]  # Cauchy and Schwarz
     if any(m * m > bound * (1 + 1e-6) + 1e-9 for m, bound in zip(sums["mean"], most, strict=True)):
         raise LatentsError("statistics.mean and statistics.square cannot be of the same latents")
+    if scale.measured and len(scale.mean) != channels:
+        raise LatentsError(
+            f"config.latents_mean has {len(scale.mean)} values for {channels} channels"
+        )
     if (info.seed is None) != (info.content != "sample"):
         raise LatentsError(f"seed is {info.seed} for the content {info.content!r}")
     size, cover = info.prepared["size"], info.prepared.get("cover")

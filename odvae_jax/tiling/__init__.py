@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from odvae_jax.tiling.auto import AutoTiling, choose
 from odvae_jax.tiling.spatial import SpatialTiling
 from odvae_jax.tiling.streaming import Streaming
 from odvae_jax.tiling.temporal import TemporalTiling
 
-__all__ = ["SpatialTiling", "Streaming", "TemporalTiling", "Tiling", "Tilings", "in_time_and_space"]
+__all__ = [
+    "AnyTiling",
+    "AutoTiling",
+    "SpatialTiling",
+    "Streaming",
+    "TemporalTiling",
+    "Tiling",
+    "Tilings",
+    "choose",
+    "in_time_and_space",
+]
 
 Tiling = TemporalTiling | Streaming | SpatialTiling
-
-
 Tilings = Tiling | tuple[Tiling, ...] | None
+AnyTiling = Tilings | AutoTiling | Literal["auto"]
 
 
 def in_time_and_space(
@@ -27,7 +39,7 @@ def in_time_and_space(
     time = [t for t in given if isinstance(t, TemporalTiling | Streaming)]
     if len(space) > 1 or len(time) > 1 or len(space) + len(time) < len(given):
         raise ValueError(
-            f"tiling={tiling!r}: expected TemporalTiling, Streaming or SpatialTiling, or a tuple "
-            "of one in time and one in space."
+            f"tiling={tiling!r}: expected TemporalTiling, Streaming or SpatialTiling, a tuple of "
+            'one in time and one in space, or "auto".'
         )
     return (*time, None)[0], (*space, None)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,35 @@ _slice_frames = jax.jit(
 )
 
 
+def lower_part(
+    vae: ODVAE,
+    x: jax.ShapeDtypeStruct,
+    state: Any,
+    final: bool,
+    space: SpatialTiling | None,
+    *,
+    encodes: bool,
+    uint8: bool,
+) -> jax.stages.Lowered:
+    """Returns the program of one part of a clip, lowered but not compiled.
+
+    Once it is compiled, `encode_blocks` and `decode_blocks` do not compile it again.
+
+    Args:
+      vae: the model.
+      x: the shape and dtype of the part.
+      state: the shapes of the state before the part; START at the beginning of a clip, None if
+        nothing is carried.
+      final: whether it is the last part of the clip.
+      space: how frames are cut; None takes them whole.
+      encodes: whether `x` is video; otherwise it is latents.
+      uint8: whether decoded frames are uint8.
+    """
+    if encodes:
+        return _encode_part.lower(vae, x, state, space=space)
+    return _decode_part.lower(vae, x, state, final, space=space, uint8=uint8)
+
+
 def encode_blocks(
     vae: ODVAE,
     blocks: Iterable[Shaped[AnyArray, "b t h w 3"]],
@@ -192,8 +221,11 @@ def cut_in_blocks(
 ) -> Iterator[Shaped[AnyArray, "b u ..."]]:
     """Yields blocks of an array along axis 1: first `step` + 1 long, then `step`, then the rest.
 
-    Blocks of a NumPy array are views of it.
+    Blocks of a NumPy array are views of it. An array that is one block is not copied.
     """
+    if x.shape[1] <= step + 1:
+        yield x
+        return
     start, stop = 0, min(step + 1, x.shape[1])
     while start < x.shape[1]:
         if isinstance(x, np.ndarray):

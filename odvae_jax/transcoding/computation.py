@@ -20,6 +20,9 @@ from odvae_jax.tiling.from_host import decode_blocks, encode_blocks
 from odvae_jax.transcoding.settings import NotFiniteError
 from odvae_jax.types import AnyArray
 
+DEFAULT_CHUNK = 32
+"""The frames per chunk for models that can be streamed, if nothing else is said."""
+_DEFAULT_GROUP = 33
 _TILINGS = {t.__name__: t for t in (TemporalTiling, Streaming, SpatialTiling)}
 
 
@@ -53,7 +56,9 @@ class Computation:
         """
         time, space = in_time_and_space(tiling)
         if time is None:
-            time = Streaming(32) if vae.config.streams else TemporalTiling(33)
+            time = (
+                Streaming(DEFAULT_CHUNK) if vae.config.streams else TemporalTiling(_DEFAULT_GROUP)
+            )
         for one in filter(None, (time, space)):
             one.check(vae.config)
         return cls(vae, time, space, mesh)

@@ -28,6 +28,7 @@ from odvae_jax.latents.description import (
     read_description,
     read_plan,
 )
+from odvae_jax.latents.entries import Cut, Planned, plan_entries, source_identity
 from odvae_jax.latents.scale import Scale
 from odvae_jax.latents.schema import compression
 from odvae_jax.latents.shards import read_indices, total_statistics, without_doubles
@@ -35,7 +36,6 @@ from odvae_jax.latents.storage import Folder, LocalFolder, open_folder
 from odvae_jax.tiling import TemporalTiling, Tiling
 from odvae_jax.transcoding.computation import Computation
 from odvae_jax.transcoding.digest import encoder_digest
-from odvae_jax.transcoding.entries import Cut, Planned, plan_entries, source_identity
 from odvae_jax.transcoding.units import Came, Reading, UnitEncoder
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class DatasetSettings:
       read_timeout: the limit for one read in seconds; None for no limit.
     """
 
-    cut: Cut = Cut()
+    cut: Cut = dataclasses.field(default_factory=Cut)
     content: str = "mean"
     store: str = "float32"
     seed: int = 0

@@ -19,6 +19,7 @@ from odvae_jax.files import printable
 from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo
 from odvae_jax.latents.chosen import RecordLatents, open_latents
 from odvae_jax.pixels import VideoSize
+from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.computation import (
     Computation,
     ModelOnDevices,
@@ -62,6 +63,7 @@ def decode_files(
     Raises:
       ValueError: if the model cannot be tiled as `settings` says.
     """
+    settings = choose_tiling(vae, jobs, settings, "decode", mesh=mesh)
     outcome = Outcome()
     if settings.tiling is not None:
         Computation.of(vae, settings.tiling, mesh)  # what is wrong with it is no file's problem

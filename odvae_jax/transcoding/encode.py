@@ -26,6 +26,7 @@ from odvae_jax.latents import (
     Statistics,
 )
 from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
@@ -67,6 +68,7 @@ def encode_files(
         that were made otherwise (if only some do, they are problems of their own); if the model
         cannot be tiled as `settings` says.
     """
+    settings = choose_tiling(vae, jobs, settings, "encode", mesh=mesh, overwrite=overwrite)
     computation = Computation.of(vae, settings.tiling, mesh)
     made = _how_made(computation, settings)
     shared = {

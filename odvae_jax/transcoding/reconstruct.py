@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.video import FrameBlocks, ThreadedVideoWriter
+from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
@@ -56,6 +57,7 @@ def reconstruct_files(
     Raises:
       ValueError: if the model cannot be tiled as `settings` says.
     """
+    settings = choose_tiling(vae, jobs, settings, "reconstruct", mesh=mesh)
     computation = Computation.of(vae, settings.tiling, mesh)
     outcome = Outcome()
     remove_leftovers(jobs)

@@ -7,10 +7,11 @@ import errno
 import logging
 import os
 
+from odvae_jax.compilation import is_out_of_memory
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, line_about, printable
 from odvae_jax.latents import Statistics
-from odvae_jax.tiling import Tiling
+from odvae_jax.tiling import AutoTiling, Tiling
 
 logger = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -33,7 +34,8 @@ class Settings:
     """How files are read, computed and written.
 
     Attributes:
-      tiling: how clips are cut in time, and perhaps frames in space. None takes what the latents
+      tiling: how clips are cut in time, and perhaps frames in space. `AutoTiling` chooses once for
+        all files of a run (see `choose_tiling`). None takes what the latents
         were made with when they are decoded. For videos, None takes `Streaming(32)` for models that
         can be streamed and `TemporalTiling(33)` for others.
       short_side: the length in pixels to which the shorter side of videos is scaled; None keeps the
@@ -51,7 +53,7 @@ class Settings:
       verify: whether files of latents are compared with their digests.
     """
 
-    tiling: tuple[Tiling, ...] | None = None
+    tiling: tuple[Tiling, ...] | AutoTiling | None = None
     short_side: int | None = None
     size: int | None = None
     content: str = "mean"
@@ -138,11 +140,11 @@ class Outcome:
 
 def advised(error: BaseException) -> BaseException:
     """Returns an error, or what to do about it where the device's memory does not suffice."""
-    if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it
+    if not is_out_of_memory(error):
         return error
     return RuntimeError(
-        "the device's memory does not suffice: try smaller groups (--tiling) or chunks "
-        "(--streaming), tiles (--tile=256), or --dtype=bfloat16"
+        "the device's memory does not suffice: try --tiling=auto, smaller groups (--tiling) or "
+        "chunks (--streaming), tiles (--tile=256), or --dtype=bfloat16"
     )
 
 

@@ -25,21 +25,22 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.data.processes import InOrder, doing
+from odvae_jax.data.processes import InOrder
 from odvae_jax.data.sources import Source, problem_of
-from odvae_jax.data.video import Blocks, centre_crop, within
+from odvae_jax.data.video import Blocks
 from odvae_jax.files import one_line
 from odvae_jax.inference import encode_uint8
 from odvae_jax.latents import LatentsError, LatentsInfo, Statistics
+from odvae_jax.latents.buckets import Size
+from odvae_jax.latents.clips import ReadClip, read_clip
 from odvae_jax.latents.description import Bucket, Description, Plan
+from odvae_jax.latents.entries import Cut
 from odvae_jax.latents.records import as_stored, pack_record
 from odvae_jax.latents.shards import ShardWriter
 from odvae_jax.latents.storage import Folder
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import Tiling
-from odvae_jax.transcoding.buckets import Size
 from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
-from odvae_jax.transcoding.entries import Cut
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
@@ -162,7 +163,7 @@ class UnitEncoder:
         return list(itertools.chain.from_iterable(writer.finish() for writer in self._writers))
 
     def compile(self, buckets: Iterable[int]) -> None:
-        """Compiles the programs of buckets, side by side, first for one device, then for the others.
+        """Compiles the programs of buckets side by side, for one device first, then for the others.
 
         Args:
           buckets: the numbers of the buckets.
@@ -182,7 +183,7 @@ class UnitEncoder:
             video = jax.ShapeDtypeStruct(
                 shape, np.uint8, sharding=jax.sharding.SingleDeviceSharding(device)
             )
-            lowered = _encode_unit.lower(vae, video, tiling=self._tiling)
+            lowered = encode_unit.lower(vae, video, tiling=self._tiling)
             self._programs[bucket, device] = lowered.compile()
         return self._programs[bucket, device]
 
@@ -219,13 +220,13 @@ class UnitEncoder:
         )
         most = max((buckets[b].batch for b, _, _ in todo), default=1)
         return InOrder(
-            _read_clip,
+            read_clip,
             (reading.source, reading.cut),
             jobs,
             workers=reading.workers,
             threads=reading.threads,
             ahead=most * (len(self._devices) + 1) + 2 * max(reading.workers, 1) * reading.threads,
-            lost=lambda job, reason, _: _ReadClip(name=reading.source.name(job[0]), problem=reason),
+            lost=lambda job, reason, _: ReadClip(name=reading.source.name(job[0]), problem=reason),
         )
 
     def _units(self, todo, clips) -> Iterator[_Unit]:
@@ -240,7 +241,7 @@ class UnitEncoder:
         """Puts the clips of a unit at their places; what is missing stays black."""
         bucket = self._description.buckets[number]
         shape = (bucket.batch, bucket.frames, bucket.height, bucket.width, 3)
-        unit = _Unit(number, [], np.zeros(shape, np.uint8))
+        unit = _Unit(number, [])
         for entry, place in zip(entries, places, strict=True):
             read = next(clips)
             clip = _Clip(entry, place, read.name, read.fps, read.columns, bucket.frames)
@@ -250,9 +251,15 @@ class UnitEncoder:
                     f"{read.name} has clips of {read.clip.shape[:3]} frames, rows and columns; its "
                     f"header promised {shape[1:4]}."
                 )
-            if not clip.problem:
-                unit.video[place] = read.clip
             unit.clips.append(clip)
+            if clip.problem:
+                continue
+            if bucket.batch == 1:  # without a copy
+                unit.video = read.clip[None]
+                continue
+            if unit.video is None:
+                unit.video = np.zeros(shape, np.uint8)
+            unit.video[place] = read.clip
         return unit
 
     def _begin_whole(self, bucket, entry) -> _Unit:
@@ -282,8 +289,6 @@ class UnitEncoder:
     def _compute(self, unit: _Unit, device: jax.Device) -> Callable[[], None]:
         """Gives a unit to a device; what is returned fetches the result into `unit.moments`."""
         if unit.video is not None:
-            if all(clip.problem for clip in unit.clips):
-                return lambda: None
             program = self._program(unit.bucket, device)
             moments = program(self._models.on(device), jax.device_put(unit.video, device))
             moments.copy_to_host_async()
@@ -385,50 +390,25 @@ class UnitEncoder:
 
 
 @functools.partial(jax.jit, static_argnames="tiling")
-def _encode_unit(
+def encode_unit(
     vae: ODVAE, video: UInt8[Array, "b t h w 3"], tiling: tuple[Tiling, ...] | None
 ) -> Float32[Array, "b u y x c2"]:
-    """Returns mean and log-variance of the posterior, side by side in the channels."""
+    """Returns mean and log-variance of the posterior of clips, side by side in the channels.
+
+    Args:
+      vae: the model.
+      video: the clips, uint8 [B, T, H, W, 3], of any length and sides.
+      tiling: how clips are cut; None computes them as a whole.
+
+    Returns:
+      float32 [B, t, h, w, 2 C].
+    """
     posterior = encode_uint8(vae, video, tiling=tiling, pad=True)
     return jax.numpy.concatenate([posterior.mean, posterior.logvar], axis=-1)
 
 
-@dataclasses.dataclass
-class _ReadClip:
-    """A clip as a worker returns it, or why it cannot be used."""
-
-    clip: UInt8[np.ndarray, "t h w 3"] | None = None
-    name: str = ""
-    fps: float = 1.0
-    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
-    problem: str = ""
-
-
 def _size(bucket: Bucket) -> Size:
     return Size(bucket.frames, bucket.height, bucket.width)
-
-
-def _read_clip(shared: tuple[Source, Cut], job: tuple[int, int, bool, Size]) -> _ReadClip:
-    """Reads one clip; called in a worker."""
-    (source, cut), (video, start, mirrored, size) = shared, job
-    read = _ReadClip(name=source.name(video))
-    try:
-        doing(read.name)
-        given = (source, cut, video, start, size)
-        clip, rate, read.columns = within(source.timeout, read.name, _cut_out, *given)
-        read.fps = cut.fps or rate / cut.stride
-        read.clip = np.ascontiguousarray(clip[:, :, ::-1] if mirrored else clip)
-    except Exception as error:  # whatever is wrong with one video is not the others' problem
-        read.problem = problem_of(read.name, error)
-    return read
-
-
-def _cut_out(source, cut, video, start, size):
-    # A header may promise more frames than there are: the last place is then taken.
-    frames = source.frames(video, cut.sampling(size), cut.stride, lambda n: min(start, n - 1))
-    if cut.size is not None:
-        frames = [centre_crop(frame, cut.size, cut.size) for frame in frames]
-    return np.stack(frames), source.rate(video), source.columns(video)
 
 
 class _Lanes:

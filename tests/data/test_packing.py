@@ -110,3 +110,12 @@ def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):
     assert main(["data", "inspect", "nowhere"]) == 1
     assert re.match(r"odvae data inspect: .*nowhere does not exist", capsys.readouterr().err)
     assert os.path.exists(sheet)
+
+
+def test_inspect_prints_the_columns_of_a_manifest(folder, tmp_path, capsys):
+    manifest = tmp_path / "list.csv"
+    rows = [f"{folder}/clip{i}.mp4,a caption,{'cat' if i else ''}" for i in range(3)]
+    manifest.write_text("\n".join(["path,caption,label", *rows]))
+    options = ["--frames=5", "--size=24", "--clips=1", f"--output={tmp_path / 'sheet.png'}"]
+    assert main(["data", "inspect", str(manifest), *options, "--workers=1"]) == 0
+    assert re.search(r"\ncolumns +caption \(3\), label \(2\)\n", capsys.readouterr().out)

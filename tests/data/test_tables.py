@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.data.inspection import survey
 from odvae_jax.data.packing import pack_videos
 from odvae_jax.data.sources import Header, Sampling, open_source
 from odvae_jax.data.video import VideoError
@@ -115,6 +116,9 @@ def test_a_dataset_in_parquet_files_keeps_its_labels_and_knows_its_videos(folder
     source = open_source(f"datasets:{tmp_path}")
     labels = [source.columns(i) for i in range(5)]
     assert [c["label_name"] for c in labels] == ["cat", "dog", None, "cat", None]
+    assert dict(survey(f"datasets:{tmp_path}").columns) == {
+        "caption": 5, "label": 4, "label_name": 3,
+    }  # fmt: skip
     pack_videos(f"datasets:{tmp_path}", tmp_path / "packed", short_side=16)
     assert [open_source(f"array_record:{tmp_path / 'packed'}").columns(i) for i in range(5)] == (
         labels

@@ -12,6 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import sd_vae
+from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.data.video import centre_crop
+from odvae_jax.sharding import make_mesh
 from odvae_jax.training import loop
 from odvae_jax.training.config import default_config
 from odvae_jax.training.raw_weights import load_raw
@@ -119,6 +122,60 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     assert Image.open(workdir / "curves.png").size[0] > 500
 
 
+def test_the_latents_of_a_finished_run_are_measured_on_held_out_frames(whole_run, videos):
+    vae = ODVAE.from_pretrained(whole_run[0])
+    frames = []
+    for i in range(2):
+        every = open_source(videos / f"clip{i}.mp4").read(0, Sampling(5, 24), 1, lambda n: n - 1)
+        frames.append(centre_crop(every, 16, 16))  # the last five, which are held out
+    video = np.concatenate(frames).astype(np.float32)[:, None] / 127.5 - 1
+    posterior = vae.encode(video)
+    mean = np.asarray(posterior.mean, np.float64).reshape(-1, 4)
+    variance = np.exp(np.asarray(posterior.logvar, np.float64)).reshape(-1, 4)
+    std = np.sqrt(mean.var(0) + variance.mean(0))
+    np.testing.assert_allclose(vae.config.latents_mean, mean.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(vae.config.latents_std, std, rtol=1e-3)
+    z = vae.normalise(np.asarray(posterior.sample(jax.random.key(0))))
+    np.testing.assert_allclose(z.std((0, 1, 2, 3)), 1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "step, fields, said, measured",
+    [
+        (6, {"data.holdout": 0, "steps": 6}, "measured on 48 training clips", True),
+        (6, {"data.holdout": 0, "scale_clips": 3}, "measured on 3 training clips", True),
+        (6, {"scale_clips": 0}, "the model is in", False),
+        (5, {}, "so the scale of its latents was not measured", False),
+    ],
+)
+def test_a_run_says_what_its_latents_are_measured_on(
+    step, fields, said, measured, videos, tmp_path, caplog
+):
+    caplog.set_level("INFO", logger="odvae_jax")
+    task, state = task_and_state(tiny(videos, validate_every=0, **fields), step)
+    task.export(state, tmp_path)
+    assert ODVAE.from_pretrained(tmp_path).config.scale.measured == measured
+    assert said in caplog.text
+
+
+def test_latents_that_cannot_be_measured_cost_no_export(videos, tmp_path, caplog):
+    shutil.copytree(videos, tmp_path / "videos")
+    config = tiny(tmp_path / "videos", validate_every=0)
+    task, state = task_and_state(config, config.steps)
+    shutil.rmtree(tmp_path / "videos")
+    task.export(state, tmp_path)
+    vae = ODVAE.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(vae.quant_conv.kernel[...], state.ema["quant_conv.kernel"])
+    assert not vae.config.scale.measured
+    assert "was not measured" in caplog.text and "odvae calibrate" in caplog.text
+
+
+def task_and_state(config, step):
+    """A run's task, and its state as it would be after some steps."""
+    task = autoencoder.Autoencoder(config, make_mesh(1, devices=jax.devices()[:1]))
+    return task, task.initial()._replace(step=np.int32(step))
+
+
 def test_files_of_others_and_a_picture_that_cannot_be_drawn_cost_no_export(
     whole_run, videos, tmp_path, caplog
 ):
@@ -130,6 +187,7 @@ def test_files_of_others_and_a_picture_that_cannot_be_drawn_cost_no_export(
     (workdir / "curves.png").mkdir()
     train(tiny(videos, **WITH_ALL), workdir)
     vae = ODVAE.from_pretrained(workdir / "model-6")
+    assert vae.config == ODVAE.from_pretrained(whole_run[0]).config, "it is measured again"
     np.testing.assert_array_equal(vae.quant_conv.kernel[...], whole_run[1].ema["quant_conv.kernel"])
     kept = sorted(p.name for p in (workdir / "model").iterdir())
     assert kept == ["config.json", "notes.txt"]

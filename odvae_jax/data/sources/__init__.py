@@ -15,7 +15,7 @@ Several sources are named with the share of the clips that comes from each, as i
 "0.7*folder:A; 0.3*tfds:ucf101".
 """
 
-from odvae_jax.data.sources.base import Extent, Header, Sampling, Source, problem_of
+from odvae_jax.data.sources.base import Extent, Header, Sampling, Source, problem_of, workers_for
 from odvae_jax.data.sources.files import Files
 from odvae_jax.data.sources.packed import Packed
 from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, pack, unpack
@@ -45,4 +45,5 @@ __all__ = [
     "problem_of",
     "resolve",
     "unpack",
+    "workers_for",
 ]

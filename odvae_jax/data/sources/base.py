@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from odvae_jax.data.once import warn_once
 from odvae_jax.data.video import (
     READ_TIMEOUT,
     Blocks,
@@ -149,11 +150,13 @@ class Source(abc.ABC):
     Attributes:
       timeout: the seconds that one read may take, None for no limit. Whoever opens a source sets
         it. What a source does not limit itself, its callers limit.
+      here_only: whether no other process can read the videos, since they are in this one's memory.
       problems: what is wrong with something else than a video, such as a folder that cannot be
         read; the log has it, too.
     """
 
     timeout: float | None = READ_TIMEOUT
+    here_only: bool = False
     problems: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -349,6 +352,24 @@ def as_json(value: Any) -> Any:
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: as_json(item) for name, item in value.items()}
     raise TypeError(f"JSON cannot hold {type(value).__name__}.")
+
+
+def workers_for(sources: Iterable[Source], workers: int, none: int = 0) -> int:
+    """Returns how many processes can read some sources; the log says if none can.
+
+    Args:
+      sources: the sources.
+      workers: the number of processes that was asked for.
+      none: what stands for work in this process.
+    """
+    if workers <= none or not any(source.here_only for source in sources):
+        return workers
+    warn_once(
+        "here only",
+        f"videos at memory:// can be read in this process alone, so none of the {workers} workers "
+        "that were asked for is started.",
+    )
+    return none
 
 
 def problem_of(name: str, error: Exception) -> str:

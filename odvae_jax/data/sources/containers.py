@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
+import os
 from typing import NamedTuple
 
 from odvae_jax.data.sources.base import Extent, Header, Sampling, Source, cut
-from odvae_jax.data.video import FrameBlocks, OrderError, VideoReader, to_rgb
+from odvae_jax.data.urls import is_url, size_of_url
+from odvae_jax.data.video import (
+    FrameBlocks,
+    OrderError,
+    VideoError,
+    VideoReader,
+    to_rgb,
+    within,
+)
 
 
 class Container(NamedTuple):
@@ -70,6 +80,14 @@ class Containers(Source):
             except OrderError:
                 chosen = cut(video.frames_in_order, extent, sampling, stride, where)
             return to_rgb(chosen, sampling.short_side, sampling.cover)
+
+    def _size(self, index, path) -> int:
+        """Returns the number of bytes in a file of a path or URL; 0 if it is not known."""
+        if not is_url(path):
+            return os.path.getsize(path) if os.path.exists(path) else 0
+        with contextlib.suppress(VideoError):
+            return within(self.timeout, self.name(index), size_of_url, path)
+        return 0
 
     def _opened(self, index, container) -> VideoReader:
         name = self._called(index, container.content)

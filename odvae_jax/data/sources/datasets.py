@@ -10,6 +10,7 @@ from pathlib import Path
 
 from odvae_jax.data.finding import open_regular
 from odvae_jax.data.sources.tables import Tables, open_parquet, split_column
+from odvae_jax.data.urls import is_url
 from odvae_jax.files import one_line, printable
 
 
@@ -18,7 +19,8 @@ def open_datasets(text: str, *, in_memory: bool = False) -> Tables:
 
     Args:
       text: FOLDER or FOLDER:COLUMN. The folder is one that `save_to_disk` wrote, or one of Parquet
-        files. The column holds the videos; without it, there must be one that may hold videos.
+        files, which may lie at a URL. The column holds the videos; without it, there must be one
+        column that may hold videos.
       in_memory: without effect; videos are read anew every time.
 
     Raises:
@@ -28,6 +30,8 @@ def open_datasets(text: str, *, in_memory: bool = False) -> Tables:
     """
     path, column = split_column(text)
     folder, shown = Path(path), printable(path)
+    if is_url(path):
+        return open_parquet(text)
     if not folder.exists():
         raise FileNotFoundError(
             f"{shown} does not exist; expected a folder that `save_to_disk` of Hugging Face's "

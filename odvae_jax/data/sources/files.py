@@ -1,7 +1,8 @@
 """Video files: `folder:PATH`, the videos anywhere below a folder; or the entries of a manifest.
 
 A manifest is a file .csv or .jsonl with a column path, and optionally start and end in seconds.
-Its other columns are captions, labels or whatever else is known of a video.
+Its other columns are captions, labels or whatever else is known of a video. The folder, the
+manifest and the paths in it may be URLs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from odvae_jax.data.finding import look_below, open_regular
 from odvae_jax.data.sources.base import as_json, cut
 from odvae_jax.data.sources.containers import Container, Containers
+from odvae_jax.data.urls import is_here_only, is_url, read_url
 from odvae_jax.data.video import EXTENSIONS, VideoError, VideoReader, to_rgb
 from odvae_jax.files import one_line, printable
 
@@ -51,6 +53,7 @@ class Files(Containers):
         wrong: Mapping[int, str] = MappingProxyType({}),
     ):
         self._entries, self._columns, self._wrong = entries, columns, dict(wrong)
+        self.here_only = any(is_here_only(path) for path, _, _ in entries)
         self._cache: dict | None = {} if in_memory else None
         self._locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
@@ -80,8 +83,7 @@ class Files(Containers):
         return dict(self._columns[index]) if self._columns else {}
 
     def bytes_behind(self, index):
-        path = self._entries[index][0]
-        return os.path.getsize(path) if os.path.exists(path) else 0
+        return self._size(index, self._entries[index][0])
 
     def frames(self, index, sampling, stride, where):
         if self._cache is None:
@@ -108,17 +110,19 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
     """Opens the videos anywhere below a folder, the entries of a manifest, or one video.
 
     Args:
-      text: the path of the folder, the manifest (.csv or .jsonl) or the video.
+      text: the path or URL of the folder, the manifest (.csv or .jsonl) or the video.
       in_memory: whether the decoded videos are kept in memory; for a few short ones.
 
     Raises:
-      FileNotFoundError: if there is no such path.
+      FileNotFoundError: if there is no such path, or the driver for a URL is not installed.
+      OSError: if what a URL names cannot be read.
       ValueError: if there is no video below the folder, or the manifest is not one, or no row of it
         is good.
     """
     path = Path(text)
-    if path.suffix.lower() in (".csv", ".jsonl") and path.exists() and not path.is_dir():
-        entries, columns, wrong = _manifest(path)
+    is_file = is_url(text) or (path.exists() and not path.is_dir())
+    if path.suffix.lower() in (".csv", ".jsonl") and is_file:
+        entries, columns, wrong = _manifest(text)
         return Files(entries, columns=columns, in_memory=in_memory, wrong=wrong)
     found = look_below(text, EXTENSIONS, "video")
     found.log()
@@ -127,7 +131,7 @@ def open_files(text: str, *, in_memory: bool = False) -> Files:
     return files
 
 
-def _manifest(path: Path) -> tuple[list[Entry], list[dict], dict[int, str]]:
+def _manifest(path: str) -> tuple[list[Entry], list[dict], dict[int, str]]:
     """Reads the entries of a manifest; paths in it are relative to its folder.
 
     Returns:
@@ -136,8 +140,9 @@ def _manifest(path: Path) -> tuple[list[Entry], list[dict], dict[int, str]]:
     """
     shown = printable(path)
     try:
-        with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
-            if path.suffix.lower() == ".jsonl":
+        binary = io.BytesIO(read_url(path)) if is_url(path) else open_regular(path)
+        with io.TextIOWrapper(binary, newline="", encoding="utf-8-sig") as file:
+            if path.lower().endswith(".jsonl"):
                 rows = [_parsed(line) for line in file if line.strip()]
             else:
                 rows = list(csv.DictReader(file))
@@ -158,7 +163,7 @@ def _manifest(path: Path) -> tuple[list[Entry], list[dict], dict[int, str]]:
             if not row["path"] or (end is not None and end <= (start or 0)):
                 raise ValueError
             others.append({n: as_json(v) for n, v in row.items() if n not in _PLACE})
-            entries.append((str(path.parent / row["path"]), start, end))
+            entries.append((_beside(path, row["path"]), start, end))
         except (KeyError, TypeError, ValueError, AttributeError):
             wrong[len(entries)] = (
                 f"{shown}: row {number} is {one_line(Exception(row), 200)}; expected a path, and "
@@ -170,6 +175,15 @@ def _manifest(path: Path) -> tuple[list[Entry], list[dict], dict[int, str]]:
     if len(wrong) == len(entries):
         raise ValueError("\n  ".join(list(wrong.values())[:20]))
     return entries, others, wrong
+
+
+def _beside(manifest: str, path: str) -> str:
+    """Returns a path or URL of a manifest; a path is relative to the manifest's folder."""
+    if is_url(path):
+        return path
+    if is_url(manifest):
+        return path if os.path.isabs(path) else f"{manifest.rpartition('/')[0]}/{path}"
+    return str(Path(manifest).parent / path)
 
 
 def _parsed(line: str):

@@ -17,6 +17,7 @@ from odvae_jax.data.sources.pictures import open_pictures
 from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS, find_sample_clips, open_sample_clips
 from odvae_jax.data.sources.tables import open_parquet
 from odvae_jax.data.sources.tfds import open_tfds
+from odvae_jax.data.urls import is_url
 from odvae_jax.data.video import READ_TIMEOUT, find_videos
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -59,7 +60,7 @@ def open_source(
             opener, rest = listed, text.removeprefix(key)
             break
     else:
-        if not os.path.lexists(text):
+        if not os.path.lexists(text) and not is_url(text):
             _check_kind(text)
     source = opener(rest, in_memory=in_memory)
     source.timeout = timeout

@@ -8,6 +8,7 @@ import os
 from odvae_jax.data.finding import look_below, open_regular
 from odvae_jax.data.sources.base import Header, Source
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image, image_size
+from odvae_jax.data.urls import is_here_only, is_url, read_url, size_of_url
 from odvae_jax.data.video import VideoError, within
 from odvae_jax.files import one_line, printable
 
@@ -19,11 +20,12 @@ class Pictures(Source):
     """Image files, as videos of one frame.
 
     Args:
-      paths: the paths of the files.
+      paths: the paths or URLs of the files.
     """
 
     def __init__(self, paths: list[str]):
         self._paths = paths
+        self.here_only = any(map(is_here_only, paths))
 
     def __len__(self):
         return len(self._paths)
@@ -36,6 +38,8 @@ class Pictures(Source):
 
     def bytes_behind(self, index):
         path = self._paths[index]
+        if is_url(path):
+            return size_of_url(path)
         return os.path.getsize(path) if os.path.exists(path) else 0
 
     def header(self, index):
@@ -65,6 +69,8 @@ class Pictures(Source):
             raise VideoError(f"{name} cannot be read as an image: {reason}.") from error
 
     def _content(self, index) -> bytes:
+        if is_url(self._paths[index]):
+            return read_url(self._paths[index])
         with open_regular(self._paths[index]) as file:
             return file.read()
 
@@ -73,7 +79,7 @@ def open_pictures(text: str, *, in_memory: bool = False) -> Pictures:
     """Opens the image files anywhere below a folder, or one image file.
 
     Args:
-      text: the path.
+      text: the path or URL.
       in_memory: without effect; pictures are read anew every time.
 
     Raises:

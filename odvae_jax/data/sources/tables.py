@@ -9,7 +9,6 @@ import collections
 import functools
 import json
 import os
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from odvae_jax.data.finding import check_regular, look_below
 from odvae_jax.data.once import warn_once
 from odvae_jax.data.sources.base import as_json
 from odvae_jax.data.sources.containers import Container, Containers
+from odvae_jax.data.urls import is_here_only, is_url, open_url
 from odvae_jax.data.video import EXTENSIONS, VideoError, within
 from odvae_jax.files import one_line, printable
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GROUPS = 2  # The number of groups of rows whose videos are kept in memory.
 _OTHER_MEDIA = ("Image", "Audio", "Pdf")  # as Hugging Face's datasets call what is no video
 
@@ -36,7 +35,7 @@ class Tables(Containers):
     with the whole group of rows that holds it; the last two such groups stay in memory.
 
     Args:
-      paths: the paths of the files, which all have the same columns.
+      paths: the paths or URLs of the files, which all have the same columns.
       column: the name of the column of videos; an empty name takes the only one.
 
     Raises:
@@ -48,7 +47,8 @@ class Tables(Containers):
         _check_pyarrow()
         self._damaged: dict[str, str] = {}
         self._groups: list[tuple[str, int, int]] = []  # path, number, first row in the file
-        schema, counts = None, []
+        self.here_only = any(is_here_only(path) for path in paths)
+        schema, counts, good = None, [], ""
         for path in paths:
             try:
                 counted, found = within(self.timeout, printable(path), _look, path)
@@ -60,14 +60,15 @@ class Tables(Containers):
             firsts = np.cumsum([0, *counted]).tolist()
             self._groups += [(path, n, first) for n, first in enumerate(firsts[:-1])]
             counts += counted
-            schema = schema or found
+            if schema is None and found is not None:
+                schema, good = found, path
         if schema is None:
             raise ValueError("\n  ".join(list(self._damaged.values())[:20]))
         self._ends = np.cumsum(counts)
         if not len(self):
             raise ValueError(f"{printable(paths[0])} and what belongs to it hold no row.")
-        self._column = _video_column(schema, paths[0], column)
-        self._others, self._labels = _other_columns(schema, paths[0], self._column)
+        self._column = _video_column(schema, good, column)
+        self._others, self._labels = _other_columns(schema, good, self._column)
 
     def __len__(self):
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -77,11 +78,10 @@ class Tables(Containers):
         return f"{printable(path)}, row {first + row}"
 
     def bytes_behind(self, index):
-        path = self._place(index)[0]
-        return os.path.getsize(path) if os.path.exists(path) else 0
+        return self._size(index, self._place(index)[0])
 
     def container(self, index):
-        value = self._row(index, (self._column,))[self._column]
+        value = self._row(index, (self._column,), _videos)[self._column]
         path = None
         if isinstance(value, dict):
             value, path = value.get("bytes"), value.get("path")
@@ -91,14 +91,14 @@ class Tables(Containers):
             return Container(value)
         if not path:
             raise VideoError(f"{self.name(index)} holds no video in its column {self._column!r}.")
-        if not _URL.match(path):  # relative to the folder of the table
+        if not is_url(path):  # relative to the folder of the table
             path = os.path.join(os.path.dirname(self._place(index)[0]), path)
         return Container(path)
 
     def columns(self, index):
         if not self._others:
             return {}
-        found = self._row(index, self._others)
+        found = self._row(index, self._others, _columns)
         for name, labels in self._labels.items():
             value = found[name]
             known = isinstance(value, int) and 0 <= value < len(labels)
@@ -111,12 +111,13 @@ class Tables(Containers):
         before = int(self._ends[which - 1]) if which else 0
         return *self._groups[which], index - before
 
-    def _row(self, index, columns) -> dict[str, Any]:
+    def _row(self, index, columns, kept) -> dict[str, Any]:
         path, group, _, place = self._place(index)
         if path in self._damaged:
             raise VideoError(self._damaged[path])
         try:
-            return within(self.timeout, self.name(index), _read, path, group, place, columns)
+            where = path, group, place
+            return within(self.timeout, self.name(index), _read, *where, columns, kept)
         except VideoError:
             raise
         except Exception as error:
@@ -127,8 +128,8 @@ def open_parquet(text: str, *, in_memory: bool = False) -> Tables:
     """Opens the rows of one Parquet file, or of those anywhere below a folder.
 
     Args:
-      text: PATH or PATH:COLUMN. The column holds the videos; without it, there must be one column
-        that may hold videos.
+      text: PATH or PATH:COLUMN, where PATH may be a URL. The column holds the videos; without it,
+        there must be one column that may hold videos.
       in_memory: without effect; videos are read anew every time.
 
     Raises:
@@ -146,6 +147,8 @@ def open_parquet(text: str, *, in_memory: bool = False) -> Tables:
 def split_column(text: str) -> tuple[str, str]:
     """Returns the path and the column that PATH or PATH:COLUMN names; no column is empty."""
     path, colon, column = text.rpartition(":")
+    if is_url(text):
+        return (text, "") if column.startswith("//") else (path, column)
     if colon and not os.path.lexists(text) and os.path.lexists(path):
         return path, column
     return text, ""
@@ -170,13 +173,13 @@ def _look(path) -> tuple[list[int], Any]:
         return [file.num_rows], file.schema
 
 
-def _read(path, group, place, columns) -> dict[str, Any]:
+def _read(path, group, place, columns, kept) -> dict[str, Any]:
     # One thread reads a group, the others find it in memory.
     with _lock:
         stamp = _stamp(path)
         file = _opened(path, stamp)
         if isinstance(file, _Parquet):
-            file = _group(path, stamp, group, columns)
+            file = kept(path, stamp, group, columns)
         else:
             file = file.select(list(columns))
     return file.slice(place, 1).to_pylist()[0]
@@ -186,7 +189,9 @@ _lock = threading.Lock()
 
 
 def _stamp(path) -> tuple[int, ...]:
-    """Returns what changes when a file is replaced."""
+    """Returns what changes when a file is replaced; nothing for a URL."""
+    if is_url(path):
+        return ()
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -200,6 +205,8 @@ def _opened(path, stamp):
     """Returns a Parquet file, or the table of an Arrow file, which stays on the disk."""
     import pyarrow
 
+    if is_url(path):
+        return _Parquet(open_url(path))
     check_regular(path)
     with open(path, "rb") as file:
         mark = file.read(6)
@@ -223,9 +230,13 @@ class _Parquet:
         self.counts = [self.file.metadata.row_group(group).num_rows for group in groups]
 
 
-@functools.lru_cache(maxsize=2 * _GROUPS)  # of the videos and of the other columns
 def _group(path, stamp, group, columns):
     return _opened(path, stamp).file.read_row_group(group, columns=list(columns))
+
+
+# Apart, since groups of videos are large and those of other columns small.
+_videos = functools.lru_cache(maxsize=_GROUPS)(_group)
+_columns = functools.lru_cache(maxsize=16)(_group)
 
 
 def _features(schema) -> dict[str, dict]:
@@ -286,7 +297,10 @@ def _is_text(kind) -> bool:
 
 def _names(path, column) -> bool:
     """Returns whether the first value of a column of texts is the name of a video file."""
-    value = _read(path, 0, 0, (column,))[column]
+    try:
+        value = _read(path, 0, 0, (column,), _columns)[column]
+    except IndexError:  # there is no row
+        return False
     return value is not None and Path(value).suffix.lower() in EXTENSIONS
 
 

@@ -24,6 +24,7 @@ from jaxtyping import UInt8
 from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.data.finding import check_regular
 from odvae_jax.data.once import warn_once
+from odvae_jax.data.urls import UrlFile, is_url, open_url
 from odvae_jax.data.video.errors import OrderError, PartError, VideoError
 from odvae_jax.data.video.limits import Guard, each_within, moved, within
 from odvae_jax.data.video.scaling import to_rgb
@@ -32,6 +33,7 @@ from odvae_jax.files import one_line, printable
 T = TypeVar("T")
 _END: Any = object()
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics, as ITU-T H.273 numbers them
+_FAR_BUFFER = 2**18  # The number of bytes that FFmpeg asks of an open file at a time.
 _LATE = 16  # The number of frames that a decoder may keep back to put others in order.
 _PROBED = 32  # The number of packets after which time stamps that never go back are suspicious.
 _PICTURES = {"ffv1", "gif", "png", "apng"}  # like intra-only codecs; FFmpeg does not say it
@@ -79,9 +81,10 @@ def inspect_video(path: str | os.PathLike, *, timeout: float | None = READ_TIMEO
 
 
 def _inspected(path: str | os.PathLike) -> VideoInfo:
-    name = printable(path)
+    name, source = printable(path), os.fspath(path)
+    far = _open_far(source, name)
     try:
-        with _open(os.fspath(path), name) as container:
+        with contextlib.closing(far or io.BytesIO()), _open(source, name, far) as container:
             stream = _video_stream(container, name)
             stamps = sorted(
                 packet.pts
@@ -96,14 +99,34 @@ def _inspected(path: str | os.PathLike) -> VideoInfo:
         raise VideoError(f"{name} cannot be read as a video: {one_line(error)}.") from error
 
 
-def _open(source: str | bytes, name: str) -> av.container.InputContainer:
-    """Opens a regular file, or bytes.
+def _open_far(source: str | bytes, name: str) -> UrlFile | io.BytesIO | None:
+    """Opens what a URL names, or bytes; returns None for the path of a file.
+
+    Raises:
+      VideoError: if it cannot be opened.
+    """
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not is_url(source):
+        return None
+    try:
+        return open_url(source)
+    except OSError as error:
+        reason = error.strerror or one_line(error).rstrip(".")
+        raise VideoError(f"{name} cannot be read as a video: {reason}.") from error
+    except ValueError as error:
+        raise VideoError(str(error)) from error
+
+
+def _open(source: str | bytes, name: str, far=None) -> av.container.InputContainer:
+    """Opens a regular file, or what `_open_far` returned for anything else.
 
     Raises:
       VideoError: if it is something else, such as a named pipe, which would block.
     """
-    if isinstance(source, bytes):
-        return av.open(io.BytesIO(source), **_OPEN_OPTIONS)
+    if far is not None:
+        far.seek(0)
+        return av.open(far, buffer_size=_FAR_BUFFER, **_OPEN_OPTIONS)
     try:
         check_regular(source)
     except OSError as error:
@@ -218,7 +241,7 @@ class VideoReader:
     the file counts them.
 
     Args:
-      source: the path of a file, or its bytes.
+      source: the path or URL of a file, or its bytes.
       name: what error messages call the video; None takes the path.
       threads: the number of threads that decode; 0 lets FFmpeg choose.
       timeout: the seconds that opening, or reading on to the next frame, may take; None for no
@@ -250,7 +273,7 @@ class VideoReader:
         in_memory = isinstance(source, bytes)
         self.name = name or ("a video in memory" if in_memory else printable(source))
         self._threads, self._timeout = threads, timeout
-        self._container = None
+        self._container = self._far = None
 
     def __enter__(self) -> VideoReader:
         self._guard = Guard(self._close, VideoError(f"{self.name} is closed."))
@@ -272,10 +295,14 @@ class VideoReader:
     def _close(self):
         if self._container is not None:
             self._container.close()
-        self._container = None
+        if self._far is not None:
+            self._far.close()
+        self._container = self._far = None
 
     def _open(self):
-        self._container = _open(self._source, self.name)
+        if self._far is None:  # it is kept when the container is opened anew
+            self._far = _open_far(self._source, self.name)
+        self._container = _open(self._source, self.name, self._far)
         self._stream = _video_stream(self._container, self.name)
         self._stream.codec_context.thread_count = self._threads
         self._stream.thread_type = "SLICE" if self._threads == 1 else "AUTO"

@@ -265,7 +265,8 @@ class Autoencoder(Task):
             return
         try:
             clips, of = self._clips_to_measure()
-            scale = Scale.of(measure(trained, tqdm(clips, desc="latents", unit="clip")))
+            bar = tqdm(clips, desc="latents", unit="clip", dynamic_ncols=True)
+            scale = Scale.of(measure(trained, iter(bar)))
             native.write_scale(folder, scale)
         except Exception as error:
             logger.error(

@@ -15,12 +15,12 @@ from odvae_jax import digests
 from odvae_jax.data.processes import InOrder, doing
 from odvae_jax.data.sources import Sampling, Source, problem_of
 from odvae_jax.data.video import VideoError, within
+from odvae_jax.latents.buckets import LeftOutError, Size, choose
 from odvae_jax.latents.description import Bucket, Plan
-from odvae_jax.transcoding.buckets import LeftOutError, Size, choose
 
 _PIXELS = 2**22
 """About how many pixels a device computes together, if nothing else is said."""
-_MOST = 64
+_MOST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def plan_entries(
       source: the source.
       cut: how clips are cut out of videos.
       batch: the number of clips that a device computes together; None takes as many as have about
-        four million pixels, and at most 64.
+        four million pixels, and at most 16.
       workers: the number of processes that read headers; 0 reads them in threads.
       threads: the number of threads, in each process.
       bar: whether a progress bar is shown.
@@ -250,11 +250,10 @@ def _number(planned: Planned, found: dict, cut: Cut, batch: int | None) -> None:
         frames = key.frames if isinstance(key, Size) else None
         height, width = (key.height, key.width) if isinstance(key, Size) else key
         name = str(key) if frames else f"{height}x{width}"
-        together = 1
+        together, count = 1, len(found[key]) * len(twins)
         if frames:
             fitting = _PIXELS // (frames * height * width)
-            together = batch or min(max(fitting, 1), _MOST)
-        count = len(found[key]) * len(twins)
+            together = min(batch or min(max(fitting, 1), _MOST), count)
         buckets.append(Bucket(name, frames, height, width, together, count))
         rows += [(video, start, number, m) for video, start in found[key] for m in twins]
     rows.sort()  # in the order of the source

@@ -1,0 +1,151 @@
+"""What `odvae encode --to=shards` does; it is no subcommand of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from odvae_jax.cli import files
+from odvae_jax.cli.parsing import part
+from odvae_jax.cli.programs import join_hosts
+from odvae_jax.files import printable
+
+_MOST_WORKERS = 32
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Encodes a source into a dataset of latents; returns 1 if something of it came to nothing.
+
+    Raises:
+      ValueError: if the arguments do not fit together or with what is there.
+      OSError: if something cannot be read or written.
+    """
+    if len(arguments.inputs) > 1:
+        raise ValueError(
+            f"--to=shards takes one source, not {len(arguments.inputs)}; a manifest or a folder "
+            "can name many videos."
+        )
+    if arguments.overwrite:
+        raise ValueError("--overwrite is for files: choose a new folder for a dataset.")
+    logging.getLogger("odvae_jax").setLevel(logging.WARNING)
+    join_hosts(arguments)
+    return files.ended_by_signals("encode", lambda: _run(arguments))
+
+
+def _run(arguments) -> int:
+    import jax
+
+    from odvae_jax import transcoding
+    from odvae_jax.autoencoder import ODVAE
+    from odvae_jax.compilation import use_compilation_cache
+
+    use_compilation_cache()
+    files.check_tiling(arguments)
+    dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    vae = ODVAE.from_pretrained(arguments.ckpt, dtype=dtype, verify=arguments.verify)
+    settings = _settings(arguments, vae.config)
+    source, dest = str(arguments.inputs[0]), str(arguments.output)
+    devices = files.devices_of(arguments)
+    if arguments.dry_run:
+        return _dry_run(vae, source, settings)
+    kind = devices[0].device_kind
+    print(
+        f"{printable(arguments.ckpt)}, {vae.config.name}, {dtype}, {len(devices)} × {kind}",
+        flush=True,
+    )
+    shard = part(arguments.shard) if arguments.shard is not None else None
+    which = shard or (jax.process_index(), jax.process_count())
+    summary = transcoding.encode_dataset(
+        vae, arguments.ckpt, source, dest, settings, devices=devices, part=which
+    )
+    return _report(summary)
+
+
+def _settings(arguments, config):
+    """The settings that the command line gives for a model's config."""
+    from odvae_jax.transcoding import Cut, DatasetSettings, parse_buckets
+
+    buckets = ()
+    if arguments.buckets:
+        given = {"time": config.time_compression, "space": config.space_compression}
+        buckets = parse_buckets(arguments.buckets, **given)
+    cut = Cut(
+        frames=arguments.frames,
+        stride=arguments.stride,
+        fps=arguments.fps,
+        hop=arguments.hop,
+        clips_per_video=arguments.clips_per_video,
+        short_side=arguments.short_side,
+        size=arguments.size,
+        buckets=buckets,
+        mirror=arguments.mirror,
+        longest=arguments.longest,
+    )
+    workers = arguments.workers
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    return DatasetSettings(
+        cut=cut,
+        content=arguments.content,
+        store=arguments.store,
+        seed=arguments.seed,
+        tiling=files.tilings_of(arguments, config.space_compression),
+        batch=arguments.batch,
+        workers=workers,
+        threads=arguments.threads,
+        read_timeout=files.read_timeout(arguments),
+    )
+
+
+def _dry_run(vae, source: str, settings) -> int:
+    """Prints what would be encoded; returns 1 if some videos cannot be read."""
+    from odvae_jax.data.sources import open_source
+    from odvae_jax.transcoding.dataset import dataset_bytes, plan
+
+    planned = plan(open_source(source, timeout=settings.read_timeout), settings, bar=True)
+    programs = sum(1 for bucket in planned.buckets if bucket.frames)
+    size = dataset_bytes(planned, settings, vae.config.to_dict())
+    print(
+        f"{len(planned.plan)} clips, {planned.seconds / 3600:.2f} hours, {programs} programs, "
+        f"{size / 1e9:.3f} GB of latents"
+    )
+    print(f"{'bucket':>16}{'clips':>10}{'batch':>8}")
+    for bucket in planned.buckets:
+        print(f"{bucket.name:>16}{bucket.entries:>10}{bucket.batch:>8}")
+    _print_left_out(planned.counts)
+    for problem in list(planned.unusable.values())[:20]:
+        print(problem, file=sys.stderr)
+    return int(bool(planned.unusable))
+
+
+def _print_left_out(counts: dict[str, int]) -> None:
+    if counts:
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        print(f"left out: {listed}")
+
+
+def _report(summary) -> int:
+    """Prints what came of a run, and returns the exit status."""
+    rate = summary.frames / summary.seconds if summary.seconds else 0.0
+    description = summary.description
+    print(
+        f"{summary.clips} clips, {summary.frames} frames in {summary.seconds:.1f} s, {rate:.1f} "
+        f"frames/s; {summary.there} clips were there already; {summary.programs} programs compiled "
+        f"in {summary.compiling:.1f} s"
+    )
+    _print_left_out(summary.left_out)
+    if description.records is None:
+        print("the dataset is not complete yet: parts of it are left to other processes")
+    else:
+        print(f"the dataset has {description.records} records")
+    sys.stdout.flush()
+    for problem in list(summary.problems.values())[:20]:
+        print(problem, file=sys.stderr)
+    if summary.problems:
+        print(
+            f"odvae encode: {len(summary.problems)} problems; all stand in problems.jsonl",
+            file=sys.stderr,
+        )
+    return int(bool(summary.problems))

@@ -1,0 +1,36 @@
+"""An S3 server on this machine, for tests of URLs."""
+
+import contextlib
+import os
+
+import pytest
+
+
+@contextlib.contextmanager
+def server():
+    """Starts a server with an empty bucket; yields the bucket's URL.
+
+    Within, this process and those that it starts find the server where they look for Amazon's.
+    """
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    from odvae_jax.data import urls
+
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    given = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    given |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given
+    urls._system.cache_clear()
+    try:
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        urls._system.cache_clear()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        running.stop()
