@@ -3,12 +3,14 @@
 import collections
 import os
 import signal
+import tempfile
 
 import numpy as np
 import psutil
 import pytest
 
 from odvae_jax.latents import LatentDataset
+from tests import s3
 from tests.conftest import full
 from tests.latents.making import BUCKETS, make_dataset
 
@@ -188,3 +190,21 @@ def test_a_worker_that_is_killed_costs_no_batch(dataset):
         if "worker.py" in " ".join(child.cmdline()):
             os.kill(child.pid, signal.SIGKILL)
     assert_same(ours + take(batches, 11), whole)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with s3.server() as url:
+        yield url
+
+
+@pytest.mark.parametrize("workers", [1, *full(2)])
+def test_workers_share_the_copies_of_a_far_dataset(workers, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make_dataset(f"{bucket}/dataset", buckets=BUCKETS)
+    whole = LatentDataset(f"{bucket}/dataset")
+    ours = take(whole.batches(4, seed=7), 6)
+    far = LatentDataset(f"{bucket}/dataset")
+    assert_same(take(far.batches(4, seed=7, workers=workers), 6), ours)
+    folders = {p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*.array_record")}
+    assert len(folders) == 2, "this process's, one for each dataset that it opened"
