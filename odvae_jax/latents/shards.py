@@ -92,21 +92,24 @@ def read_indices(folder: Folder, problems: dict[str, str] | None = None) -> dict
     Raises:
       LatentsError: if an index is damaged, and `problems` is None.
     """
-    names = set(folder.names())
-    stems = sorted(n.removesuffix(SHARD) for n in names if n.endswith(SHARD))
-    if problems is not None:
-        problems |= {
-            stem + SHARD: f"{stem}{SHARD} has no index ({stem}{INDEX} is missing)."
-            for stem in stems
-            if stem + INDEX not in names
-        }
-    stems = [stem for stem in stems if stem + INDEX in names]
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as threads:  # far places answer slowly
-        contents = list(threads.map(lambda stem: folder.read(stem + INDEX), stems))
-    indices = {}
-    for stem, content in zip(stems, contents, strict=True):
+    stems = [n.removesuffix(SHARD) for n in folder.names() if n.endswith(SHARD)]
+
+    def content(stem: str) -> bytes | None:
+        # Asked for even if it was not listed: a shard may be finished while names are listed.
         try:
-            indices[stem] = Index.from_bytes(stem, content)
+            return folder.read(stem + INDEX)
+        except FileNotFoundError:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as threads:  # far places answer slowly
+        contents = list(threads.map(content, sorted(stems)))
+    indices = {}
+    for stem, found in zip(sorted(stems), contents, strict=True):
+        try:
+            if found is not None:
+                indices[stem] = Index.from_bytes(stem, found)
+            elif problems is not None:
+                problems[stem + SHARD] = f"{stem}{SHARD} has no index ({stem}{INDEX} is missing)."
         except LatentsError as error:
             if problems is None:
                 raise
