@@ -41,6 +41,7 @@ from odvae_jax.latents.storage import Folder
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import Tiling
 from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
+from odvae_jax.transcoding.programs import compile_ahead
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
@@ -166,16 +167,21 @@ class UnitEncoder:
     def compile(self, buckets: Collection[int]) -> None:
         """Compiles the programs of buckets side by side, for one device first, then for the others.
 
+        Those of videos as a whole are compiled here if they are the same for all lengths.
+
         Args:
           buckets: the numbers of the buckets.
         """
-        wanted = [b for b in buckets if self._description.buckets[b].frames is not None]
+        chosen = [(number, self._description.buckets[number]) for number in sorted(buckets)]
+        fixed = [number for number, bucket in chosen if bucket.frames is not None]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for devices in (self._devices[:1], self._devices[1:]):
-                # The programs of the other devices come from JAX's cache, where it serves them all.
-                list(
-                    pool.map(lambda pair: self._program(*pair), itertools.product(wanted, devices))
-                )
+                # The others take them from JAX's cache, where it serves all devices.
+                pairs = [(number, device) for number in fixed for device in devices]
+                list(pool.map(lambda pair: self._program(*pair), pairs))
+        whole = [(_SOME_BLOCKS, b.height, b.width) for _, b in chosen if b.frames is None]
+        if whole and self._config.streams:
+            compile_ahead(self._computation, self._models, self._devices, whole)
 
     def _program(self, bucket: int, device: jax.Device) -> Callable:
         if (bucket, device) not in self._programs:
