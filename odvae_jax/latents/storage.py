@@ -15,8 +15,27 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
-from odvae_jax.files import printable
+from odvae_jax.files import one_line, printable
+
+try:
+    import fcntl
+except ImportError:  # not on this platform
+    fcntl = None
+
+_PART = ".part"  # what unfinished files end with
+
+
+def _lock(file: BinaryIO) -> None:
+    """Locks an open file as long as it is open.
+
+    Raises:
+      OSError: if another process has locked it, or files cannot be locked here.
+    """
+    if fcntl is None:
+        raise OSError("files cannot be locked on this platform.")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_url(text: str | os.PathLike) -> bool:
@@ -49,12 +68,29 @@ class Folder(abc.ABC):
         """
 
     @abc.abstractmethod
-    def take(self, name: str, path: Path) -> None:
-        """Moves a finished file of this machine, made under `scratch`, here under a name."""
+    def scratch(self, name: str) -> Path:
+        """Makes an empty file in which another one can be built, and returns its path.
+
+        `take` moves it to its name, or `drop` removes it.
+
+        Raises:
+          OSError: if it cannot be made.
+        """
 
     @abc.abstractmethod
-    def scratch(self, name: str) -> Path:
-        """Returns a path at which a file can be built before `take` moves it to its name."""
+    def take(self, name: str, path: Path) -> None:
+        """Moves a finished file that was built in one of `scratch` here under a name.
+
+        Raises:
+          OSError: if it cannot be moved; then nothing of it is here.
+        """
+
+    def drop(self, path: Path) -> None:
+        """Removes a file that `scratch` made, if it is there."""
+        path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes unfinished files of writers that were killed, where they can be told."""
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
@@ -75,11 +111,14 @@ class Folder(abc.ABC):
             path.write_bytes(content)
             self.take(name, path)
         finally:
-            path.unlink(missing_ok=True)
+            self.drop(path)
 
 
 class LocalFolder(Folder):
     """A folder of this machine.
+
+    Unfinished files are hidden, and locked by the process that writes them, so that those of
+    processes that were killed can be told from others. Where files cannot be locked, they stay.
 
     Args:
       path: the path of the folder.
@@ -90,6 +129,10 @@ class LocalFolder(Folder):
 
     def __init__(self, path: str | os.PathLike):
         self.path, self.name = Path(path), printable(path)
+        self._locks: dict[Path, BinaryIO] = {}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_locks": {}}
 
     def names(self):
         found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -99,14 +142,33 @@ class LocalFolder(Folder):
         return (self.path / name).read_bytes()
 
     def scratch(self, name):
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        final = self.path / name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = final.with_name(f".{final.name}.{secrets.token_hex(4)}{_PART}")
+            file = path.open("xb")
+            with contextlib.suppress(OSError):
+                _lock(file)
+            if path.exists():  # else it was tidied away before it was locked
+                self._locks[path] = file
+                return path
+            file.close()
 
     def take(self, name, path):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(self._locks[path].fileno())
         os.replace(path, self.path / name)
+        self._locks.pop(path).close()
+
+    def drop(self, path):
+        super().drop(path)
+        if (file := self._locks.pop(path, None)) is not None:
+            file.close()
+
+    def tidy(self):
+        for path in self.path.rglob(f".*{_PART}"):
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                _lock(file)
+                path.unlink()
 
     def remove(self, name):
         (self.path / name).unlink(missing_ok=True)
@@ -144,6 +206,17 @@ class FarFolder(Folder):
             ) from error
         self._root = root.rstrip("/")
 
+    @contextlib.contextmanager
+    def _saying(self, name, done):
+        """Turns whatever a driver raises into an OSError that names the file."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            place = printable(f"{self.name}/{name}".rstrip("/"))
+            raise OSError(f"{place} cannot be {done}: {one_line(error)}") from error
+
     def __getstate__(self):
         return {"name": self.name, "_url": self._url}
 
@@ -157,23 +230,27 @@ class FarFolder(Folder):
 
     def names(self):
         self._system.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._saying("", "listed"):
             found = self._system.find(self._root)
             return sorted(str(p).removeprefix(self._root).lstrip("/") for p in found)
         return []
 
     def read(self, name):
-        return self._system.cat_file(f"{self._root}/{name}")
+        with self._saying(name, "read"):
+            return self._system.cat_file(f"{self._root}/{name}")
 
     def scratch(self, name):
-        return Path(self._copies.name) / f"{secrets.token_hex(8)}.part"
+        path = Path(self._copies.name) / f"{secrets.token_hex(8)}{_PART}"
+        path.touch()
+        return path
 
     def take(self, name, path):
-        self._system.put_file(str(path), f"{self._root}/{name}")
+        with self._saying(name, "written"):
+            self._system.put_file(str(path), f"{self._root}/{name}")
         path.unlink()
 
     def remove(self, name):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._saying(name, "removed"):
             self._system.rm_file(f"{self._root}/{name}")
 
     def local(self, name):
@@ -181,7 +258,12 @@ class FarFolder(Folder):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-            with self._system.open(f"{self._root}/{name}", "rb") as far, part.open("wb") as near:
+            url = f"{self._root}/{name}"
+            with (
+                self._saying(name, "read"),
+                self._system.open(url, "rb") as far,
+                part.open("wb") as near,
+            ):
                 shutil.copyfileobj(far, near, 2**22)
             os.replace(part, path)
         return path
