@@ -82,7 +82,8 @@ class Summary:
       frames: the number of their frames.
       there: the number of clips that were there already.
       seconds: the time from the first clip that was read to the last record that was written.
-      compiling: the time that compiling took, in seconds.
+      compiling: the time that compiling took, in seconds; on a cluster, that until an actor was
+        ready.
       programs: the number of programs that were compiled, of each device.
       problems: what came to nothing, in a sentence, by the name of the video.
       left_out: how many videos were left out, by the reason.
@@ -150,6 +151,8 @@ def encode_dataset(
         summary.left_out = description.left_out
         problems: dict[int, tuple[str, str]] = {}
         units = [u for u in units if not finished.issuperset(u[1].tolist())]
+        lengths = [description.buckets[b].frames for b in {bucket for bucket, _ in units}]
+        summary.programs = len(lengths) - lengths.count(None)
         how = {"tiling": settings.tiling, "limits": settings.limits}
         how["devices"] = devices or jax.local_devices()
         try:
@@ -188,10 +191,9 @@ def _run_here(
         start = time.perf_counter()
         numbers = sorted({bucket for bucket, _ in units})
         encoder.compile(numbers)
-        summary.programs = len(numbers)
         summary.compiling = time.perf_counter() - start
         if bar and summary.compiling > 1:
-            print(f"{len(numbers)} programs compiled in {summary.compiling:.1f} s", flush=True)
+            print(f"{summary.programs} programs compiled in {summary.compiling:.1f} s", flush=True)
         start = time.perf_counter()
         _follow(encoder.run(units, finished), summary, problems, total, bar)
         encoder.finish()
