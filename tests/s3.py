@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+_RUNNING = []
+
 
 @contextlib.contextmanager
 def server():
@@ -18,6 +20,7 @@ def server():
 
     running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
+    _RUNNING.append(running)
     host, port = running.get_host_and_port()
     given = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     given |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -33,4 +36,18 @@ def server():
         urls._system.cache_clear()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-        running.stop()
+        _RUNNING.pop().stop()
+
+
+@contextlib.contextmanager
+def away():
+    """Within, the server that was started last cannot be reached; afterwards it has all it had."""
+    host, port = _RUNNING[-1].get_host_and_port()
+    _RUNNING[-1].stop()
+    try:
+        yield
+    finally:
+        from moto.server import ThreadedMotoServer
+
+        _RUNNING[-1] = ThreadedMotoServer(ip_address=host, port=port, verbose=False)
+        _RUNNING[-1].start()

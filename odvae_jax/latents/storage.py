@@ -10,13 +10,13 @@ import abc
 import contextlib
 import functools
 import os
-import re
 import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from odvae_jax.data.urls import is_url
 from odvae_jax.files import one_line, printable
 
 try:
@@ -36,11 +36,6 @@ def _lock(file: BinaryIO) -> None:
     if fcntl is None:
         raise OSError("files cannot be locked on this platform.")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_url(text: str | os.PathLike) -> bool:
-    """Whether a text is a URL, such as s3://bucket/folder, and no path of this machine."""
-    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
 class Folder(abc.ABC):
@@ -203,7 +198,7 @@ class FarFolder(Folder):
         except ImportError as error:
             raise ValueError(
                 f"{self._url} needs a driver: {error}. The extra of the package installs those of "
-                "s3:// and gs://: pip install 'odvae_jax[remote]'."
+                "s3:// and gs://: pip install 'odvae_jax[s3]' or 'odvae_jax[gs]'."
             ) from error
         self._root = root.rstrip("/")
 
@@ -279,4 +274,4 @@ def open_folder(place: str | os.PathLike) -> Folder:
     Raises:
       ValueError: if no driver for the URL is installed.
     """
-    return FarFolder(str(place)) if is_url(place) else LocalFolder(place)
+    return FarFolder(place) if is_url(place) else LocalFolder(place)

@@ -15,7 +15,7 @@ import jax
 from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.data.sources import open_source
+from odvae_jax.data.sources import open_source, workers_for
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, WholeFile, printable
 from odvae_jax.latents.description import (
@@ -178,8 +178,11 @@ def encode_dataset(
                 start = time.perf_counter()
                 _follow(events, summary, problems, len(ours), bar)
                 summary.seconds = time.perf_counter() - start
-        finally:
-            _finish(folder, description, plan, part, problems, summary)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is said
+                _finish(folder, description, plan, part, problems, summary)
+            raise
+        _finish(folder, description, plan, part, problems, summary)
     return summary
 
 
@@ -260,7 +263,8 @@ def prepare(
         of the source can be encoded.
     """
     opened = open_source(source, timeout=settings.read_timeout)
-    reading = Reading(opened, settings.cut, settings.workers, settings.threads)
+    workers = workers_for([opened], settings.workers)
+    reading = Reading(opened, settings.cut, workers, settings.threads)
     described = Description(
         shared_fields(vae, model, settings),
         source_identity(source, opened),
@@ -310,7 +314,8 @@ def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
     Raises:
       ValueError: if there are none.
     """
-    given = {"batch": settings.batch, "workers": settings.workers, "threads": settings.threads}
+    given = {"batch": settings.batch, "threads": settings.threads}
+    given["workers"] = workers_for([source], settings.workers)
     planned = plan_entries(source, settings.cut, bar=bar, **given)
     if not len(planned.plan):
         reasons = [*planned.unusable.values()][:5]

@@ -26,6 +26,7 @@ import numpy as np
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.data.processes import WorkerError
+from odvae_jax.data.urls import is_here_only
 from odvae_jax.files import one_line, printable
 from odvae_jax.latents.description import DATASET, Description, Plan, read_description
 from odvae_jax.latents.shards import Limits, read_indices
@@ -359,13 +360,12 @@ class RayEngine:
           tiling: how clips are cut on the device.
           limits: when a shard is closed.
         """
-        if dest.startswith("memory://"):
-            raise ValueError(f"{dest} lives in one process, where no actor can write to it.")
+        if is_here_only(dest):
+            raise ValueError(f"{printable(dest)} is in one process, where no actor is.")
 
         def run(description, plan, reading, units, finished):
-            text = str(description.source.get("text", ""))
-            if "memory://" in text:
-                raise ValueError(f"{text} lives in one process, where no actor can read it.")
+            if reading.source.here_only:
+                raise ValueError("videos at memory:// are in one process, where no actor is.")
             self._work = self._ray.put(
                 Work(
                     os.getcwd(),

@@ -199,7 +199,8 @@ def test_after_all_is_killed_the_same_command_goes_on(given, plain, tmp_path, en
     dest = tmp_path / "killed"
     process = start(given, dest, *engine)
     at_a_random_moment(process, dest, random.Random(seed))
-    others = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
+    others = [p for p in children if "Agent" not in p.name()]  # Ray's own take a minute or more
     process.kill()
     status, printed = ended(process)
     assert status == -signal.SIGKILL, printed
