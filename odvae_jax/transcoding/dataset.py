@@ -141,8 +141,8 @@ def encode_dataset(
     summary = Summary()
     with contextlib.ExitStack() as held:
         held.enter_context(_held(folder, f"part-{part[0]}-of-{part[1]}"))
-        folder.tidy()
         description, plan, reading = prepare(vae, model, source, folder, settings, bar=bar)
+        folder.tidy()  # not before it is known that the folder is a dataset's
         indices = without_doubles(read_indices(folder))
         finished = {int(e) for index, mask in indices for e in index.entries[mask]}
         units = plan.units(description.buckets)[part[0] :: part[1]]

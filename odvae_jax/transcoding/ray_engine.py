@@ -42,6 +42,7 @@ _DEATHS = 10
 """The run ends after so many deaths in a row between which nothing was encoded."""
 _PATIENCE = 25.0  # seconds that actors get to finish their shards; schedulers kill after 30
 _STORE = 2**29  # bytes of memory that a Ray on this machine alone sets aside for what it sends
+_LONG = 120.0  # seconds after which the log says that no actor is ready yet
 _TURN = 2.0  # seconds between two reports of an actor
 
 
@@ -62,6 +63,7 @@ class Work:
       tiling: how clips are cut on the device.
       limits: when a shard is closed.
       buckets: the numbers of the buckets whose programs are compiled.
+      on_gpus: whether each actor has a GPU.
     """
 
     folder: str
@@ -77,6 +79,7 @@ class Work:
     tiling: tuple[Tiling, ...] | None
     limits: Limits
     buckets: tuple[int, ...]
+    on_gpus: bool
 
 
 @dataclasses.dataclass
@@ -119,7 +122,7 @@ class Encoder:
         """Loads the model, compiles, and says what is ready.
 
         Raises:
-          ValueError: if the machine sees another model, or not the dataset.
+          ValueError: if the machine sees another model, or not the dataset, or no GPU.
           OSError: if the model cannot be read.
         """
         host = socket.gethostname()
@@ -139,6 +142,8 @@ class Encoder:
                 "share, or a URL."
             )
         reading, devices = work.reading, jax.local_devices()[:1]
+        if work.on_gpus and devices[0].platform == "cpu":
+            raise ValueError(f"JAX finds no GPU on {host}: pip install 'odvae_jax[cuda]' there.")
         if not work.workers:
             reading = dataclasses.replace(reading, workers=_share_of_cores(work.actors))
         self._encoder = UnitEncoder(
@@ -151,15 +156,12 @@ class Encoder:
             tiling=work.tiling,
             limits=work.limits,
         )
-        start = time.perf_counter()
         self._encoder.compile(work.buckets)
-        seconds = time.perf_counter() - start
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
         return {
             "room": self._encoder.ahead + max(b.batch for b in work.description.buckets),
             "device": f"{devices[0].device_kind} of {host}",
-            "compiling": seconds,
         }
 
     def give(
@@ -381,12 +383,14 @@ class RayEngine:
                     tiling,
                     limits,
                     tuple(sorted({bucket for bucket, _ in units})),
+                    bool(self.gpus),
                 )
             )
             self._folder, self._reading, self._plan = open_folder(dest), reading, plan
             self._done, self._problems = set(finished), {}
             self._waiting = collections.deque(_Unit(b, entries) for b, entries in units)
-            self._deaths, self._compiling = 0, 0.0
+            self._most = max(bucket.batch for bucket in description.buckets)
+            self._deaths = 0
             try:
                 self._start()
             except BaseException:
@@ -404,9 +408,15 @@ class RayEngine:
             return
         for _ in range(min(self.actors, len(self._waiting))):
             self._begin()
+        start, said = time.monotonic(), False
         while not any(actor.room for actor in self._actors):
             for _ in self._answers():
                 pass
+            if time.monotonic() - start > _LONG and not said:
+                said = True
+                logger.warning(
+                    "no actor is ready after %.0f s; the cluster may have nothing free", _LONG
+                )
 
     def _begin(self) -> None:
         handle = self._remote.remote()
@@ -449,7 +459,7 @@ class RayEngine:
         """Takes units for an actor out of those that wait; a suspect one is given alone."""
         # Towards the end actors get less at once, so that all of them end at about the same time.
         left = sum(len(unit.entries) for unit in self._waiting) if len(self._waiting) < 999 else 1e9
-        room = min(actor.room, max(left / (2 * len(self._actors)), 1))
+        room = min(actor.room, max(left / (2 * len(self._actors)), 2 * self._most))
         units: list[_Unit] = []
         clips = actor.clips
         while self._waiting and clips < room:

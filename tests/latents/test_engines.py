@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from odvae_jax import ODVAE, ODVAEConfig
+from odvae_jax.cli import main
 from odvae_jax.latents.description import read_description, read_plan
 from odvae_jax.latents.shards import read_indices, without_doubles
 from odvae_jax.latents.storage import open_folder
@@ -225,3 +226,82 @@ def test_a_signal_lets_actors_finish_their_shards(given, plain, tmp_path, number
     assert not list(dest.rglob(".*.array_record.*"))
     encode(given, dest, *RAY)
     assert same(dest, plain)
+
+
+POISON = """
+import os, signal, sys
+
+import numpy as np
+
+from odvae_jax.cli import main
+from odvae_jax.data.sources import Source, parsing
+
+
+class Poison(Source):
+    def __len__(self):
+        return 7
+
+    def name(self, index):
+        return f"video {index}"
+
+    def rate(self, index):
+        return 12.0
+
+    def frames(self, index, sampling, stride, where):
+        where(1)
+        if index == 3 and sampling.frames > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [np.full((16, 16, 3), index, np.uint8)] * sampling.frames
+
+
+if __name__ == "__main__":
+    parsing.SOURCES["poison:"] = lambda rest, in_memory: Poison()
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.full
+def test_a_clip_that_actors_die_of_is_named_and_costs_no_other(given, tmp_path):
+    script, dest = tmp_path / "poison.py", tmp_path / "latents"
+    script.write_text(POISON)
+    options = [f"--ckpt={given}/model", "--to=shards", "--frames=5", "--batch=1", "--workers=0"]
+    printed = subprocess.run(
+        [sys.executable, script, "encode", "poison:", dest, *options, *RAY],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+    )
+    assert printed.returncode == 1, printed
+    (row,) = map(json.loads, (dest / "problems.jsonl").read_text().splitlines())
+    assert (row["entry"], row["video"]) == (3, "video 3")
+    assert "3 actors died of it" in row["reason"]
+    assert row["reason"] in printed.stderr
+    assert sorted(records(dest)) == [0, 1, 2, 4, 5, 6]
+
+
+def test_without_ray_a_line_says_how_to_install_it(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source, dest = str(given / "list.jsonl"), tmp_path / "latents"
+    options = [f"--ckpt={given}/model", "--to=shards", "--frames=5", "--engine=ray"]
+    assert main(["encode", source, str(dest), *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'odvae_jax[ray]'" in line
+    assert not dest.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine=ray"], "--to=shards"),
+        (["--to=shards", "--frames=5", "--actors=2"], "--engine=ray"),
+        (["--to=shards", "--frames=5", "--engine=ray", "--devices=2"], "--actors"),
+    ],
+)
+def test_options_of_ray_that_do_not_fit_are_refused_in_one_line(
+    given, tmp_path, capsys, options, said
+):
+    source, dest = str(given / "list.jsonl"), tmp_path / "latents"
+    assert main(["encode", source, str(dest), f"--ckpt={given}/model", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not dest.exists()
