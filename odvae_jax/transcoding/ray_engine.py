@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -278,6 +279,16 @@ class _Actor:
         self.lots, self.paused = self.lots + 1, not pairs
 
 
+def _knock(address: str) -> None:
+    """Tries to reach a cluster whose address has a port; Ray itself would try for minutes.
+
+    Raises:
+      OSError: if nobody answers.
+    """
+    if match := re.fullmatch(r"([^/:]+):(\d+)", address):
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
+
+
 class RayEngine:
     """Encodes units on a Ray cluster. It is to be used in a `with`, in the main thread.
 
@@ -309,11 +320,11 @@ class RayEngine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {"include_dashboard": False, "object_store_memory": _STORE}
             options["num_cpus"] = max(len(os.sched_getaffinity(0)), actors or 1)
-        # Ray takes SIGTERM for itself, and gives no signal back.
-        before = signal.getsignal(signal.SIGTERM)
+        before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself, and keeps it
         try:
+            _knock(address)
             ray.init(address, **options)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(
                 f"there is no Ray cluster at {printable(address)}: {one_line(error, 200)}"
             ) from error

@@ -280,6 +280,34 @@ def test_a_clip_that_actors_die_of_is_named_and_costs_no_other(given, tmp_path):
     assert sorted(records(dest)) == [0, 1, 2, 4, 5, 6]
 
 
+CLUSTER = """
+import subprocess, sys
+
+from ray.cluster_utils import Cluster
+
+node = {"num_cpus": 1, "object_store_memory": 2**27}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+cluster.add_node(**node)
+for actors in ("3", "2"):
+    more = [f"--address={cluster.address}", f"--actors={actors}"]
+    ended = subprocess.run([*sys.argv[1:], *more], capture_output=True, text=True)
+    print(ended.returncode, ended.stdout, ended.stderr)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.full
+def test_a_cluster_with_an_address_encodes_as_the_plain_engine(given, plain, tmp_path):
+    dest = tmp_path / "latents"
+    script = [sys.executable, "-c", CLUSTER, *command(given, dest, "--engine=ray")]
+    printed = subprocess.run(
+        script, env=environment(), capture_output=True, text=True, timeout=LONG
+    ).stdout
+    assert "3 actors need as many CPUs, and the cluster has 2" in printed
+    assert "2 Ray actors" in printed
+    assert same(dest, plain)
+
+
 def test_without_ray_a_line_says_how_to_install_it(given, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     source, dest = str(given / "list.jsonl"), tmp_path / "latents"
@@ -296,6 +324,7 @@ def test_without_ray_a_line_says_how_to_install_it(given, tmp_path, monkeypatch,
         (["--engine=ray"], "--to=shards"),
         (["--to=shards", "--frames=5", "--actors=2"], "--engine=ray"),
         (["--to=shards", "--frames=5", "--engine=ray", "--devices=2"], "--actors"),
+        (["--to=shards", "--frames=5", "--engine=ray", "--address=127.0.0.1:1"], "no Ray cluster"),
     ],
 )
 def test_options_of_ray_that_do_not_fit_are_refused_in_one_line(
