@@ -183,7 +183,7 @@ class FarFolder(Folder):
       url: the URL, such as s3://bucket/folder.
 
     Raises:
-      ValueError: if no driver for such URLs is installed.
+      ValueError: if no driver for such URLs is installed, or none is known.
     """
 
     def __init__(self, url: str):
@@ -197,8 +197,13 @@ class FarFolder(Folder):
             self._system, root = fsspec.core.url_to_fs(self._url)
         except ImportError as error:
             raise ValueError(
-                f"{self._url} needs a driver: {error}. The extra of the package installs those of "
-                "s3:// and gs://: pip install 'odvae_jax[s3]' or 'odvae_jax[gs]'."
+                f"{printable(self._url)} needs a driver: {one_line(error)}. Extras of the package "
+                "install those of s3:// and gs://: pip install 'odvae_jax[s3]' or 'odvae_jax[gs]'."
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{printable(self._url)} cannot be written: {one_line(error)}; expected a path, or "
+                "a URL of a protocol that fsspec knows, such as s3:// or gs://."
             ) from error
         self._root = root.rstrip("/")
 
@@ -207,10 +212,10 @@ class FarFolder(Folder):
         """Turns whatever a driver raises into an OSError that names the file."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:
             place = printable(f"{self.name}/{name}".rstrip("/"))
+            if isinstance(error, FileNotFoundError) and done != "written":
+                raise FileNotFoundError(f"{place} does not exist.") from error
             raise OSError(f"{place} cannot be {done}: {one_line(error)}") from error
 
     def __getstate__(self):

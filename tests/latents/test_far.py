@@ -182,6 +182,18 @@ def test_s3_to_s3_with_processes_that_read(saved, videos, near, bucket):
     assert agree(dest, near)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://nobody/d", "s3://nobody/d/entries.index cannot be written"),
+        ("fo://d", "fo://d cannot"),
+    ],
+)
+def test_a_far_place_that_cannot_be_written_is_named(saved, videos, bucket, capsys, url, said):
+    assert main(["encode", str(videos), url, f"--ckpt={saved}", *OPTIONS, "--workers=0"]) == 1
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("command", ["encode", "decode", "reconstruct"])
 @pytest.mark.parametrize("which", ["input", "output"])
 def test_a_url_for_files_is_refused_in_one_line(command, which, tmp_path, saved, videos, capsys):
