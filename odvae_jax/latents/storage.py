@@ -43,9 +43,11 @@ class Folder(abc.ABC):
 
     Attributes:
       name: what messages call the folder.
+      in_one_process: whether the folder's files are those of this process alone.
     """
 
     name: str
+    in_one_process = False
 
     @abc.abstractmethod
     def names(self) -> list[str]:
@@ -95,6 +97,14 @@ class Folder(abc.ABC):
     @abc.abstractmethod
     def local(self, name: str) -> Path:
         """Returns the path of a file on this machine; of a far file, that of a copy.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+        """
+
+    @abc.abstractmethod
+    def size(self, name: str) -> int:
+        """Returns the number of bytes of a file.
 
         Raises:
           FileNotFoundError: if there is no such file.
@@ -175,6 +185,9 @@ class LocalFolder(Folder):
             raise FileNotFoundError(f"{printable(path)} does not exist.")
         return path
 
+    def size(self, name):
+        return (self.path / name).stat().st_size
+
 
 class FarFolder(Folder):
     """A folder that fsspec knows by its URL.
@@ -188,6 +201,7 @@ class FarFolder(Folder):
 
     def __init__(self, url: str):
         self.name, self._url = url.rstrip("/"), url
+        self._given: Path | None = None
         self._open()
 
     def _open(self):
@@ -206,6 +220,7 @@ class FarFolder(Folder):
                 "a URL of a protocol that fsspec knows, such as s3:// or gs://."
             ) from error
         self._root = root.rstrip("/")
+        self.in_one_process = type(self._system).__name__ == "MemoryFileSystem"
 
     @contextlib.contextmanager
     def _saying(self, name, done):
@@ -219,7 +234,7 @@ class FarFolder(Folder):
             raise OSError(f"{place} cannot be {done}: {one_line(error)}") from error
 
     def __getstate__(self):
-        return {"name": self.name, "_url": self._url}
+        return {"name": self.name, "_url": self._url, "_given": self._copies_path}
 
     def __setstate__(self, state):
         self.__dict__ |= state
@@ -228,6 +243,13 @@ class FarFolder(Folder):
     @functools.cached_property
     def _copies(self) -> tempfile.TemporaryDirectory:
         return tempfile.TemporaryDirectory(prefix="odvae-", ignore_cleanup_errors=True)
+
+    @property
+    def _copies_path(self) -> Path:
+        """Where copies of files are; processes that the folder was sent to share them."""
+        if self._given is not None and self._given.is_dir():
+            return self._given
+        return Path(self._copies.name)
 
     def names(self):
         self._system.invalidate_cache()
@@ -241,7 +263,7 @@ class FarFolder(Folder):
             return self._system.cat_file(f"{self._root}/{name}")
 
     def scratch(self, name):
-        path = Path(self._copies.name) / f"{secrets.token_hex(8)}{_PART}"
+        path = self._copies_path / f"{secrets.token_hex(8)}{_PART}"
         path.touch()
         return path
 
@@ -258,7 +280,7 @@ class FarFolder(Folder):
             self._system.rm_file(f"{self._root}/{name}")
 
     def local(self, name):
-        path = Path(self._copies.name) / name
+        path = self._copies_path / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
@@ -271,6 +293,9 @@ class FarFolder(Folder):
                 shutil.copyfileobj(far, near, 2**22)
             os.replace(part, path)
         return path
+
+    def size(self, name):
+        return self._system.size(f"{self._root}/{name}")
 
 
 def open_folder(place: str | os.PathLike) -> Folder:
