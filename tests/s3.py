@@ -2,22 +2,31 @@
 
 import contextlib
 import os
+import urllib.request
 
 import pytest
 
 _RUNNING = []
 
 
+def _forget():
+    """Lets drivers that know another server be made anew."""
+    import s3fs
+
+    from odvae_jax.data import urls
+
+    urls._system.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @contextlib.contextmanager
 def server():
-    """Starts a server with an empty bucket; yields the bucket's URL.
+    """Starts a server with one bucket, which is empty; yields the bucket's URL.
 
     Within, this process and those that it starts find the server where they look for Amazon's.
     """
     moto = pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
-    from odvae_jax.data import urls
-
     running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     _RUNNING.append(running)
@@ -26,14 +35,16 @@ def server():
     given |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     before = {name: os.environ.get(name) for name in given}
     os.environ |= given
-    urls._system.cache_clear()
+    _forget()
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # servers of one process share what they hold
     try:
         import s3fs
 
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
         yield "s3://bucket"
     finally:
-        urls._system.cache_clear()
+        _forget()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
         _RUNNING.pop().stop()
