@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.overwrite:
         raise ValueError("--overwrite is for files: choose a new folder for a dataset.")
+    if arguments.engine == "ray" and arguments.coordinator:
+        raise ValueError("--coordinator and --engine=ray are two ways to use several hosts.")
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     join_hosts(arguments)
     return files.ended_by_signals("encode", lambda: _run(arguments))

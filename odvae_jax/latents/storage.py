@@ -9,10 +9,13 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import hashlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +28,13 @@ except ImportError:  # not on this platform
     fcntl = None
 
 _PART = ".part"  # what unfinished files end with
+_DAY = 86400.0  # seconds
+
+
+@functools.cache
+def _here() -> str:
+    """What tells this machine from others, in names of files."""
+    return hashlib.blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()
 
 
 def _lock(file: BinaryIO) -> None:
@@ -124,7 +134,9 @@ class LocalFolder(Folder):
     """A folder of this machine.
 
     Unfinished files are hidden, and locked by the process that writes them, so that those of
-    processes that were killed can be told from others. Where files cannot be locked, they stay.
+    processes that were killed can be told from others. Those of other machines are taken for
+    unfinished for good after a day, since a lock need not be seen there. Where files cannot be
+    locked, they stay.
 
     Args:
       path: the path of the folder.
@@ -151,7 +163,7 @@ class LocalFolder(Folder):
         final = self.path / name
         final.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            path = final.with_name(f".{final.name}.{secrets.token_hex(4)}{_PART}")
+            path = final.with_name(f".{final.name}.{_here()}.{secrets.token_hex(4)}{_PART}")
             file = path.open("xb")
             with contextlib.suppress(OSError):
                 _lock(file)
@@ -174,7 +186,9 @@ class LocalFolder(Folder):
         for path in self.path.rglob(f".*{_PART}"):
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 _lock(file)
-                path.unlink()
+                age = time.time() - os.fstat(file.fileno()).st_mtime
+                if f".{_here()}." in path.name or age > _DAY:
+                    path.unlink()
 
     def remove(self, name):
         (self.path / name).unlink(missing_ok=True)

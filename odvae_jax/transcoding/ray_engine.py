@@ -500,7 +500,7 @@ class RayEngine:
             try:
                 said = self._ray.get(answer)
             except self._ray.exceptions.RayTaskError as error:
-                raise _plain(error.cause) from None
+                raise _plain(error.cause or error) from None
             except self._ray.exceptions.RayError as error:
                 yield self._bury(actor, error)
                 continue
