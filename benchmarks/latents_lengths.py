@@ -95,6 +95,8 @@ def write_dataset(source: str, model: str, dest: str, buckets: str) -> None:
         devices=jax.local_devices()[:1],
         bar=False,
     )
+    if summary.problems:
+        sys.exit("\n".join(list(summary.problems.values())[:5]))
     programs = [name for name in names if "encode_unit" in name or "encode_part" in name]
     print(
         json.dumps(
