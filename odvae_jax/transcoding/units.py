@@ -41,7 +41,7 @@ from odvae_jax.latents.storage import Folder
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import Tiling
 from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
-from odvae_jax.transcoding.programs import compile_ahead
+from odvae_jax.transcoding.programs import AT_ONCE, compile_ahead
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
@@ -176,7 +176,7 @@ class UnitEncoder:
         """
         chosen = [(number, self._description.buckets[number]) for number in sorted(buckets)]
         fixed = [number for number, bucket in chosen if bucket.frames is not None]
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             for devices in (self._devices[:1], self._devices[1:]):
                 # The others take them from JAX's cache, where it serves all devices.
                 pairs = [(number, device) for number in fixed for device in devices]
