@@ -46,6 +46,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "frames": 25,  # T = 4k + 1
                 "size": 256,  # side of the square clips, a multiple of 8
                 "short_side": 256,  # videos are scaled to this before a random square is cut out
+                # The greatest side to scale to: each clip has one of its own (0: not used).
+                "short_side_max": 0,
                 "holdout": 0,  # frames at the end of each video that training never sees
                 "in_memory": False,  # keep all videos decoded; for a few short ones
                 "stride": 1,  # distance of a clip's frames, in frames of the video; the least if
@@ -94,6 +96,9 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "freeze": "",  # or "encoder": only decoder and discriminator are trained
             "ema_decay": 0.999,
+            # A lower decay in the first steps, so that a short run's average is not its beginning
+            # (odvae_jax.training.state.ema_step).
+            "ema_warmup": False,
             "batch_size": 8,  # clips per step, over all devices
             "accumulate": 1,  # parts of the batch that are computed one after another
             "steps": PHASES["phase1"],

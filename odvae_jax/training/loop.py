@@ -313,9 +313,11 @@ class _Run:
             values = self._reporter.train(step, jax.device_get(self._pending))
             self._pending.clear()
             counted = next(iter(self._task.per_step()))
+            mean = values.get("loss_per_value")
             bar.set_postfix_str(
-                f"loss {values.get('loss', np.nan):.4g}, "
-                f"{values[f'{counted}_per_second']:.3g} {counted}/s"
+                f"loss {values.get('loss', np.nan):.4g}"
+                + ("" if mean is None else f" ({mean:.4g} per value)")
+                + f", {values[f'{counted}_per_second']:.3g} {counted}/s"
             )
             _check_guard(config, values, self._checkpoints)
         with self._reporter.away():

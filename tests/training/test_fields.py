@@ -26,6 +26,7 @@ IN_THE_STEP = {
     "seed": 1,
     "freeze": "encoder",
     "ema_decay": 0.5,
+    "ema_warmup": True,
     "accumulate": 2,
     "loss.reconstruction": "l2",
     "loss.perceptual_weight": 0.5,
@@ -71,6 +72,7 @@ ELSEWHERE = {
     "data.frames": "test_clips_are_as_the_config_says",
     "data.size": "test_clips_are_as_the_config_says",
     "data.short_side": "test_clips_are_as_the_config_says",
+    "data.short_side_max": "test_clips_are_as_the_config_says",
     "data.holdout": "test_clips_are_as_the_config_says",
     "data.in_memory": "test_clips_are_as_the_config_says",
     "data.threads": "test_clips_are_as_the_config_says",
@@ -148,7 +150,8 @@ def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F
 
     monkeypatch.setattr(autoencoder, "RandomClips", Recorder)
     monkeypatch.setattr(autoencoder, "batches", no_batches)
-    data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4, "in_memory": True}
+    data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4}
+    data |= {"short_side_max": 48, "in_memory": False}
     fields = {f"data.{name}": value for name, value in data.items()} | {"data.threads": 3}
     drawn = {"crop": "centre", "flip": False, "max_unusable": 0.75, "fps": 6.0}
     more = drawn | {"workers": 2, "stride": 2, "stride_max": 3}
@@ -159,6 +162,10 @@ def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F
     expected |= {"threads": 3, "validation_clips": 1, "seed": 5, "batch_size": 6}
     assert {name: asked[name] for name in expected} == expected
     assert asked["path"] == str(videos)
+    fields |= {"data.short_side_max": 0, "data.in_memory": True}
+    with pytest.raises(Reached):
+        train(tiny(videos, **fields), tmp_path / "run")
+    assert asked["short_side_max"] is None and asked["in_memory"] is True
 
 
 def test_a_pretrained_model_is_looked_for_where_the_config_says(monkeypatch):

@@ -57,6 +57,7 @@ _AT_LEAST = {
     "validation_clips": 1,
     "scale_clips": 0,
     "data.holdout": 0,
+    "data.short_side_max": 0,
     "data.threads": 1,
     "data.workers": 0,
     "data.stride": 1,
@@ -353,6 +354,16 @@ def _check_data(config, model: ODVAEConfig) -> None:
         )
     if data.short_side < data.size:
         raise ValueError(f"config.data.short_side={data.short_side} is less than size={data.size}.")
+    if 0 < data.short_side_max < data.short_side:
+        raise ValueError(
+            f"config.data.short_side_max={data.short_side_max} is less than "
+            f"short_side={data.short_side}; expected at least that, or 0 to scale all clips alike."
+        )
+    if data.in_memory and data.short_side_max > data.short_side:
+        raise ValueError(
+            f"config.data.in_memory keeps videos at one size, and short_side_max="
+            f"{data.short_side_max} gives each clip its own: leave one of them out."
+        )
 
 
 def _check_spread(config, model: ODVAEConfig, mesh: Mesh) -> None:
@@ -441,6 +452,7 @@ def _clips(config, path: str, frames: int, holdout: int = 0) -> RandomClips:
         frames=frames,
         size=data.size,
         short_side=data.short_side,
+        short_side_max=data.short_side_max or None,
         seed=config.seed,
         holdout=holdout,
         stride=(data.stride, max(data.stride, data.stride_max)),
