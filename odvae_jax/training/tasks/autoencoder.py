@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,31 @@ class Autoencoder(Task):
         config = self.config
         adversary, optimizers = _discriminator(config, None), make_optimizers(config)
         return autoencoder_step(config, self._vae, adversary, optimizers, self.mesh, kind)
+
+    def less_memory(self, share: float) -> dict[str, Any]:
+        """The batch in more parts, more that is computed again, and smaller or shorter clips."""
+        config, model = self.config, model_config(self.config)
+        sizes = {"batch_size": config.batch_size}
+        if config.data.image_rate:
+            sizes["data.image_batch_size"] = config.data.image_batch_size
+        shards, parts = clip_shards(self.mesh), config.accumulate
+        fields: dict[str, Any] = {}
+        most = math.gcd(*sizes.values()) // shards
+        finer = [n for n in range(parts + 1, most + 1) if most % n == 0]
+        if finer:
+            fields["accumulate"] = next((n for n in finer if parts <= share * n), finer[-1])
+        if model.remat != "blocks":
+            fields["model.remat"] = "blocks"
+        step, side = model.time_compression, model.space_compression * self.mesh.shape["height"]
+        for name, size, unit, least in (
+            *((name, size, shards * parts, 0) for name, size in sizes.items()),
+            ("data.frames", config.data.frames - 1, step, 0),
+            ("data.size", config.data.size, side, side),
+        ):
+            fewer = max(int(size * share) // unit * unit, least or unit)
+            if fewer < size:
+                fields[name] = fewer + (name == "data.frames")
+        return fields
 
     def constants(self) -> LPIPS | None:
         """LPIPS with VGG-16, where it is part of the loss.

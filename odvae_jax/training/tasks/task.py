@@ -142,6 +142,19 @@ class Task(abc.ABC):
         to them. It is compiled once for each kind and shape of batch.
         """
 
+    def less_memory(self, share: float) -> Mapping[str, Any]:
+        """Fields of the config whose values here make a step need less memory, the best first.
+
+        It is asked where the memory of a device does not suffice; the message has what it returns.
+
+        Args:
+          share: the share of what a step needs now that there is room for, between 0 and 1.
+
+        Returns:
+          Values by the dotted name of the field; each of them alone helps.
+        """
+        return {}
+
     def constants(self) -> Any:
         """Arrays on the mesh that every step is given and none changes, such as a frozen model."""
         return None
