@@ -38,7 +38,15 @@ def default_config() -> ml_collections.ConfigDict:
             # Start from a saved model: whatever ODVAE.from_pretrained takes (docs/weights.md). An
             # image model is inflated by `method` ("tail", "average" or "random"), one of the same
             # structure is taken as it is. Empty: random parameters.
-            "init": {"from_pretrained": "", "revision": "", "subfolder": "", "method": "tail"},
+            "init": {
+                "from_pretrained": "",
+                "revision": "",
+                "subfolder": "",
+                "method": "tail",
+                # Train a model of the same kind as the saved one, whatever that is: of
+                # `config.model` only dtype, precision and remat count.
+                "same_model": False,
+            },
             "data": {
                 # A folder of videos, "sample-clips", or any source, or several with their shares
                 # (docs/data.md).

@@ -90,6 +90,8 @@ def train(
     if memory is not None and memory < 1:
         raise ValueError(f"memory={memory} must be at least 1: the bytes of a device.")
     config = fields.filled(config)
+    begun = begun_config(workdir) if has_checkpoint(workdir) else None
+    config = fields.task_class(config).completed(config, begun)
     mesh = fields.check(config, devices)
     with _not_kept_by_others(), _StopSignal() as stop, RunLock(workdir) as lock:
         return _train(config, workdir, mesh, stop, lock, memory)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,34 @@ class Autoencoder(Task):
         """Every field of `default_config`, with the defaults of `ODVAEConfig` for the model."""
         config = default_config()
         config.model = ODVAEConfig().to_dict()
+        return config
+
+    @classmethod
+    def completed(
+        cls, config: ml_collections.ConfigDict, begun: Mapping[str, Any] | None
+    ) -> ml_collections.ConfigDict:
+        """The config with the model that is trained on, if `init.same_model` asks for it.
+
+        Raises:
+          FileNotFoundError: if that model is missing.
+          ValueError: if no model is named, or what is named holds none.
+        """
+        if not config.init.same_model:
+            return config
+        if begun is not None:
+            model = dict(begun["model"])
+        elif config.init.from_pretrained:
+            model = _pretrained(config).config.to_dict()
+        else:
+            raise ValueError(
+                "config.init.same_model needs a model to begin with: give "
+                "--config.init.from_pretrained=small, or a path."
+            )
+        own = ("dtype", "precision", "remat")
+        model |= {name: config.model[name] for name in own} | {"param_dtype": "float32"}
+        config = copy.deepcopy(config)
+        with config.unlocked():
+            config.model = ml_collections.ConfigDict(model)
         return config
 
     @classmethod
@@ -417,17 +446,23 @@ def _check_spread(config, model: ODVAEConfig, mesh: Mesh) -> None:
         )
 
 
+def _pretrained(config) -> ODVAE:
+    """The model that a run begins with, in the dtype that parameters are trained in."""
+    init = config.init
+    return load_pretrained(
+        init.from_pretrained,
+        revision=init.revision or None,
+        subfolder=init.subfolder or None,
+        param_dtype="float32",
+    ).vae
+
+
 def _initial_model(config) -> ODVAE:
     model = model_config(config)
     init = config.init
     if not init.from_pretrained:
         return ODVAE(model, rngs=config.seed)
-    loaded = load_pretrained(
-        init.from_pretrained,
-        revision=init.revision or None,
-        subfolder=init.subfolder or None,
-        param_dtype=model.param_dtype,
-    ).vae
+    loaded = _pretrained(config)
     if loaded.config.parts.is_image and not model.parts.is_image:
         return inflate(loaded, model, init.method, seed=config.seed)
     differing = [

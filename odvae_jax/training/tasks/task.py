@@ -101,6 +101,20 @@ class Task(abc.ABC):
         A field that a config lacks, since it is from before the field existed, has this value.
         """
 
+    @classmethod
+    def completed(
+        cls, config: ml_collections.ConfigDict, begun: Mapping[str, Any] | None
+    ) -> ml_collections.ConfigDict:
+        """A config with the fields that depend on something outside it, such as a saved model.
+
+        It is called before `check`, and what it returns is the config of the run.
+
+        Args:
+          config: the config that was given; it lacks no field.
+          begun: the config of the run that is to be continued; None for a new run.
+        """
+        return config
+
     @classmethod  # noqa: B027 (optional)
     def check(cls, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         """Raises ValueError for a config that cannot work, naming the field and what would do."""
