@@ -22,6 +22,7 @@ from odvae_jax.layers.group_norm import GroupNorm
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
 from odvae_jax.posterior import DiagonalGaussian
+from odvae_jax.scale import Scale
 from odvae_jax.sharding import check_rows, sharding_of, with_automatic_axes
 from odvae_jax.types import AnyArray
 
@@ -342,7 +343,8 @@ class ODVAE(nnx.Module):
           ValueError: if the last axis of `z` has not one entry per channel.
         """
         self._check_channels(z)
-        return self.config.scale.normalise(z)
+        scale = self.config.scale
+        return scale.normalise(z) if isinstance(z, np.ndarray) else _normalised(z, scale)
 
     def denormalise(self, z: Float[AnyArray, "*positions c"]) -> Float[AnyArray, "*positions c"]:
         """Returns the latents that `decode` takes; the inverse of `normalise`.
@@ -357,7 +359,8 @@ class ODVAE(nnx.Module):
           ValueError: if the last axis of `z` has not one entry per channel.
         """
         self._check_channels(z)
-        return self.config.scale.denormalise(z)
+        scale = self.config.scale
+        return scale.denormalise(z) if isinstance(z, np.ndarray) else _denormalised(z, scale)
 
     def _check_channels(self, z) -> None:
         channels = self.config.latent_channels
@@ -489,6 +492,17 @@ def decode_clip(vae: ODVAE, latents: Float[Array, "b t h w c"]) -> Float[Array, 
     """Returns the video of unscaled latents of whole clips; it is compiled and checks nothing."""
     shape = vae.config.video_shape(latents.shape)
     return with_automatic_axes(ODVAE.to_video, (vae, latents), shape)(vae, latents)
+
+
+# Compiled, so that no constant is sent to the device by every call.
+@functools.partial(jax.jit, static_argnames="scale", inline=True)
+def _normalised(z, scale: Scale):
+    return scale.normalise(z)
+
+
+@functools.partial(jax.jit, static_argnames="scale", inline=True)
+def _denormalised(z, scale: Scale):
+    return scale.denormalise(z)
 
 
 @jax.jit

@@ -51,9 +51,7 @@ class Scale:
     factor: float
 
     def __post_init__(self):
-        if not _is_finite(self.factor) or self.factor <= 0:
-            raise ValueError(f"factor={self.factor!r:.100} must be a positive number.")
-        object.__setattr__(self, "factor", float(self.factor))
+        object.__setattr__(self, "factor", _factor(self.factor))
         if self.mean is None and self.std is None:
             return
         for name in ("mean", "std"):
@@ -106,10 +104,11 @@ class Scale:
         Raises:
           ValueError: if the last axis of `z` has not one entry per channel.
         """
+        z = _wide(z)
         if not self.measured:
-            return z * np.float32(self.factor)
-        self._check(z)
-        return (z - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+            return z * z.dtype.type(self.factor)
+        mean, std = self._like(z)
+        return (z - mean) / std
 
     def denormalise(self, z: Any) -> Any:
         """Returns the latents that the decoder takes; the inverse of `normalise`.
@@ -123,18 +122,26 @@ class Scale:
         Raises:
           ValueError: if the last axis of `z` has not one entry per channel.
         """
+        z = _wide(z)
         if not self.measured:
-            return z / np.float32(self.factor)
-        self._check(z)
-        return z * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+            return z / z.dtype.type(self.factor)
+        mean, std = self._like(z)
+        return z * std + mean
 
-    def _check(self, z) -> None:
-        shape = np.shape(z)
-        if not shape or shape[-1] != len(self.mean):
+    def _like(self, z) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and deviation of the dtype and the rank of an array, for JAX's strict modes.
+
+        Raises:
+          ValueError: if the array has not one channel for each.
+        """
+        channels = len(self.mean)
+        if z.shape[-1:] != (channels,):
             raise ValueError(
-                f"latents of the shape {tuple(shape)} cannot be scaled with {len(self.mean)} "
-                f"means and deviations: expected [..., {len(self.mean)}]."
+                f"latents of the shape {tuple(z.shape)} cannot be scaled with {channels} means and "
+                f"deviations: expected [..., {channels}]."
             )
+        shape = (1,) * (z.ndim - 1) + (channels,)
+        return tuple(np.asarray(v, z.dtype).reshape(shape) for v in (self.mean, self.std))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as values that JSON can hold."""
@@ -159,8 +166,22 @@ class Scale:
             raise ValueError(f"the fields {missing} of the scale are missing.")
         if unknown := [str(name) for name in fields if name not in known]:
             raise ValueError(f"the fields {unknown[:4]} of the scale are not known; {known} are.")
-        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
-        return cls(**{**fields, **lists})
+        channels = {
+            n: None if fields[n] is None else _numbers(n, fields[n]) for n in ("mean", "std")
+        }
+        return cls(**channels, factor=_factor(fields["factor"]))
+
+
+def _wide(z: Any) -> Any:
+    """Returns an array in float32, or as it is if it is float64."""
+    return z if z.dtype in (np.float32, np.float64) else z.astype(np.float32)
+
+
+def _factor(value: Any) -> float:
+    """Returns a positive number as a float."""
+    if not _is_finite(value) or value <= 0:
+        raise ValueError(f"factor={value!r:.100} must be a positive number.")
+    return float(value)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

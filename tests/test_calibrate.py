@@ -198,6 +198,7 @@ def test_diffusers_pipelines_normalise_as_we_do(tmp_path):
     np.testing.assert_allclose(theirs, SCALE.normalise(z), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 def test_tail_initialisation_keeps_the_scale_and_random_kernels_do_not(tmp_path):
     image_model().save_pretrained(tmp_path / "image")
     write_scale(load_pretrained(tmp_path / "image"), SCALE)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.cli import main
 from odvae_jax.config import STRUCTURES
-from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo, LatentsWriter
+from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo, LatentsWriter, Scale
 from odvae_jax.latents import files as latents_module
 from odvae_jax.latents import schema as latents_schema
 from tests.conftest import write_clip
@@ -100,6 +100,8 @@ INSIDE = {
         "groups": [0, 3, None, 2],
         "norm": ["frame", "batch", 1],
         "dtype": ["float8", 1],
+        "latents_mean": [[0.0] * 4, [0.0] * 3, "text", [1e999] * 4, 1.0],  # without deviations
+        "latents_std": [[1.0] * 4],
         "unknown": [1],
     },
     "statistics": {
@@ -181,6 +183,15 @@ def opens(path):
     except LatentsError as error:
         assert "\n" not in str(error) and path.name in str(error)
         return False
+
+
+def test_a_file_normalises_as_the_model_did_that_made_it():
+    info = LatentsFile(BEFORE).info
+    assert info.scale == Scale(None, None, 0.18215)
+    measured = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.5] * 4}
+    info = dataclasses.replace(info, config=info.config | measured)
+    z = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(info.scale.normalise(z), (z - [1, 2, 3, 4]) * 2)
 
 
 def info_of(shape, dtype="float32", content="mean", **changes):

@@ -117,7 +117,7 @@ def test_the_latents_that_the_readme_makes_have_deviation_1_per_channel_on_the_s
     clips = RandomClips("sample-clips", frames=17, size=128, seed=1)  # not those of calibration
     z = np.concatenate([names["latents"](vae, clips[i][None], jax.random.key(i)) for i in range(8)])
     np.testing.assert_allclose(z.std((0, 1, 2, 3)), 1, atol=0.1)
-    np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=0.15)
+    np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=0.25)
 
 
 def test_the_training_step_that_the_page_about_training_prints_runs_and_trains_no_encoder(tmp_path):
@@ -132,11 +132,11 @@ def test_the_training_step_that_the_page_about_training_prints_runs_and_trains_n
     # The samples are those of the posterior, normalised, and no gradient reaches the encoder.
     batch, key = np.stack([clips[0], clips[1]]), jax.random.key(3)
     z = names["to_latents"](vae, batch, key)
-    posterior = odvae_jax.encode(vae, batch.astype(np.float32) / 127.5 - 1)
+    posterior = odvae_jax.encode_uint8(vae, batch)
     noise = jax.random.normal(key, posterior.mean.shape)
     sample = posterior.mean + np.exp(posterior.logvar / 2) * noise
     expected = (sample - np.array(vae.config.latents_mean)) / np.array(vae.config.latents_std)
-    np.testing.assert_allclose(z, expected, atol=0.05)  # small computes in bfloat16
+    np.testing.assert_allclose(z, expected, atol=1e-4)
     gradient = jax.jit(
         jax.grad(lambda vae: jnp.sum(names["to_latents"](vae, batch, key).astype(jnp.float32)))
     )(vae)

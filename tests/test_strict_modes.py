@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import odvae_jax
 from odvae_jax import (
@@ -21,6 +22,7 @@ from odvae_jax import (
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.metrics.psnr import psnr
 from odvae_jax.metrics.ssim import ssim
+from odvae_jax.parameters import with_config
 from odvae_jax.tiling.live import LiveDecoder, LiveEncoder
 from tests.conftest import on_a_gpu, random_video, small_model
 from tests.two_levels import CAUSAL
@@ -149,3 +151,21 @@ def test_metrics_and_posteriors():
         sample, kl = posterior.sample(key), posterior.kl()
     assert all(v.shape == (1, 2) for v in values)
     assert sample.shape == (1, 2, 4, 4, 4) and kl.shape == (1,)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_latents_are_normalised_under_strict_settings_and_as_they_are_spread(measured):
+    fields = {"latents_mean": (1.0, 2.0, 3.0, 4.0), "latents_std": (2.0,) * 4} if measured else {}
+    vae = with_config(causal(), **fields)
+    mesh = make_mesh(2, devices=jax.devices()[:2])
+    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 3)
+    z = jnp.concatenate([latents(vae, on_device())] * 2).astype(jnp.bfloat16)
+    spread = jax.device_put(z, NamedSharding(mesh, PartitionSpec("data")))
+    strict = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
+    with jax.transfer_guard("disallow"), strict[0], strict[1]:
+        found = vae.normalise(z)
+        back = vae.denormalise(found)
+        on_mesh = vae.denormalise(jax.jit(lambda vae, z: vae.normalise(z))(vae, spread))
+    np.testing.assert_allclose(back, z.astype(np.float32), atol=1e-5)
+    np.testing.assert_allclose(on_mesh, back, atol=1e-6)
+    assert on_mesh.sharding.spec[0] == "data"

@@ -101,12 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     use_compilation_cache()
     computed = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     loaded = load_pretrained(arguments.model, verify=arguments.verify, dtype=computed)
-    folder = loaded.source.parent
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(
-            f"{printable(folder)} cannot be written: copy the model (odvae convert), and calibrate "
-            "the copy."
-        )
+    _check_writable(loaded)
     shape = (arguments.batch, arguments.frames, arguments.size, arguments.size, 3)
     check_video_shape(shape, loaded.vae.config)
     drawn = RandomClips(
@@ -130,6 +125,21 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written into {printable(written)}")
     if drawn.skipped:
         print(f"{len(drawn.skipped)} videos could not be used, and others were drawn instead")
+
+
+def _check_writable(loaded) -> None:
+    """Refuses a model that could not be written, before the work begins.
+
+    Raises:
+      PermissionError: if its folder, or the folder around it, in which a model is built, is closed.
+    """
+    folder = loaded.source.parent.resolve()
+    for needed in (folder, *([folder.parent] if loaded.layout == "native" else [])):
+        if not os.access(needed, os.W_OK):
+            raise PermissionError(
+                f"{printable(needed)} cannot be written: copy the model (odvae convert), and "
+                "calibrate the copy."
+            )
 
 
 def _check_own(model: str) -> None:

@@ -77,20 +77,16 @@ def of_budget(frames: int, pixels: int, *, unit: int) -> list[Size]:
     Raises:
       ValueError: if the budget is too small for one size.
     """
-    sizes = []
-    for height in range(unit, math.isqrt(int(pixels * _ASPECTS)) + 1, unit):
-        width = pixels // height // unit * unit
-        if width and 1 / _ASPECTS <= width / height <= _ASPECTS:
-            sizes.append(Size(frames, height, width))
-    if not sizes:
+    upright: dict[int, int] = {}  # the width by the height of sizes that are no wider than high
+    for width in range(unit, math.isqrt(pixels) + 1, unit):
+        height = pixels // width // unit * unit
+        if height <= _ASPECTS * width:
+            # Of sizes with one height only the one with most pixels is worth a program.
+            upright[height] = width
+    if not upright:
         raise ValueError(f"{pixels} pixels are too few for a frame of at least {unit}×{unit}.")
-    # Of sizes with the same height or width only the one with more pixels is worth a program.
-    kept: dict[int, Size] = {}
-    for size in sizes:
-        before = kept.get(size.width)
-        if before is None or before.height < size.height:
-            kept[size.width] = size
-    return sorted(kept.values())
+    sides = {*upright.items(), *((width, height) for height, width in upright.items())}
+    return sorted(Size(frames, height, width) for height, width in sides)
 
 
 def choose(sizes: Sequence[Size], frames: int, height: int, width: int) -> Size:

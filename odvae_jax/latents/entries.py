@@ -146,7 +146,9 @@ def plan_entries(
       bar: whether a progress bar is shown.
     """
     found: dict[Size | tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
-    planned = Planned(None, (), {}, {}, 0.0)  # type: ignore[arg-type]
+    unusable: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    length = 0.0
     looks = InOrder(
         _look,
         (source, cut),
@@ -163,14 +165,14 @@ def plan_entries(
         for video, look in enumerate(looks):
             progress.update()
             if look.problem:
-                planned.unusable[source.name(video)] = look.problem
+                unusable[source.name(video)] = look.problem
             elif look.left_out:
-                planned.left_out[source.name(video)] = look.left_out
+                left_out[source.name(video)] = look.left_out
             else:
                 found[look.key] += [(video, start) for start in look.starts]
-                planned.seconds += look.seconds * (2 if cut.mirror else 1)
-    _number(planned, found, cut, batch)
-    return planned
+                length += look.seconds * (2 if cut.mirror else 1)
+    plan, buckets = _numbered(found, cut, batch)
+    return Planned(plan, buckets, left_out, unusable, length)
 
 
 @dataclasses.dataclass
@@ -241,8 +243,8 @@ def _frame_size(height: int, width: int, cut: Cut) -> tuple[int, int]:
     return cut.size, cut.size
 
 
-def _number(planned: Planned, found: dict, cut: Cut, batch: int | None) -> None:
-    """Makes plan and buckets of what was found."""
+def _numbered(found: dict, cut: Cut, batch: int | None) -> tuple[Plan, tuple[Bucket, ...]]:
+    """Makes the plan, and its buckets, of what was found."""
     keys = sorted(found, key=lambda k: (k.frames, k.height, k.width) if isinstance(k, Size) else k)
     rows, buckets = [], []
     twins = (False, True) if cut.mirror else (False,)
@@ -258,5 +260,5 @@ def _number(planned: Planned, found: dict, cut: Cut, batch: int | None) -> None:
         rows += [(video, start, number, m) for video, start in found[key] for m in twins]
     rows.sort()  # in the order of the source
     video, start, bucket, mirrored = np.array(rows, np.int64).reshape(-1, 4).T
-    planned.plan = Plan(video.copy(), start.copy(), bucket.copy(), mirrored.astype(bool))
-    planned.buckets = tuple(buckets)
+    plan = Plan(video.copy(), start.copy(), bucket.copy(), mirrored.astype(bool))
+    return plan, tuple(buckets)

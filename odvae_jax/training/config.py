@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from odvae_jax.config import ODVAEConfig
+from odvae_jax.config import ODVAEConfig, without_scale
 from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.inflation import METHODS
 from odvae_jax.training.fields import check, check_continues, flat, loop_config
@@ -137,7 +137,9 @@ def paper_config(variant: int, phase: str = "phase1") -> ml_collections.ConfigDi
 def model_config(config: ml_collections.ConfigDict) -> ODVAEConfig:
     """The model that a run trains.
 
+    A scale of latents that was measured on another model is none of this one's.
+
     Raises:
       ValueError: if a field is unknown or impossible.
     """
-    return ODVAEConfig.from_dict(config.model.to_dict())
+    return ODVAEConfig.from_dict(without_scale(config.model.to_dict()))

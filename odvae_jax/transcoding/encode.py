@@ -31,6 +31,7 @@ from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_cl
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
+from odvae_jax.transcoding.programs import compile_ahead, sizes_of
 from odvae_jax.transcoding.run import Conversion, run_jobs
 from odvae_jax.transcoding.settings import AlreadyThereError, Outcome, Settings
 from odvae_jax.transcoding.videos import count_video_frames, read_video
@@ -110,9 +111,11 @@ def encode_files(
         writer = functools.partial(open_file, *given)
         return Conversion(video, lambda blocks: ours.encode(as_clips(blocks)), writer)
 
+    devices = devices or (None,)
+    compile_ahead(computation, models, devices, sizes_of(todo, settings))
     count = functools.partial(count_video_frames, settings=settings)
     how = {"count_frames": count, "readers": settings.readers, "bar": bar}
-    how["devices"] = devices or (None,)
+    how["devices"] = devices
     run_jobs(todo, convert, outcome, **how)
     outcome.statistics = Statistics.total(statistics)
     return outcome

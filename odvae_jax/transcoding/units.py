@@ -17,7 +17,7 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,7 @@ from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
 logger = logging.getLogger(__name__)
+_SOME_BLOCKS = 1000  # frames of a video that needs every program that long ones need
 _LONGEST = 2**31
 """The most bytes of latents that a video as a whole may have in one record."""
 
@@ -162,7 +163,7 @@ class UnitEncoder:
         """Closes all shards, and returns the entries that are in them."""
         return list(itertools.chain.from_iterable(writer.finish() for writer in self._writers))
 
-    def compile(self, buckets: Iterable[int]) -> None:
+    def compile(self, buckets: Collection[int]) -> None:
         """Compiles the programs of buckets side by side, for one device first, then for the others.
 
         Args:

@@ -213,6 +213,18 @@ def test_held_out_frames_are_never_drawn(tmp_path):
     assert drawn == {True, False}, "without holdout they are drawn"
 
 
+def test_all_frames_that_are_held_out_can_be_read_in_clips_of_each_video_in_turn(tmp_path):
+    for name, shade in (("a", 100), ("b", 200)):
+        frames = np.zeros((30, 32, 32, 3), np.uint8)
+        frames[-12:-2] = shade  # two clips, and two frames that are too few for a third
+        frames[-7:-2] += 30
+        write_video(tmp_path / f"{name}.mp4", frames, fps=10)
+    source = clips(tmp_path, short_side=32, holdout=12)
+    found = [clip.mean((1, 2, 3)) for clip in source.each_held_out(5)]
+    np.testing.assert_allclose(found, [[s] * 5 for s in (100, 200, 130, 230)], atol=8)
+    assert len(list(source.each_held_out())) == 2
+
+
 def test_held_out_clips_with_a_stride_are_not_trained_on(tmp_path):
     frames = np.full((60, 16, 16, 3), 4, np.uint8) * np.arange(60, dtype=np.uint8).reshape(
         -1, 1, 1, 1

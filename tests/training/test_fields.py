@@ -61,6 +61,7 @@ ELSEWHERE = {
     "log_every": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
     "validate_every": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
     "validation_clips": "test_clips_are_as_the_config_says",
+    "scale_clips": "test_loop.py: test_a_run_says_what_its_latents_are_measured_on",
     "checkpoint_every": "test_loop.py: test_a_run_leaves_a_model_metrics_pictures_and_checkpoints",
     "keep_checkpoints": "test_loop.py: test_kept_checkpoints_are_the_last_ones_and_every_nth",
     "verify_checkpoints": "test_survival.py: test_digests_are_compared_only_if_the_config_says_so",
