@@ -25,7 +25,6 @@ def get_config(part="decoder"):
     config.steps = 500
     if part == "decoder":
         config.freeze = "encoder"
-        config.scale_clips = 0
         config.optimizer.learning_rate = 2e-4
     else:
         config.optimizer.learning_rate = 1e-4

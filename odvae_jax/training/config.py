@@ -137,9 +137,12 @@ def paper_config(variant: int, phase: str = "phase1") -> ml_collections.ConfigDi
 def model_config(config: ml_collections.ConfigDict) -> ODVAEConfig:
     """The model that a run trains.
 
-    A scale of latents that was measured on another model is none of this one's.
+    A scale of latents that was measured on another model is none of this one's, unless this one has
+    the other's encoder and does not train it.
 
     Raises:
       ValueError: if a field is unknown or impossible.
     """
-    return ODVAEConfig.from_dict(without_scale(config.model.to_dict()))
+    fields = config.model.to_dict()
+    keeps_encoder = config.init.same_model and config.freeze == "encoder"
+    return ODVAEConfig.from_dict(fields if keeps_encoder else without_scale(fields))

@@ -90,8 +90,7 @@ def train(
     if memory is not None and memory < 1:
         raise ValueError(f"memory={memory} must be at least 1: the bytes of a device.")
     config = fields.filled(config)
-    begun = begun_config(workdir) if has_checkpoint(workdir) else None
-    config = fields.task_class(config).completed(config, begun)
+    config = fields.task_class(config).completed(config, lambda: _begun(workdir))
     mesh = fields.check(config, devices)
     with _not_kept_by_others(), _StopSignal() as stop, RunLock(workdir) as lock:
         return _train(config, workdir, mesh, stop, lock, memory)
@@ -123,9 +122,14 @@ def _not_kept_by_others() -> Iterator[None]:
         raise
 
 
+def _begun(workdir: Path) -> dict[str, Any] | None:
+    """The config of the run that is to be continued; None if no whole one is there."""
+    return begun_config(workdir) if has_checkpoint(workdir) else None
+
+
 def _train(config, workdir: Path, mesh: Mesh, stop: _StopSignal, lock: RunLock, memory) -> Any:
     continues = has_checkpoint(workdir)
-    if continues and (begun := begun_config(workdir)) is not None:
+    if (begun := _begun(workdir)) is not None:
         fields.check_continues(begun, config, str(workdir))
     task = fields.task_class(config)(config, mesh)
     try:

@@ -45,7 +45,7 @@ def tuned(which, start, clip, workdir, **fields):
         "init.from_pretrained": start, "data.path": clip, "data.holdout": HELD_OUT, "steps": 40,
         "data.frames": 1, "data.size": 16, "data.short_side": 16, "data.short_side_max": 0,
         "batch_size": 8, "loss.perceptual_weight": 0.0, "optimizer.learning_rate": 3e-3,
-        "model.dtype": "float32", "log_every": 20, "validate_every": 0, **fields,
+        "model.dtype": "float32", "scale_clips": 4, "log_every": 20, "validate_every": 0, **fields,
     }  # fmt: skip
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     config, rest = read_config([f"--config=finetune:{which}", *words], pytest.fail)
@@ -99,7 +99,7 @@ def test_a_tuned_model_goes_on_without_the_model_that_it_came_from(decoder_run, 
 
 @pytest.mark.full
 def test_the_whole_model_is_tuned_and_its_latents_are_measured_anew(start, clip, tmp_path):
-    tuned("all", start, clip, tmp_path / "run", scale_clips=4)
+    tuned("all", start, clip, tmp_path / "run")
     before, after = ODVAE.from_pretrained(start), ODVAE.from_pretrained(tmp_path / "run")
     assert encoder_digest(after) != encoder_digest(before)
     assert held_out_psnr(tmp_path / "run", clip) > held_out_psnr(start, clip) + 2

@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,9 @@ class Autoencoder(Task):
 
     @classmethod
     def completed(
-        cls, config: ml_collections.ConfigDict, begun: Mapping[str, Any] | None
+        cls,
+        config: ml_collections.ConfigDict,
+        begun: Callable[[], Mapping[str, Any] | None],
     ) -> ml_collections.ConfigDict:
         """The config with the model that is trained on, if `init.same_model` asks for it.
 
@@ -138,8 +140,8 @@ class Autoencoder(Task):
         """
         if not config.init.same_model:
             return config
-        if begun is not None:
-            model = dict(begun["model"])
+        if (before := begun()) is not None:
+            model = dict(before["model"])
         elif config.init.from_pretrained:
             model = _pretrained(config).config.to_dict()
         else:
@@ -235,16 +237,18 @@ class Autoencoder(Task):
             fields["accumulate"] = next((n for n in finer if parts <= share * n), finer[-1])
         if model.remat != "blocks":
             fields["model.remat"] = "blocks"
-        step, side = model.time_compression, model.space_compression * self.mesh.shape["height"]
-        for name, size, unit, least in (
-            *((name, size, shards * parts, 0) for name, size in sizes.items()),
-            ("data.frames", config.data.frames - 1, step, 0),
-            ("data.size", config.data.size, side, side),
-        ):
-            fewer = max(int(size * share) // unit * unit, least or unit)
-            if fewer < size:
-                fields[name] = fewer + (name == "data.frames")
-        return fields
+        for name, size in sizes.items():
+            fields[name] = _shrunk(size, share, shards * parts)
+        fields["data.frames"] = _shrunk(config.data.frames - 1, share, model.time_compression) + 1
+        height = self.mesh.shape["height"]
+        side = model.space_compression * height
+        rows = max(
+            side * LEAST_ROWS if height > 1 else side,
+            SMALLEST["vgg"] if config.loss.perceptual_weight else 0,
+        )
+        fields["data.size"] = _shrunk(config.data.size, math.sqrt(share), side, rows)
+        now = {"data.frames": config.data.frames, "data.size": config.data.size, **sizes}
+        return {name: value for name, value in fields.items() if value != now.get(name)}
 
     def constants(self) -> LPIPS | None:
         """LPIPS with VGG-16, where it is part of the loss.
@@ -316,6 +320,9 @@ class Autoencoder(Task):
         """
         if not self.config.scale_clips:
             return
+        if trained.config.scale.measured:
+            logger.info("the encoder was not trained, so the scale of its latents stays as it was")
+            return
         if not finished:  # whoever told the run to stop may not wait
             logger.info("the run has steps to do, so the scale of its latents was not measured")
             return
@@ -355,6 +362,11 @@ class Autoencoder(Task):
                 yield from itertools.islice(feed, count)
 
         return drawn(), f"{count} training clips, since config.data.holdout={data.holdout} frames"
+
+
+def _shrunk(size: int, share: float, unit: int, least: int = 1) -> int:
+    """The largest multiple of a unit in a share of a size, but at least the least."""
+    return min(max(int(size * share) // unit, -(-least // unit)) * unit, size)
 
 
 def _span(config) -> int:

@@ -103,7 +103,9 @@ class Task(abc.ABC):
 
     @classmethod
     def completed(
-        cls, config: ml_collections.ConfigDict, begun: Mapping[str, Any] | None
+        cls,
+        config: ml_collections.ConfigDict,
+        begun: Callable[[], Mapping[str, Any] | None],
     ) -> ml_collections.ConfigDict:
         """A config with the fields that depend on something outside it, such as a saved model.
 
@@ -111,7 +113,8 @@ class Task(abc.ABC):
 
         Args:
           config: the config that was given; it lacks no field.
-          begun: the config of the run that is to be continued; None for a new run.
+          begun: reads the config of the run that is to be continued; it returns None for a new
+            run.
         """
         return config
 
