@@ -95,6 +95,8 @@ def write_dataset(source: str, model: str, dest: str, buckets: str) -> None:
         devices=jax.local_devices()[:1],
         bar=False,
     )
+    if summary.problems:
+        sys.exit("\n".join(list(summary.problems.values())[:5]))
     programs = [name for name in names if "encode_unit" in name or "encode_part" in name]
     print(
         json.dumps(
@@ -149,40 +151,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--width", type=int, default=128, help="The model's width.")
+    parser.add_argument("--only", choices=("sizes", "lengths"), help="One of the tables.")
     parser.add_argument("--do", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.do:
         name, *more = given.do
         return {"write": write_dataset, "own": own_rate}[name](*more)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_videos(folder / "many", _SIDES)
-        write_videos(folder / "one", [(256, 256)])
-        save_model(folder / "model", given.width)
-        here, model = __file__, str(folder / "model")
-        print("60 videos of 12 frame sizes and 20 lengths")
-        print("| | records | programs | s to the first record | s in all |\n|---|---|---|---|---|")
-        for label, buckets in (("5 buckets", _BUCKETS), ("whole videos", "")):
-            given = ["--do", "write", str(folder / "many"), model, str(folder / label), buckets]
-            said, _ = _run(here, *given, cache=folder / f"cache {label}")
-            row = json.loads(said.splitlines()[-1])
-            print(
-                f"| {label} | {row['records']} | {row['programs']} | {row['first']:.1f} | "
-                f"{row['all']:.1f} |",
-                flush=True,
-            )
-        print("\n60 videos of 256×256 and 20 lengths, `odvae encode` to files")
-        print("| call | frames/s | of the device's own rate | s from its start to its end |")
-        print("|---|---|---|---|")
-        rows = []
-        for call in ("first", "second"):
-            command = ["-m", "odvae_jax", "encode", str(folder / "one"), str(folder / call)]
-            said, seconds = _run(*command, f"--ckpt={model}", cache=folder / "cache")
-            rows.append((call, float(re.search(r"([\d.]+) frames/s", said)[1]), seconds))
-        own = float(_run(here, "--do", "own", model, cache=folder / "cache")[0].splitlines()[-1])
-        for call, rate, seconds in rows:
-            print(f"| {call} | {rate:.0f} | {rate / own:.0%} | {seconds:.1f} |")
-        print(f"the device's own rate: {own:.0f} frames/s")
+        save_model(Path(name) / "model", given.width)
+        if given.only != "lengths":
+            _sizes(Path(name))
+        if given.only != "sizes":
+            _lengths(Path(name))
+
+
+def _sizes(folder: Path) -> None:
+    """Prints the table of a dataset of many frame sizes."""
+    write_videos(folder / "many", _SIDES)
+    print("60 videos of 12 frame sizes and 20 lengths")
+    print("| | records | programs | s to the first record | s in all |\n|---|---|---|---|---|")
+    for label, buckets in (("5 buckets", _BUCKETS), ("whole videos", "")):
+        where = (str(folder / "many"), str(folder / "model"), str(folder / label))
+        said, _ = _run(__file__, "--do", "write", *where, buckets, cache=folder / f"cache {label}")
+        row = json.loads(said.splitlines()[-1])
+        print(
+            f"| {label} | {row['records']} | {row['programs']} | {row['first']:.1f} | "
+            f"{row['all']:.1f} |",
+            flush=True,
+        )
+
+
+def _lengths(folder: Path) -> None:
+    """Prints the table of a folder of videos of one size and many lengths."""
+    write_videos(folder / "one", [(256, 256)])
+    model, cache = str(folder / "model"), folder / "cache"
+    print("60 videos of 256×256 and 20 lengths, `odvae encode` to files")
+    print("| call | frames/s | of the device's own rate | s from its start to its end |")
+    print("|---|---|---|---|")
+    rows = []
+    for call in ("first", "second"):
+        command = ["-m", "odvae_jax", "encode", str(folder / "one"), str(folder / call)]
+        said, seconds = _run(*command, f"--ckpt={model}", cache=cache)
+        rows.append((call, float(re.search(r"([\d.]+) frames/s", said)[1]), seconds))
+    own = float(_run(__file__, "--do", "own", model, cache=cache)[0].splitlines()[-1])
+    for call, rate, seconds in rows:
+        print(f"| {call} | {rate:.0f} | {rate / own:.0%} | {seconds:.1f} |")
+    print(f"the device's own rate: {own:.0f} frames/s")
 
 
 if __name__ == "__main__":

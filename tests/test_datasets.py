@@ -1,6 +1,7 @@
 """`odvae encode --to=shards`: what is in the records, how they are made, and what is refused."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -214,8 +215,8 @@ def test_videos_of_all_lengths_share_their_programs(vae, tmp_path):
     )
     outcome = encode_files(vae, "m", jobs, Settings(), bar=False)
     assert outcome.done == len(jobs)
-    # The first chunk, the others, and one for pictures.
-    assert sum("encode_part" in str(name) for name in compiled) <= 3
+    # The first chunk, the others, halves of both, and one for pictures.
+    assert sum("encode_part" in str(name) for name in compiled) <= 5
     for job in jobs[::4]:
         clip = open_source(str(job.source))
         video = clip.read(0, Sampling(int(job.source.stem)), 1, lambda n: 0)
@@ -354,4 +355,4 @@ def test_buckets_of_a_budget_keep_it_and_nearly_use_it():
     aspects = sorted(size.width / size.height for size in sizes)
     assert aspects[0] >= 0.5 and aspects[-1] <= 2
     assert {(size.width, size.height) for size in sizes} == {(s.height, s.width) for s in sizes}
-    assert max(b / a for a, b in zip(aspects, aspects[1:], strict=False)) < 1.3
+    assert max(b / a for a, b in itertools.pairwise(aspects)) < 1.3

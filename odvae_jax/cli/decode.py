@@ -1,7 +1,7 @@
-"""Decodes files of latents into mp4 videos of the size that the originals had.
+"""Decodes latents into mp4 videos of the size that the originals had.
 
-What is there already is left, so the same command goes on where it was interrupted. Latents of
-another model are refused.
+They are files of latents, or records of a dataset. What is there already is left, so the same
+command goes on where it was interrupted. Latents of another model are refused.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ def add_arguments(parser: Parser) -> None:
     """Adds the options of `odvae decode`."""
     files.add_files(
         parser,
-        "Latents: files, or folders with files of latents anywhere below them.",
-        "A folder, in which files keep their places; or, for one file of latents, an .mp4 file.",
+        "Latents: files, or folders with files of latents anywhere below them; or one dataset.",
+        "A folder, in which files keep their places; or, for one file of latents, an .mp4 file. "
+        "Records of a dataset are decoded to BUCKET/entry-NUMBER.mp4 in it.",
+    )
+    parser.add_argument_group("a dataset").add_argument(
+        "--records",
+        metavar="LIST",
+        help="The records to decode, by the numbers of their entries, as in 0,7,10-19. The default "
+        "is all.",
     )
     files.add_model(
         parser,

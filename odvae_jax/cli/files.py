@@ -169,9 +169,9 @@ def add_reading(parser: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--readers",
         type=positive,
-        default=2,
+        default=4,
         metavar="N",
-        help="The number of files that are read at the same time. The default is 2.",
+        help="The number of files that are read at the same time. The default is 4.",
     )
     add_read_timeout(group)
     return group
@@ -267,23 +267,9 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     from odvae_jax import transcoding
     from odvae_jax.autoencoder import ODVAE
     from odvae_jax.compilation import use_compilation_cache
-    from odvae_jax.data.sources import resolve
-    from odvae_jax.latents import SUFFIX, find_latents
 
     use_compilation_cache()
-    find = find_latents if work == "decode" else resolve
-    problems: dict[str, str] = {}
-    unread: dict[str, str] = {}  # what could not be looked at below folders, and why
-    find = functools.partial(find, problems=unread)
-    jobs = transcoding.plan_jobs(
-        arguments.inputs,
-        arguments.output,
-        SUFFIX if work == "encode" else ".mp4",
-        find,
-        problems,
-        skip_output=work == "reconstruct",
-    )
-    problems |= {path: line_about(path, OSError(reason)) for path, reason in unread.items()}
+    jobs, problems = _plan(arguments, work)
     shard = part(arguments.shard) if arguments.shard is not None else None
     which, count = shard or (jax.process_index(), jax.process_count())
     every, jobs = jobs, jobs[which::count]
@@ -314,6 +300,39 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
         outcome = files[work](vae, jobs, settings, **options)
     outcome.problems = problems | outcome.problems
     return _report(work, outcome)
+
+
+def _plan(arguments: argparse.Namespace, work: str):
+    """Returns which file or record goes where, and what cannot be done, by the name of a file."""
+    from odvae_jax import transcoding
+    from odvae_jax.data.sources import resolve
+    from odvae_jax.latents import SUFFIX, find_latents
+    from odvae_jax.latents.chosen import choose_records, is_dataset
+
+    problems: dict[str, str] = {}
+    if work == "decode":
+        datasets = [place for place in arguments.inputs if is_dataset(place)]
+        if len(datasets) > (len(arguments.inputs) == 1):
+            raise ValueError(
+                f"{printable(datasets[0])} is a dataset of latents: give it as the one input."
+            )
+        if datasets:
+            records = choose_records(datasets[0], arguments.records, problems)
+            return transcoding.plan_records(records, arguments.output), problems
+        if arguments.records is not None:
+            raise ValueError("--records is of datasets of latents; the input is none.")
+    unread: dict[str, str] = {}  # what could not be looked at below folders, and why
+    find = functools.partial(find_latents if work == "decode" else resolve, problems=unread)
+    jobs = transcoding.plan_jobs(
+        arguments.inputs,
+        arguments.output,
+        SUFFIX if work == "encode" else ".mp4",
+        find,
+        problems,
+        skip_output=work == "reconstruct",
+    )
+    problems |= {path: line_about(path, OSError(reason)) for path, reason in unread.items()}
+    return jobs, problems
 
 
 def _mesh(rows: int):
@@ -423,16 +442,20 @@ def _settings(arguments: argparse.Namespace, unit: int):
 
 
 def info_of(path: str | os.PathLike, arguments: argparse.Namespace):
-    """Returns what a file of latents says about itself, without its digests being compared.
+    """Returns what latents say about themselves, without a file's digests being compared.
+
+    Args:
+      path: the path of a file of latents, or a record of a dataset.
+      arguments: the limit for one read.
 
     Raises:
       LatentsError: if it is damaged, or holds no latents.
       VideoError: if it is not read in time.
     """
     from odvae_jax.data.video import within
-    from odvae_jax.latents import LatentsFile
+    from odvae_jax.latents.chosen import open_latents
 
-    opened = functools.partial(LatentsFile, path, verify=False)
+    opened = functools.partial(open_latents, path, verify=False)
     return within(read_timeout(arguments), printable(path), opened).info
 
 

@@ -1,7 +1,8 @@
 """Prints mean and standard deviation of the latents in a folder, per channel.
 
-It also prints the single factor that makes the deviation of all samples together 1. The numbers are
-in the files: no latents are read. odvae calibrate writes such numbers into a model.
+It also prints the single factor that makes the deviation of all samples together 1. Of a dataset of
+latents it prints what each bucket holds, too. The numbers are in the files, or in the dataset's
+indices: no latents are read. odvae calibrate writes such numbers into a model.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ def add_arguments(parser: Parser) -> None:
     """Adds the options of `odvae summary`."""
     group = parser.add_argument_group("the latents")
     group.add_argument(
-        "folder", type=path, help="The folder with the files of latents; or one file."
+        "folder",
+        type=path,
+        help="The folder with the files of latents; or one file; or a dataset, which may be a URL.",
     )
     files.add_read_timeout(group)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the statistics of all files of latents together; returns 1 if a file has none."""
+    """Prints the statistics of all latents together; returns 1 if there are problems."""
     from odvae_jax.latents import Statistics, find_latents
+    from odvae_jax.latents.chosen import is_dataset
 
+    if is_dataset(arguments.folder):
+        return _of_dataset(arguments.folder)
     infos, problems = collections.defaultdict(list), []
     unread: dict[str, str] = {}
     for file in find_latents(arguments.folder, problems=unread):
@@ -53,3 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         print(f"odvae summary: {len(problems)} files with problems", file=sys.stderr)
     return int(bool(problems))
+
+
+def _of_dataset(place: str) -> int:
+    from odvae_jax.latents.summary import summarise
+
+    summary = summarise(place)
+    print(summary, flush=True)
+    for problem in summary.problems:
+        print(printable(problem), file=sys.stderr)
+    if summary.problems:
+        print(f"odvae summary: {len(summary.problems)} problems", file=sys.stderr)
+    return int(bool(summary.problems))

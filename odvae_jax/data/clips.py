@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import copy
 import dataclasses
-import functools
 import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from odvae_jax.data.processes import Again, InOrder, WorkerError, doing
+from odvae_jax.data.deaths import Deaths
+from odvae_jax.data.order import shuffled, turn
+from odvae_jax.data.processes import Again, InOrder, doing
 from odvae_jax.data.sources import Sampling, open_sources, problem_of, workers_for
 from odvae_jax.data.video import (
     READ_TIMEOUT,
@@ -31,11 +31,12 @@ from odvae_jax.data.video import (
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 64
 _PARTS = 4  # The number of parts of one video that are tried.
-_BLOCK = 10_000  # The number of clips over which the sources' shares are exact.
-_RESTARTS = 3  # The number of times within an hour that workers are started again.
-_HOUR = 3600.0
 _BLOCKED = 5  # The number of reads that block before a clip is given up.
 _WAIT = 10  # A video that blocked is left alone for so many times the limit.
+_ADVICE = (
+    "fewer config.data.workers or config.data.threads, smaller batches, or packed data (odvae data "
+    "pack) need less memory"
+)
 _FEW = 20  # The number of videos that are looked at before unusable ones can end a run.
 
 
@@ -176,15 +177,15 @@ class RandomClips:
           VideoError: if no video that was drawn can be used, or if five reads block, one after
             another.
         """
-        which, turn = _turn(self.seed, self._weights, index)
+        which, before = turn(self.seed, self._weights, index)
         source = self.sources[which]
         passed_over, blocked = {}, 0
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.seed, index, attempt])
             video = int(rng.integers(len(source)))
             if attempt == 0:
-                epoch, place = divmod(turn, len(source))
-                video = _shuffled(place, len(source), self.seed + 7919 * which + epoch)
+                epoch, place = divmod(before, len(source))
+                video = shuffled(place, len(source), self.seed + 7919 * which + epoch)
             name = source.name(video)
             try:
                 if name in self.avoided:
@@ -328,47 +329,6 @@ class RandomClips:
         return np.stack([frame[rows, columns][:, ::mirrored] for frame in frames])
 
 
-def _turn(seed: int, weights: tuple[float, ...], index: int) -> tuple[int, int]:
-    """Returns the source of a clip, and the number of clips before it that are that source's."""
-    if len(weights) == 1:
-        return 0, index
-    block, place = divmod(index, _BLOCK)
-    which, rank, counts = _shares(seed, weights, block)
-    return int(which[place]), block * counts[which[place]] + int(rank[place])
-
-
-@functools.lru_cache(maxsize=8)
-def _shares(seed, weights, block):
-    bounds = np.round(np.cumsum((0.0, *weights)) * _BLOCK).astype(int)
-    counts = np.diff(bounds).tolist()
-    which = np.repeat(np.arange(len(weights)), counts)
-    np.random.default_rng([seed, block, len(weights)]).shuffle(which)
-    rank = np.zeros(_BLOCK, int)
-    for source in range(len(weights)):
-        rank[which == source] = np.arange(counts[source])
-    return which, rank, counts
-
-
-def _shuffled(place: int, count: int, seed: int) -> int:
-    """Returns where a permutation of range(count), which the seed decides, puts `place`.
-
-    It is four rounds of a Feistel network on the smallest even number of bits that holds the count,
-    repeated until the result lies below the count. So no list of all videos needs to be shuffled.
-    """
-    half = max((count - 1).bit_length() + 1, 2) // 2
-    mask = (1 << half) - 1
-    keys = np.random.SeedSequence(seed).generate_state(4).tolist()
-    while True:
-        left, right = place >> half, place & mask
-        for key in keys:
-            mixed = ((right ^ key) * 0x9E3779B1) & 0xFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 15)) * 0x85EBCA77) & 0xFFFFFFFF
-            left, right = right, left ^ ((mixed ^ (mixed >> 13)) & mask)
-        place = (left << half) | right
-        if place < count:
-            return place
-
-
 def batches(
     clips: RandomClips,
     batch_size: int,
@@ -419,7 +379,7 @@ class Batches:
         limited.avoided = dict(clips.avoided)
         limited.timeout = clips.timeout if timeout == "clips" else timeout
         self._deadly: dict[str, str] = {}  # the reason by the name of a video
-        self._deaths = _Deaths()
+        self._deaths = Deaths(_ADVICE)
         indices = (first + start + row for start in itertools.count(0, batch_size) for row in rows)
         self._drawn = InOrder(
             _draw,
@@ -463,48 +423,3 @@ def _draw(clips: RandomClips, job: tuple[int, dict[str, str]]) -> Drawn:
     index, deadly = job
     clips.avoided.update(deadly)
     return clips.draw(index)
-
-
-class _Deaths:
-    """Counts the workers that died within the last hour, and knows what they read."""
-
-    def __init__(self):
-        self._all: list[tuple[float, list[str]]] = []  # when, and the videos that were read
-        self._lock = threading.Lock()
-
-    def __call__(self, how: str, videos: list[str]) -> None:
-        with self._lock:
-            now = time.monotonic()
-            self._all = [*(d for d in self._all if now - d[0] < _HOUR), (now, videos)]
-            count, advice = len(self._all), self._advice()
-        if count > _RESTARTS:
-            raise WorkerError(
-                f"data workers died {count} times within an hour; the last one {how}: {advice}."
-            )
-        logger.warning(
-            "a data worker %s; it is started again (%d of %d times within an hour), and its clips "
-            "are read again: %s",
-            how,
-            count,
-            _RESTARTS,
-            advice,
-        )
-
-    def explained(self, videos: Iterable[str]) -> None:
-        """Forgets the deaths of workers that read these videos."""
-        if videos := set(videos):
-            with self._lock:
-                self._all = [death for death in self._all if not videos & set(death[1])]
-
-    def _advice(self) -> str:
-        advice = (
-            "fewer config.data.workers or config.data.threads, smaller batches, or packed data "
-            "(odvae data pack) need less memory"
-        )
-        times = collections.Counter(video for _, read in self._all for video in set(read))
-        if suspects := [f"{video} ({n} times)" for video, n in times.most_common(5) if n > 1]:
-            return f"mend or remove what they read when they died: {', '.join(suspects)}; {advice}"
-        if times:
-            read = ", ".join(video for video, _ in times.most_common(5))
-            return f"{advice}; they read {read} when they died"
-        return advice

@@ -1,5 +1,7 @@
-"""Latents on disk: one file per video. Nothing here needs JAX or a model."""
+"""Latents on disk: one file per video, or datasets. Nothing here needs JAX or a model."""
 
+from odvae_jax.latents.batches import LatentBatches
+from odvae_jax.latents.dataset import LatentDataset
 from odvae_jax.latents.files import (
     SUFFIX,
     ForeignError,
@@ -16,6 +18,8 @@ __all__ = [
     "FORMAT",
     "SUFFIX",
     "ForeignError",
+    "LatentBatches",
+    "LatentDataset",
     "LatentsError",
     "LatentsFile",
     "LatentsInfo",

@@ -25,7 +25,8 @@ from jaxtyping import Bool, Int64
 
 from odvae_jax.files import one_line
 from odvae_jax.latents.records import SHARED
-from odvae_jax.latents.schema import LatentsError
+from odvae_jax.latents.scale import Scale
+from odvae_jax.latents.schema import LatentsError, check_values
 from odvae_jax.latents.storage import Folder
 
 DATASET = "dataset.json"
@@ -102,15 +103,14 @@ class Description:
             fields = json.loads(content)
             found = fields.pop("format", None)
             if found != FORMAT:
-                raise LatentsError(
-                    f"{name} has the format {found!r:.80}; this version reads {FORMAT!r}."
-                )
+                raise ValueError(f"its format is {found!r:.80}; this version reads {FORMAT!r}")
             buckets = tuple(Bucket(**b) for b in fields.pop("buckets"))
             described = cls(buckets=buckets, **fields)
             if missing := sorted(set(SHARED) - described.shared.keys()):
                 raise ValueError(f"{missing} are missing")
-        except LatentsError:
-            raise
+            check_values({field: described.shared[field] for field in SHARED})
+            if described.scale is not None:
+                Scale.from_dict(described.scale)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LatentsError(f"{name} describes no dataset: {one_line(error)}.") from error
         return described

@@ -133,15 +133,27 @@ def checked(values: Mapping[str, Any]) -> LatentsInfo:
         raise LatentsError(f"the fields {unknown} are not known to {FORMAT!r}")
     if missing := [name for name in known if name not in values and name not in OPTIONAL]:
         raise LatentsError(f"the fields {missing} are missing")
+    check_values(values)
+    info = LatentsInfo(**values)
+    _check_together(info)
+    return info
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Checks the values of some fields of `LatentsInfo`, each by itself.
+
+    Args:
+      values: the value of each field, as JSON has it, by the field's name.
+
+    Raises:
+      LatentsError: if a field has a value that it cannot have.
+    """
     for name, value in values.items():
         can_be, expected = _SCHEMA[name]
         if not can_be(value):
             text = repr(value)
             shown = text if len(text) <= 80 else f"{text[:79]}…"
             raise LatentsError(f"{name} is {shown}; expected {expected}")
-    info = LatentsInfo(**values)
-    _check_together(info)
-    return info
 
 
 def check_array(info: LatentsInfo, dtype: str, shape: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ killed writer left, and counts for nothing.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -26,6 +27,7 @@ from odvae_jax.latents.storage import Folder
 SHARD, INDEX = ".array_record", ".index"
 BYTES, SECONDS = 2**28, 300.0
 """A shard is closed when it has so many bytes, or so many seconds after its first record."""
+_READERS = 16  # The number of indices that are read at the same time.
 _FORMAT = "odvae_jax index of a shard 1"
 
 
@@ -38,6 +40,7 @@ class Index:
       entries: the number of each record's entry in the dataset's plan.
       frames: the number of frames of each record's clip.
       latent_frames: the number of latent frames of each record.
+      seconds: the length of each record's clip, its frames over their rate.
       count: the number of positions that each record's latents have.
       sums: the sums over these positions of the mean, its square and the variance, per channel,
         [records, 3, C], as in `Statistics`.
@@ -47,6 +50,7 @@ class Index:
     entries: Int64[np.ndarray, " n"]
     frames: Int64[np.ndarray, " n"]
     latent_frames: Int64[np.ndarray, " n"]
+    seconds: Float64[np.ndarray, " n"]
     count: Int64[np.ndarray, " n"]
     sums: Float64[np.ndarray, "n 3 c"]
 
@@ -77,15 +81,40 @@ class Index:
         return Index(self.name, **arrays)
 
 
-def read_indices(folder: Folder) -> dict[str, Index]:
-    """Returns the index of every whole shard of a dataset, by the shard's name without suffix."""
-    names = set(folder.names())
-    stems = sorted(n.removesuffix(SHARD) for n in names if n.endswith(SHARD))
-    return {
-        stem: Index.from_bytes(stem, folder.read(stem + INDEX))
-        for stem in stems
-        if stem + INDEX in names
-    }
+def read_indices(folder: Folder, problems: dict[str, str] | None = None) -> dict[str, Index]:
+    """Returns the index of every whole shard of a dataset, by the shard's name without suffix.
+
+    Args:
+      folder: the dataset's folder.
+      problems: is filled with what is wrong with a shard's index, by the shard's name. None raises
+        it, and passes over shards without an index.
+
+    Raises:
+      LatentsError: if an index is damaged, and `problems` is None.
+    """
+    stems = [n.removesuffix(SHARD) for n in folder.names() if n.endswith(SHARD)]
+
+    def content(stem: str) -> bytes | None:
+        # Asked for even if it was not listed: a shard may be finished while names are listed.
+        try:
+            return folder.read(stem + INDEX)
+        except FileNotFoundError:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as threads:  # far places answer slowly
+        contents = list(threads.map(content, sorted(stems)))
+    indices = {}
+    for stem, found in zip(sorted(stems), contents, strict=True):
+        try:
+            if found is not None:
+                indices[stem] = Index.from_bytes(stem, found)
+            elif problems is not None:
+                problems[stem + SHARD] = f"{stem}{SHARD} has no index ({stem}{INDEX} is missing)."
+        except LatentsError as error:
+            if problems is None:
+                raise
+            problems[stem + SHARD] = str(error)
+    return indices
 
 
 def without_doubles(indices: Mapping[str, Index]) -> list[tuple[Index, np.ndarray]]:
@@ -135,9 +164,18 @@ class ShardWriter:
     def _forget(self):
         self._file, self._path, self._bytes, self._began = None, None, 0, 0.0
         self._rows: list[tuple[int, int, int, int]] = []
+        self._seconds: list[float] = []
         self._sums: list[np.ndarray] = []
 
-    def add(self, entry: int, record: bytes, frames: int, latent_frames: int, sums: Statistics):
+    def add(
+        self,
+        entry: int,
+        record: bytes,
+        frames: int,
+        latent_frames: int,
+        seconds: float,
+        sums: Statistics,
+    ) -> None:
         """Adds a record.
 
         Args:
@@ -145,6 +183,7 @@ class ShardWriter:
           record: the record.
           frames: the number of frames of its clip.
           latent_frames: the number of its latent frames.
+          seconds: the length of its clip, its frames over their rate.
           sums: the statistics of its latents.
 
         Raises:
@@ -164,6 +203,7 @@ class ShardWriter:
             raise OSError(f"{self._name}{SHARD} cannot be written: {one_line(error)}") from error
         self._bytes += len(record)
         self._rows.append((entry, frames, latent_frames, sums.count))
+        self._seconds.append(seconds)
         self._sums.append(np.stack([sums.mean, sums.square, sums.variance]))
 
     @property
@@ -195,7 +235,8 @@ class ShardWriter:
         if not holds(self._path, len(self._rows)):  # a writer may be silent about a full disk
             raise OSError(f"{self._name}{SHARD} was not written to its end; is the disk full?")
         entries, frames, latent_frames, count = np.array(self._rows, np.int64).T.copy()
-        index = Index(self._name, entries, frames, latent_frames, count, np.stack(self._sums))
+        seconds, sums = np.array(self._seconds), np.stack(self._sums)
+        index = Index(self._name, entries, frames, latent_frames, seconds, count, sums)
         self._folder.write(self._name + INDEX, index.to_bytes())
         self._folder.take(self._name + SHARD, self._path)
         self._number += 1

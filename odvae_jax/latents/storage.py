@@ -29,9 +29,11 @@ class Folder(abc.ABC):
 
     Attributes:
       name: what messages call the folder.
+      in_one_process: whether the folder's files are those of this process alone.
     """
 
     name: str
+    in_one_process = False
 
     @abc.abstractmethod
     def names(self) -> list[str]:
@@ -63,6 +65,14 @@ class Folder(abc.ABC):
     @abc.abstractmethod
     def local(self, name: str) -> Path:
         """Returns the path of a file on this machine; of a far file, that of a copy.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+        """
+
+    @abc.abstractmethod
+    def size(self, name: str) -> int:
+        """Returns the number of bytes of a file.
 
         Raises:
           FileNotFoundError: if there is no such file.
@@ -117,6 +127,9 @@ class LocalFolder(Folder):
             raise FileNotFoundError(f"{printable(path)} does not exist.")
         return path
 
+    def size(self, name):
+        return (self.path / name).stat().st_size
+
 
 class FarFolder(Folder):
     """A folder that fsspec knows by its URL.
@@ -130,6 +143,7 @@ class FarFolder(Folder):
 
     def __init__(self, url: str):
         self.name, self._url = url.rstrip("/"), url
+        self._given: Path | None = None
         self._open()
 
     def _open(self):
@@ -143,9 +157,10 @@ class FarFolder(Folder):
                 "s3:// and gs://: pip install 'odvae_jax[remote]'."
             ) from error
         self._root = root.rstrip("/")
+        self.in_one_process = type(self._system).__name__ == "MemoryFileSystem"
 
     def __getstate__(self):
-        return {"name": self.name, "_url": self._url}
+        return {"name": self.name, "_url": self._url, "_given": self._copies_path}
 
     def __setstate__(self, state):
         self.__dict__ |= state
@@ -154,6 +169,13 @@ class FarFolder(Folder):
     @functools.cached_property
     def _copies(self) -> tempfile.TemporaryDirectory:
         return tempfile.TemporaryDirectory(prefix="odvae-", ignore_cleanup_errors=True)
+
+    @property
+    def _copies_path(self) -> Path:
+        """Where copies of files are; processes that the folder was sent to share them."""
+        if self._given is not None and self._given.is_dir():
+            return self._given
+        return Path(self._copies.name)
 
     def names(self):
         self._system.invalidate_cache()
@@ -166,7 +188,7 @@ class FarFolder(Folder):
         return self._system.cat_file(f"{self._root}/{name}")
 
     def scratch(self, name):
-        return Path(self._copies.name) / f"{secrets.token_hex(8)}.part"
+        return self._copies_path / f"{secrets.token_hex(8)}.part"
 
     def take(self, name, path):
         self._system.put_file(str(path), f"{self._root}/{name}")
@@ -177,7 +199,7 @@ class FarFolder(Folder):
             self._system.rm_file(f"{self._root}/{name}")
 
     def local(self, name):
-        path = Path(self._copies.name) / name
+        path = self._copies_path / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
@@ -185,6 +207,9 @@ class FarFolder(Folder):
                 shutil.copyfileobj(far, near, 2**22)
             os.replace(part, path)
         return path
+
+    def size(self, name):
+        return self._system.size(f"{self._root}/{name}")
 
 
 def open_folder(place: str | os.PathLike) -> Folder:

@@ -12,7 +12,7 @@ from odvae_jax.transcoding.dataset import DatasetSettings, encode_dataset
 from odvae_jax.transcoding.decode import decode_files
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.encode import encode_files
-from odvae_jax.transcoding.plan import Job, plan_jobs
+from odvae_jax.transcoding.plan import Job, plan_jobs, plan_records
 from odvae_jax.transcoding.reconstruct import reconstruct_files
 from odvae_jax.transcoding.settings import Outcome, Settings
 
@@ -29,5 +29,6 @@ __all__ = [
     "encoder_digest",
     "parse_buckets",
     "plan_jobs",
+    "plan_records",
     "reconstruct_files",
 ]

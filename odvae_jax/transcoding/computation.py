@@ -79,8 +79,8 @@ class Computation:
         """Encodes blocks of frames, uint8 [1, n, H, W, 3], to moments, float32 [1, t, h, w, 2 C].
 
         Results are yielded before the device has computed them. With each comes the number of its
-        latent frames that count. The last block of a video is padded to the length of the others if
-        that changes nothing before it, so that videos of all lengths share their programs.
+        latent frames that count. The last block of a video is padded (see `padded_length`), so that
+        videos of all lengths share their programs.
         """
         counts: collections.deque[int] = collections.deque()
         padded = self._padded(blocks, counts)
@@ -92,11 +92,26 @@ class Computation:
         for number, block in enumerate(blocks):
             first, length = int(number == 0), block.shape[1]
             counts.append(-(-(length - first) // compression) + first)
-            more = self.time.step + first - length
-            # Pictures keep a program of their own. Norms over the clip would see what is padded.
-            if more and self.vae.config.streams and (length > 1 or not first):
+            if more := self.padded_length(length, first=number == 0) - length:
                 block = np.pad(block, ((0, 0), (0, more), *[(0, 0)] * 3), mode="edge")
             yield block
+
+    def padded_length(self, length: int, *, first: bool) -> int:
+        """Returns the number of frames that a block is padded to before it is encoded.
+
+        It is that of a whole or of half a block, if nothing before the padding changes by it.
+        Pictures stay as they are. Norms over the clip would see what is padded.
+
+        Args:
+          length: the number of frames of the block.
+          first: whether it is the first of its video.
+        """
+        if not self.vae.config.streams or (first and length == 1):
+            return length
+        half = self.time.step // 2
+        if half % self.vae.config.time_compression == 0 and length <= half + first:
+            return half + first
+        return self.time.step + first
 
     def decode(
         self, blocks: Iterable[Float32[AnyArray, "1 t y x c"]]

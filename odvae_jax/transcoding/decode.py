@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.video.limits import each_within, within
 from odvae_jax.files import printable
 from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo
+from odvae_jax.latents.chosen import RecordLatents, open_latents
 from odvae_jax.pixels import VideoSize
 from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.computation import (
@@ -72,7 +73,7 @@ def decode_files(
     models = ModelOnDevices(vae)
 
     def convert(job, device):
-        file = open_latents(job.source, vae, encoder, settings)
+        file = open_decodable(job.source, vae, encoder, settings)
         if not overwrite and is_whole_video(job.target):
             raise AlreadyThereError(file.info.problem)
         tiling = override_tiling(file.info.tiling, settings.tiling)
@@ -82,7 +83,7 @@ def decode_files(
         return Conversion(blocks, lambda blocks: computation.decode(as_clips(blocks)), writer)
 
     def count_frames(job):
-        return open_latents(job.source, vae, encoder, settings).info.frames
+        return open_decodable(job.source, vae, encoder, settings).info.frames
 
     how = {"count_frames": count_frames, "readers": settings.readers, "bar": bar}
     how["devices"] = devices or (None,)
@@ -90,11 +91,13 @@ def decode_files(
     return outcome
 
 
-def open_latents(path: Path, vae: ODVAE, encoder: str, settings: Settings) -> LatentsFile:
-    """Opens a file of latents that a model can decode.
+def open_decodable(
+    path: os.PathLike, vae: ODVAE, encoder: str, settings: Settings
+) -> LatentsFile | RecordLatents:
+    """Opens a file of latents, or a record of a dataset, that a model can decode.
 
     Args:
-      path: the path of the file.
+      path: the path of the file, or the record.
       vae: the model.
       encoder: the digest of the model's encoder.
       settings: whether the file is compared with its digests, the limit for reading, and tilings
@@ -105,7 +108,7 @@ def open_latents(path: Path, vae: ODVAE, encoder: str, settings: Settings) -> La
       TimeLimitError: if it is not read in time.
       ValueError: if the model cannot be tiled as the file says.
     """
-    opened = functools.partial(LatentsFile, path, verify=settings.verify)
+    opened = functools.partial(open_latents, path, verify=settings.verify)
     file = within(settings.read_timeout, printable(path), opened)
     info, config = file.info, vae.config.to_dict()
     row = json.loads(json.dumps({name: config[name] for name in OF_ENCODER}))
@@ -126,7 +129,9 @@ def _name(config: dict[str, Any]) -> str:
     return f"{structure}, width {config['width']}, {config['latent_channels']} channels"
 
 
-def _finite(file: LatentsFile, length: int, settings: Settings) -> Iterator[np.ndarray]:
+def _finite(
+    file: LatentsFile | RecordLatents, length: int, settings: Settings
+) -> Iterator[np.ndarray]:
     """Yields blocks of stored latents.
 
     Raises:

@@ -12,6 +12,7 @@ from pathlib import Path
 from odvae_jax.data.video import EXTENSIONS
 from odvae_jax.files import NAME_BYTES, line_about, printable
 from odvae_jax.latents import SUFFIX
+from odvae_jax.latents.chosen import StoredRecord
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,27 @@ class Job:
     """One file to read and one file to write.
 
     Attributes:
-      source: the path of the file to read.
+      source: the path of the file to read, or a record of a dataset of latents.
       target: the path of the file to write.
       name: a name that no other job of the run has; the noise of samples depends on it.
     """
 
-    source: Path
+    source: os.PathLike
     target: Path
     name: str = ""
+
+
+def plan_records(records: Sequence[StoredRecord], output: str | Path) -> list[Job]:
+    """Plans into which video each record of a dataset is decoded.
+
+    Args:
+      records: the records.
+      output: the folder to write. Each bucket has a folder in it, with one video per entry.
+    """
+    return [
+        Job(record, Path(output) / record.bucket / f"entry-{record.entry:08d}.mp4", str(record))
+        for record in records
+    ]
 
 
 def plan_jobs(

@@ -95,14 +95,14 @@ def _lengths(computation: Computation, frames: int) -> tuple[int, ...]:
 
 
 def _every_length(computation, frames) -> Iterator[int]:
-    step, streams = computation.frames_per_block, computation.vae.config.streams
+    step = computation.frames_per_block
     first = min(frames, step + 1)
-    yield step + 1 if streams and first > 1 else first
-    rest = frames - first
-    if rest >= step or (rest and streams):
+    yield computation.padded_length(first, first=True)
+    whole, rest = divmod(frames - first, step)
+    if whole:
         yield step
-    if rest % step and not streams:
-        yield rest % step
+    if rest:
+        yield computation.padded_length(rest, first=False)
 
 
 def _begins(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

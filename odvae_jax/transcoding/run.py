@@ -1,8 +1,8 @@
 """Runs over files: read ahead in threads, computed on the device, and written behind.
 
 The blocks of the next few files are read in threads, and the device is given the next block before
-the result of the last one is fetched. All queues are short, so that the memory that a run needs
-does not depend on the length of the files.
+the result of the last one is fetched. Another thread writes. All queues are short, so that the
+memory that a run needs does not depend on the length of the files.
 """
 
 from __future__ import annotations
@@ -126,23 +126,32 @@ class _Run:
         """Does jobs until there are none left."""
         unfinished: set[_Item] = set()
         results = _results(iter(self.next_job, None), convert, unfinished, readers)
+        # Files are written in a thread: to bring one safely to the disk takes some time.
+        written = _Behind(functools.partial(self._write, unfinished))
         with contextlib.closing(results), jax.default_device(device):
             try:
-                for item, result, is_last in one_behind(results):
-                    frames = 0 if is_last else item.write(result)
-                    with self._lock:
-                        if self._stopped:
-                            break
-                        if not is_last:
-                            self.bar.update(frames)
-                            continue
-                        item.finish(self._outcome, result)
-                        unfinished.discard(item)
-                        self.bar.next()
-                        self._stopped = bool(self._outcome.ended)
+                for result in one_behind(results):
+                    if self._stopped or not written.put(result):
+                        break
+                written.finish()
             finally:
+                written.close()
                 for item in unfinished:
                     item.close()
+
+    def _write(self, unfinished, item, result, is_last) -> None:
+        """Writes a result of the device, or brings its file to an end."""
+        if not is_last:
+            frames = item.write(result)
+            with self._lock:
+                self.bar.update(frames)
+            return
+        end = item.finished(result)
+        unfinished.discard(item)
+        with self._lock:
+            end(self._outcome)
+            self.bar.next()
+            self._stopped = self._stopped or bool(self._outcome.ended)
 
     def work_in_threads(self, lanes, readers) -> None:
         """Lets each lane do jobs in a thread of its own.
@@ -199,17 +208,18 @@ class _Item:
                 self.error = error
         return 0
 
-    def finish(self, outcome: Outcome, error: Exception | None) -> None:
-        """Gives the file its name, or removes what was written; notes what came of it."""
+    def finished(self, error: Exception | None) -> Callable[[Outcome], None]:
+        """Gives the file its name, or removes what was written; returns what notes the outcome."""
         error = self.error or error
         try:
             if error is None:
-                outcome.note_done(self.job.source, *self.writer.finish())
+                done = self.writer.finish()
+                return lambda outcome: outcome.note_done(self.job.source, *done)
         except Exception as found:
             error = found
-        if error is not None:
-            outcome.note(self.job.source, error)
-        self.close()
+        finally:
+            self.close()
+        return lambda outcome: outcome.note(self.job.source, error)
 
     def close(self) -> None:
         """Removes what was written, unless the file was finished."""
@@ -271,6 +281,55 @@ def _conversion_and_blocks(job, convert) -> Iterator[Conversion | np.ndarray]:
     conversion = convert(job)
     yield conversion
     yield from conversion.blocks
+
+
+class _Behind:
+    """A thread that does something with items, in order, a few behind the one who gives them.
+
+    Args:
+      work: what is done, called with the parts of an item.
+    """
+
+    def __init__(self, work: Callable):
+        self._work, self._items = work, queue.Queue(2)
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, item: tuple | None) -> bool:
+        """Waits until there is room for an item; says whether it will be worked on."""
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._items.put(item, timeout=0.1)  # signals are handled in between
+                return True
+        return False
+
+    def finish(self) -> None:
+        """Waits until all items are done.
+
+        Raises:
+          BaseException: what the work raised.
+        """
+        self.put(None)
+        while self._thread.is_alive():
+            self._thread.join(0.1)
+        if self._fault is not None:
+            raise self._fault
+
+    def close(self) -> None:
+        """Ends the thread after the item that it works on; the others are left."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._items.get_nowait()
+        self._items.put(None)
+        self._thread.join()
+
+    def _run(self):
+        try:
+            while (item := self._items.get()) is not None:
+                self._work(*item)
+        except BaseException as fault:
+            self._fault = fault
 
 
 class ReadAhead:

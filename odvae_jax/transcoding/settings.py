@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-from pathlib import Path
+import os
 
 from odvae_jax.compilation import is_out_of_memory
 from odvae_jax.data.video import READ_TIMEOUT
@@ -61,7 +61,7 @@ class Settings:
     seed: int = 0
     crf: int = 16
     alone: bool = False
-    readers: int = 2
+    readers: int = 4
     threads: int = 2
     read_timeout: float | None = READ_TIMEOUT
     verify: bool = True
@@ -95,7 +95,7 @@ class Outcome:
     ended: str = ""
     _full: int = 0
 
-    def note(self, source: Path, error: BaseException) -> None:
+    def note(self, source: os.PathLike, error: BaseException) -> None:
         """Notes why a file came to nothing.
 
         A file that is there already, or that another process is writing, is no problem. If the disk
@@ -123,7 +123,7 @@ class Outcome:
                     "files were written. The same command goes on when there is room."
                 )
 
-    def note_done(self, source: Path, frames: int, problem: str) -> None:
+    def note_done(self, source: os.PathLike, frames: int, problem: str) -> None:
         """Notes that a file was written.
 
         Args:

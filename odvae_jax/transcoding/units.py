@@ -346,7 +346,7 @@ class UnitEncoder:
             came.finished = writer.finish()
         return came
 
-    def _record(self, unit, clip) -> tuple[bytes, int, int, Statistics]:
+    def _record(self, unit, clip) -> tuple[bytes, int, int, float, Statistics]:
         shared = self._description.shared
         moments = unit.moments[clip.place]
         check_finite(int(moments.size - np.isfinite(moments).sum()), moments.size, "the latents")
@@ -387,7 +387,7 @@ class UnitEncoder:
             **shared,
         )
         record = pack_record(clip.entry, info, stored)
-        return record, clip.frames, len(stored), statistics
+        return record, clip.frames, len(stored), clip.frames / clip.fps, statistics
 
 
 @functools.partial(jax.jit, static_argnames="tiling")

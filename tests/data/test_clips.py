@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from odvae_jax.data.clips import RandomClips, _shuffled, _turn, batches
+from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.data.order import shuffled, turn
 from odvae_jax.data.video import VideoError, write_video
 from tests.conftest import write_clip
 
@@ -137,10 +138,10 @@ def test_every_video_comes_once_before_any_comes_twice(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000])
 def test_shuffling_is_a_permutation(count):
-    order = [_shuffled(i, count, seed=3) for i in range(count)]
+    order = [shuffled(i, count, seed=3) for i in range(count)]
     assert sorted(order) == list(range(count))
     if count > 5:
-        assert order != [_shuffled(i, count, seed=4) for i in range(count)]
+        assert order != [shuffled(i, count, seed=4) for i in range(count)]
         assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.3
 
 
@@ -152,7 +153,7 @@ def test_mixed_sources_come_in_the_shares_that_are_set(tmp_path):
     mix = "; ".join(f"{w}*folder:{tmp_path / n}" for n, w in zip("abc", (5, 3, 2), strict=True))
     source = clips(mix, size=16, short_side=16)
     weights = tuple(source._weights)
-    which = [_turn(0, weights, i) for i in range(20_000)]
+    which = [turn(0, weights, i) for i in range(20_000)]
     counts = np.bincount([w for w, _ in which])
     np.testing.assert_array_equal(counts, [10_000, 6_000, 4_000])
     np.testing.assert_allclose(np.bincount([w for w, _ in which[:1000]]), [500, 300, 200], atol=60)
