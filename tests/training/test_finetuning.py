@@ -1,5 +1,6 @@
 """Fine-tuning at the first try: the shipped config, from any model, on one clip."""
 
+import re
 import shutil
 
 import jax
@@ -88,10 +89,14 @@ def test_latents_stay_valid_where_the_decoder_alone_is_tuned(decoder_run, start)
     assert (after.decoder.conv_in.kernel[...] != before.decoder.conv_in.kernel[...]).any()
 
 
-def test_a_tuned_model_goes_on_without_the_model_that_it_came_from(decoder_run, clip, tmp_path):
+def test_a_tuned_model_goes_on_without_the_model_that_it_came_from(
+    decoder_run, clip, tmp_path, capsys
+):
     shutil.copytree(decoder_run, tmp_path / "run")
     nowhere = tmp_path / "moved"
     assert int(tuned("decoder", nowhere, clip, tmp_path / "run", steps=41).step) == 41
+    shown, mean = re.search(r"loss (\S+) \((\S+) per value\)", capsys.readouterr().err).groups()
+    assert float(shown) == pytest.approx(float(mean) * 16 * 16 * 3, rel=2e-3)  # four digits
     assert ODVAE.from_pretrained(tmp_path / "run").config.parts == TWO_LEVELS
     with pytest.raises(FileNotFoundError, match="moved"):
         tuned("decoder", nowhere, clip, tmp_path / "new")

@@ -119,7 +119,7 @@ def test_what_is_advised_is_what_the_run_can_be_begun_or_continued_with(videos, 
     with pytest.raises(DeviceMemoryError) as error:
         train(config, tmp_path / "run", devices=2, memory=1_000_000)
     advised = options(error)
-    assert advised.keys() == {"accumulate", "model.remat", "batch_size", "data.size"}
+    assert advised.keys() == {"accumulate", "model.remat", "batch_size"}  # LPIPS needs 16 rows
     assert advised["model.remat"] == "blocks"
     assert int(advised["accumulate"]) > 1 and int(advised["batch_size"]) < 8
     config.steps = config.checkpoint_every = config.scale_clips = 1
