@@ -122,6 +122,38 @@ def _add_dataset(parser: Parser) -> None:
         "number of cores, 32 at most.",
     )
     group.add_argument(
+        "--shard-mb",
+        type=seconds,
+        metavar="MB",
+        help="A shard that has so many megabytes is closed. The default is 268.",
+    )
+    group.add_argument(
+        "--shard-seconds",
+        type=seconds,
+        metavar="S",
+        help="A shard is closed so many seconds after its first clip; at most that is done again "
+        "after a kill. The default is 300.",
+    )
+    group.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="Who encodes: the devices of this machine (the default), or a Ray cluster "
+        "(docs/clusters.md).",
+    )
+    group.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="With --engine=ray, the address of the cluster, as ray.init takes it. The default is "
+        "what RAY_ADDRESS names, or else a Ray of its own on this machine.",
+    )
+    group.add_argument(
+        "--actors",
+        type=positive,
+        metavar="N",
+        help="With --engine=ray, the number of actors. The default is one per GPU, or one.",
+    )
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="Only say how many clips, hours, programs and bytes there would be.",
@@ -135,7 +167,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         return encode_dataset.run(arguments)
     given = ("frames", "fps", "hop", "clips_per_video", "buckets", "mirror", "longest", "batch")
-    for name in (*given, "dry_run"):
+    given += ("shard_mb", "shard_seconds", "address", "actors", "dry_run")
+    if arguments.engine != "here":
+        raise ValueError("--engine is for datasets of latents: give --to=shards too.")
+    for name in given:
         if getattr(arguments, name):
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is for datasets of latents: give --to=shards too.")

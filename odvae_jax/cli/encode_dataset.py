@@ -29,23 +29,33 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.overwrite:
         raise ValueError("--overwrite is for files: choose a new folder for a dataset.")
+    if arguments.engine == "ray" and arguments.coordinator:
+        raise ValueError("--coordinator and --engine=ray are two ways to use several hosts.")
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
     join_hosts(arguments)
     return files.ended_by_signals("encode", lambda: _run(arguments))
 
 
 def _run(arguments) -> int:
-    import jax
-
-    from odvae_jax import transcoding
-    from odvae_jax.autoencoder import ODVAE
     from odvae_jax.compilation import use_compilation_cache
 
     use_compilation_cache()
     files.check_tiling(arguments)
-    dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    vae = ODVAE.from_pretrained(arguments.ckpt, dtype=dtype, verify=arguments.verify)
-    settings = _settings(arguments, vae.config)
+    if arguments.engine == "ray" and not arguments.dry_run:
+        return _run_on_ray(arguments)
+    for name in ("address", "actors"):
+        if getattr(arguments, name) is not None and arguments.engine != "ray":
+            raise ValueError(f"--{name} is of a Ray cluster: give --engine=ray too.")
+    return _run_here(arguments)
+
+
+def _run_here(arguments) -> int:
+    """Encodes on the devices of this process."""
+    import jax
+
+    from odvae_jax import transcoding
+
+    vae, settings, dtype = _loaded(arguments, jax.default_backend() == "cpu")
     source, dest = str(arguments.inputs[0]), str(arguments.output)
     devices = files.devices_of(arguments)
     if arguments.dry_run:
@@ -61,6 +71,50 @@ def _run(arguments) -> int:
         vae, arguments.ckpt, source, dest, settings, devices=devices, part=which
     )
     return _report(summary)
+
+
+def _run_on_ray(arguments) -> int:
+    """Plans here, and lets actors of a Ray cluster encode."""
+    import jax
+
+    from odvae_jax import transcoding
+    from odvae_jax.transcoding.ray_engine import RayEngine
+
+    if arguments.devices:
+        raise ValueError("--devices is of one machine: a Ray cluster has --actors.")
+    # GPUs are for the actors; this process would take most of the memory of one.
+    jax.config.update("jax_platforms", "cpu")
+    with RayEngine(arguments.address, arguments.actors) as engine:
+        vae, settings, dtype = _loaded(arguments, not engine.gpus)
+        source, dest = str(arguments.inputs[0]), str(arguments.output)
+        print(
+            f"{printable(arguments.ckpt)}, {vae.config.name}, {dtype}, {engine.actors} Ray actors, "
+            f"{'a GPU each' if engine.gpus else 'on CPUs'}",
+            flush=True,
+        )
+        run = engine.runner(
+            arguments.ckpt,
+            dtype,
+            dest,
+            verify=arguments.verify,
+            workers=arguments.workers is not None,
+            tiling=settings.tiling,
+            limits=settings.limits,
+        )
+        which = part(arguments.shard) if arguments.shard is not None else (0, 1)
+        summary = transcoding.encode_dataset(
+            vae, arguments.ckpt, source, dest, settings, part=which, run=run
+        )
+    return _report(summary)
+
+
+def _loaded(arguments, on_cpu: bool):
+    """Returns the model, the settings and the dtype of the computation."""
+    from odvae_jax.autoencoder import ODVAE
+
+    dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
+    vae = ODVAE.from_pretrained(arguments.ckpt, dtype=dtype, verify=arguments.verify)
+    return vae, _settings(arguments, vae.config), dtype
 
 
 def _settings(arguments, config):
@@ -96,7 +150,20 @@ def _settings(arguments, config):
         workers=workers,
         threads=arguments.threads,
         read_timeout=files.read_timeout(arguments),
+        limits=_limits(arguments),
     )
+
+
+def _limits(arguments):
+    """When shards are closed."""
+    from odvae_jax.latents.shards import Limits
+
+    given = {}
+    if arguments.shard_mb:
+        given["bytes"] = max(round(arguments.shard_mb * 1e6), 1)
+    if arguments.shard_seconds:
+        given["seconds"] = arguments.shard_seconds
+    return Limits(**given)
 
 
 def _dry_run(vae, source: str, settings) -> int:

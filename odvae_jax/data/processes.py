@@ -83,7 +83,7 @@ class InOrder:
       function: what is called. For processes, it and everything that it takes and returns can be
         pickled.
       shared: what all jobs share; it is sent to each process once.
-      jobs: the jobs; they need not end.
+      jobs: the jobs; they need not end, and may be long in coming. One thread at a time draws them.
       workers: the number of processes; 0 works in threads of this process. The processes import
         neither JAX nor the caller's script.
       threads: the number of threads, in each process.
@@ -133,6 +133,11 @@ class InOrder:
     def __next__(self) -> Any:
         return self._tasks.next_result()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed, or an error ended it; then the next result raises at once."""
+        return self._tasks.ended
+
     def close(self) -> None:
         """Ends the threads and processes. It waits two seconds at most for those that block."""
         _OPEN.discard(self)
@@ -177,11 +182,11 @@ class _Tasks:
     def __init__(self, jobs, ahead, lost):
         self._fresh = (_Task(*pair) for pair in enumerate(jobs))
         self._ahead, self._lost = ahead, lost
-        self._again: list[_Task] = []  # a heap of those whose process died
+        self._again: list[_Task] = []  # a heap of those that were just drawn or whose process died
         self._results: dict[int, tuple[bool, Any]] = {}
         self._given = self._wanted = self._running = 0
         self._count: int | None = None  # of all jobs, once it is known
-        self._alone = self._ended = False
+        self._alone = self._ended = self._drawing = False
         self._fault: BaseException | None = None
         self._changed = threading.Condition()
 
@@ -212,12 +217,9 @@ class _Tasks:
                 elif not self._alone:
                     if self._again:
                         return self._begun(heapq.heappop(self._again))
-                    if self._count is None and self._given < self._wanted + self._ahead:
-                        if (task := next(self._fresh, None)) is not None:
-                            self._given += 1
-                            return self._begun(task)
-                        self._count = self._given
-                        self._changed.notify_all()
+                    if self._may_draw():
+                        self._draw()
+                        continue
                     if self._count is not None and not self._running:
                         return None
                 self._changed.wait()
@@ -226,6 +228,30 @@ class _Tasks:
     def _begun(self, task):
         self._running += 1
         return task
+
+    def _may_draw(self):
+        room = self._given < self._wanted + self._ahead
+        return self._count is None and not self._drawing and room
+
+    def _draw(self):
+        """Draws the next job. The lock is open meanwhile, since a job may be long in coming."""
+        self._drawing, fault = True, None
+        self._changed.release()
+        try:
+            task = next(self._fresh, None)
+        except BaseException as error:
+            fault = error
+        finally:
+            self._changed.acquire()
+            self._drawing = False
+        if fault is not None:
+            self.end(fault)
+        elif task is not None:
+            self._given += 1
+            heapq.heappush(self._again, task)
+        else:
+            self._count = self._given
+        self._changed.notify_all()
 
     def done(self, task: _Task, good: bool, value: Any) -> None:
         with self._changed:

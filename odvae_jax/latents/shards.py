@@ -25,10 +25,21 @@ from odvae_jax.latents.statistics import Statistics
 from odvae_jax.latents.storage import Folder
 
 SHARD, INDEX = ".array_record", ".index"
-BYTES, SECONDS = 2**28, 300.0
-"""A shard is closed when it has so many bytes, or so many seconds after its first record."""
 _READERS = 16  # The number of indices that are read at the same time.
 _FORMAT = "odvae_jax index of a shard 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a shard is closed and another one begun.
+
+    Attributes:
+      bytes: a shard that has so many bytes is closed.
+      seconds: a shard is closed so many seconds after its first record, when the next one comes.
+    """
+
+    bytes: int = 2**28
+    seconds: float = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +165,12 @@ class ShardWriter:
       folder: the dataset's folder.
       bucket: the bucket's name.
       writer: a name that no other writer of the dataset has or had.
+      limits: when a shard is closed.
     """
 
-    def __init__(self, folder: Folder, bucket: str, writer: str):
+    def __init__(self, folder: Folder, bucket: str, writer: str, limits: Limits | None = None):
         self._folder, self._stem = folder, f"{bucket}/{writer}"
+        self._limits = limits or Limits()
         self._number = 0
         self._forget()
 
@@ -215,7 +228,8 @@ class ShardWriter:
         """Whether the shard that is being written is large or old enough to be closed."""
         if self._file is None:
             return False
-        return self._bytes >= BYTES or time.monotonic() - self._began >= SECONDS
+        age = time.monotonic() - self._began
+        return self._bytes >= self._limits.bytes or age >= self._limits.seconds
 
     def finish(self) -> list[int]:
         """Closes the shard that is being written, if there is one, and gives it its name.
@@ -248,5 +262,6 @@ class ShardWriter:
         if self._file is not None:
             with contextlib.suppress(RuntimeError):
                 self._file.close()
-            self._path.unlink(missing_ok=True)
-            self._forget()
+        if self._path is not None:
+            self._folder.drop(self._path)
+        self._forget()

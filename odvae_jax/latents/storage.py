@@ -9,19 +9,43 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import hashlib
 import os
-import re
 import secrets
 import shutil
+import socket
 import tempfile
+import time
 from pathlib import Path
+from typing import BinaryIO
 
-from odvae_jax.files import printable
+from odvae_jax.data.urls import is_url
+from odvae_jax.files import one_line, printable
+
+try:
+    import fcntl
+except ImportError:  # not on this platform
+    fcntl = None
+
+_PART = ".part"  # what unfinished files end with
+_DAY = 86400.0  # seconds
 
 
-def is_url(text: str | os.PathLike) -> bool:
-    """Whether a text is a URL, such as s3://bucket/folder, and no path of this machine."""
-    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
+@functools.cache
+def _here() -> str:
+    """What tells this machine from others, in names of files."""
+    return hashlib.blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Locks an open file as long as it is open.
+
+    Raises:
+      OSError: if another process has locked it, or files cannot be locked here.
+    """
+    if fcntl is None:
+        raise OSError("files cannot be locked on this platform.")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Folder(abc.ABC):
@@ -51,12 +75,30 @@ class Folder(abc.ABC):
         """
 
     @abc.abstractmethod
-    def take(self, name: str, path: Path) -> None:
-        """Moves a finished file of this machine, made under `scratch`, here under a name."""
+    def scratch(self, name: str) -> Path:
+        """Makes an empty file in which another one can be built, and returns its path.
+
+        `take` moves it to its name, or `drop` removes it.
+
+        Raises:
+          OSError: if it cannot be made.
+        """
 
     @abc.abstractmethod
-    def scratch(self, name: str) -> Path:
-        """Returns a path at which a file can be built before `take` moves it to its name."""
+    def take(self, name: str, path: Path) -> None:
+        """Moves a finished file that was built in one of `scratch` here under a name.
+
+        Raises:
+          OSError: if it cannot be moved; then nothing of it is here.
+        """
+
+    def drop(self, path: Path) -> None:
+        """Removes a file that `scratch` made, if it is there."""
+        path.unlink(missing_ok=True)
+
+    @abc.abstractmethod
+    def tidy(self) -> None:
+        """Removes unfinished files of writers that were killed, where they can be told."""
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
@@ -85,11 +127,16 @@ class Folder(abc.ABC):
             path.write_bytes(content)
             self.take(name, path)
         finally:
-            path.unlink(missing_ok=True)
+            self.drop(path)
 
 
 class LocalFolder(Folder):
     """A folder of this machine.
+
+    Unfinished files are hidden, and locked by the process that writes them, so that those of
+    processes that were killed can be told from others. Those of other machines are taken for
+    unfinished for good after a day, since a lock need not be seen there. Where files cannot be
+    locked, they stay.
 
     Args:
       path: the path of the folder.
@@ -100,6 +147,10 @@ class LocalFolder(Folder):
 
     def __init__(self, path: str | os.PathLike):
         self.path, self.name = Path(path), printable(path)
+        self._locks: dict[Path, BinaryIO] = {}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_locks": {}}
 
     def names(self):
         found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -109,14 +160,35 @@ class LocalFolder(Folder):
         return (self.path / name).read_bytes()
 
     def scratch(self, name):
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        final = self.path / name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = final.with_name(f".{final.name}.{_here()}.{secrets.token_hex(4)}{_PART}")
+            file = path.open("xb")
+            with contextlib.suppress(OSError):
+                _lock(file)
+            if path.exists():  # else it was tidied away before it was locked
+                self._locks[path] = file
+                return path
+            file.close()
 
     def take(self, name, path):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(self._locks[path].fileno())
         os.replace(path, self.path / name)
+        self._locks.pop(path).close()
+
+    def drop(self, path):
+        super().drop(path)
+        if (file := self._locks.pop(path, None)) is not None:
+            file.close()
+
+    def tidy(self):
+        for path in self.path.rglob(f".*{_PART}"):
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                _lock(file)
+                age = time.time() - os.fstat(file.fileno()).st_mtime
+                if f".{_here()}." in path.name or age > _DAY:
+                    path.unlink()
 
     def remove(self, name):
         (self.path / name).unlink(missing_ok=True)
@@ -138,7 +210,7 @@ class FarFolder(Folder):
       url: the URL, such as s3://bucket/folder.
 
     Raises:
-      ValueError: if no driver for such URLs is installed.
+      ValueError: if no driver for such URLs is installed, or none is known.
     """
 
     def __init__(self, url: str):
@@ -153,11 +225,27 @@ class FarFolder(Folder):
             self._system, root = fsspec.core.url_to_fs(self._url)
         except ImportError as error:
             raise ValueError(
-                f"{self._url} needs a driver: {error}. The extra of the package installs those of "
-                "s3:// and gs://: pip install 'odvae_jax[remote]'."
+                f"{printable(self._url)} needs a driver: {one_line(error)}. Extras of the package "
+                "install those of s3:// and gs://: pip install 'odvae_jax[s3]' or 'odvae_jax[gs]'."
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{printable(self._url)} cannot be written: {one_line(error)}; expected a path, or "
+                "a URL of a protocol that fsspec knows, such as s3:// or gs://."
             ) from error
         self._root = root.rstrip("/")
         self.in_one_process = type(self._system).__name__ == "MemoryFileSystem"
+
+    @contextlib.contextmanager
+    def _saying(self, name, done):
+        """Turns whatever a driver raises into an OSError that names the file."""
+        try:
+            yield
+        except Exception as error:
+            place = printable(f"{self.name}/{name}".rstrip("/"))
+            if isinstance(error, FileNotFoundError) and done != "written":
+                raise FileNotFoundError(f"{place} does not exist.") from error
+            raise OSError(f"{place} cannot be {done}: {one_line(error)}") from error
 
     def __getstate__(self):
         return {"name": self.name, "_url": self._url, "_given": self._copies_path}
@@ -179,23 +267,30 @@ class FarFolder(Folder):
 
     def names(self):
         self._system.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._saying("", "listed"):
             found = self._system.find(self._root)
             return sorted(str(p).removeprefix(self._root).lstrip("/") for p in found)
         return []
 
     def read(self, name):
-        return self._system.cat_file(f"{self._root}/{name}")
+        with self._saying(name, "read"):
+            return self._system.cat_file(f"{self._root}/{name}")
 
     def scratch(self, name):
-        return self._copies_path / f"{secrets.token_hex(8)}.part"
+        path = self._copies_path / f"{secrets.token_hex(8)}{_PART}"
+        path.touch()
+        return path
 
     def take(self, name, path):
-        self._system.put_file(str(path), f"{self._root}/{name}")
+        with self._saying(name, "written"):
+            self._system.put_file(str(path), f"{self._root}/{name}")
         path.unlink()
 
+    def tidy(self):
+        return  # what is unfinished lies in the temporary folders of those that write it
+
     def remove(self, name):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._saying(name, "removed"):
             self._system.rm_file(f"{self._root}/{name}")
 
     def local(self, name):
@@ -203,7 +298,12 @@ class FarFolder(Folder):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-            with self._system.open(f"{self._root}/{name}", "rb") as far, part.open("wb") as near:
+            url = f"{self._root}/{name}"
+            with (
+                self._saying(name, "read"),
+                self._system.open(url, "rb") as far,
+                part.open("wb") as near,
+            ):
                 shutil.copyfileobj(far, near, 2**22)
             os.replace(part, path)
         return path
@@ -218,4 +318,4 @@ def open_folder(place: str | os.PathLike) -> Folder:
     Raises:
       ValueError: if no driver for the URL is installed.
     """
-    return FarFolder(str(place)) if is_url(place) else LocalFolder(place)
+    return FarFolder(place) if is_url(place) else LocalFolder(place)

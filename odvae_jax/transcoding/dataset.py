@@ -15,7 +15,7 @@ import jax
 from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.data.sources import open_source
+from odvae_jax.data.sources import open_source, workers_for
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, WholeFile, printable
 from odvae_jax.latents.description import (
@@ -31,7 +31,7 @@ from odvae_jax.latents.description import (
 from odvae_jax.latents.entries import Cut, Planned, plan_entries, source_identity
 from odvae_jax.latents.scale import Scale
 from odvae_jax.latents.schema import compression
-from odvae_jax.latents.shards import read_indices, total_statistics, without_doubles
+from odvae_jax.latents.shards import Limits, read_indices, total_statistics, without_doubles
 from odvae_jax.latents.storage import Folder, LocalFolder, open_folder
 from odvae_jax.tiling import TemporalTiling, Tiling
 from odvae_jax.transcoding.computation import Computation
@@ -58,6 +58,7 @@ class DatasetSettings:
       workers: the number of processes that read videos; 0 reads in threads.
       threads: the number of threads that read, in each process.
       read_timeout: the limit for one read in seconds; None for no limit.
+      limits: when a shard is closed and another one begun.
     """
 
     cut: Cut = dataclasses.field(default_factory=Cut)
@@ -69,6 +70,7 @@ class DatasetSettings:
     workers: int = 0
     threads: int = 4
     read_timeout: float | None = READ_TIMEOUT
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
 
 @dataclasses.dataclass
@@ -80,7 +82,8 @@ class Summary:
       frames: the number of their frames.
       there: the number of clips that were there already.
       seconds: the time from the first clip that was read to the last record that was written.
-      compiling: the time that compiling took, in seconds.
+      compiling: the time that compiling took, in seconds; on a cluster, that until an actor was
+        ready.
       programs: the number of programs that were compiled, of each device.
       problems: what came to nothing, in a sentence, by the name of the video.
       left_out: how many videos were left out, by the reason.
@@ -123,8 +126,9 @@ def encode_dataset(
       settings: how the dataset is made.
       devices: the devices that encode; None takes all of this process.
       part: which of how many parts of the dataset this process encodes, as in (0, 1) for all.
-      run: what encodes units instead of this process's devices: it is called with the description,
-        the plan, the units and the finished entries, and yields what came of them.
+      run: what encodes units instead of this process's devices. It is called with the description,
+        the plan, how clips are read, the units and the finished entries; when it returns, what
+        encodes is ready. The iterator that it returns says what comes of the units.
       bar: whether progress bars are shown.
 
     Raises:
@@ -138,6 +142,7 @@ def encode_dataset(
     with contextlib.ExitStack() as held:
         held.enter_context(_held(folder, f"part-{part[0]}-of-{part[1]}"))
         description, plan, reading = prepare(vae, model, source, folder, settings, bar=bar)
+        folder.tidy()  # not before it is known that the folder is a dataset's
         indices = without_doubles(read_indices(folder))
         finished = {int(e) for index, mask in indices for e in index.entries[mask]}
         units = plan.units(description.buckets)[part[0] :: part[1]]
@@ -146,7 +151,10 @@ def encode_dataset(
         summary.left_out = description.left_out
         problems: dict[int, tuple[str, str]] = {}
         units = [u for u in units if not finished.issuperset(u[1].tolist())]
-        how = {"devices": devices or jax.local_devices(), "tiling": settings.tiling}
+        lengths = [description.buckets[b].frames for b in {bucket for bucket, _ in units}]
+        summary.programs = len(lengths) - lengths.count(None)
+        how = {"tiling": settings.tiling, "limits": settings.limits}
+        how["devices"] = devices or jax.local_devices()
         try:
             if run is None:
                 _run_here(
@@ -165,16 +173,16 @@ def encode_dataset(
                 )
             else:
                 start = time.perf_counter()
-                _follow(
-                    run(description, plan, reading, units, finished),
-                    summary,
-                    problems,
-                    len(ours),
-                    bar,
-                )
+                events = run(description, plan, reading, units, finished)
+                summary.compiling = time.perf_counter() - start
+                start = time.perf_counter()
+                _follow(events, summary, problems, len(ours), bar)
                 summary.seconds = time.perf_counter() - start
-        finally:
-            _finish(folder, description, plan, part, problems, summary)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is said
+                _finish(folder, description, plan, part, problems, summary)
+            raise
+        _finish(folder, description, plan, part, problems, summary)
     return summary
 
 
@@ -186,10 +194,9 @@ def _run_here(
         start = time.perf_counter()
         numbers = sorted({bucket for bucket, _ in units})
         encoder.compile(numbers)
-        summary.programs = len(numbers)
         summary.compiling = time.perf_counter() - start
         if bar and summary.compiling > 1:
-            print(f"{len(numbers)} programs compiled in {summary.compiling:.1f} s", flush=True)
+            print(f"{summary.programs} programs compiled in {summary.compiling:.1f} s", flush=True)
         start = time.perf_counter()
         _follow(encoder.run(units, finished), summary, problems, total, bar)
         encoder.finish()
@@ -233,6 +240,19 @@ def _held(folder: Folder, name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _in_turn(folder: Folder) -> Iterator[None]:
+    """Waits until no other process of this machine plans the dataset or sums it up."""
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(_held(folder, "planning"))
+                break
+            except BusyError:
+                time.sleep(0.5)
+        yield
+
+
 def prepare(
     vae: ODVAE, model: str, source: str, folder: Folder, settings: DatasetSettings, *, bar: bool
 ) -> tuple[Description, Plan, Reading]:
@@ -243,41 +263,49 @@ def prepare(
         of the source can be encoded.
     """
     opened = open_source(source, timeout=settings.read_timeout)
-    reading = Reading(opened, settings.cut, settings.workers, settings.threads)
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(_held(folder, "planning"))
-                break
-            except BusyError:  # another part plans; its plan is ours
-                time.sleep(0.5)
-        there = read_description(folder)
-        described = Description(
-            shared_fields(vae, model, settings),
-            source_identity(source, opened),
-            {**settings.cut.to_dict(), "batch": settings.batch},
-            there.buckets if there is not None else (),
-            {},
-        )
-        if there is not None:
-            if differing := there.differences(described):
-                raise ValueError(
-                    f"{folder.name} holds a dataset that was made otherwise "
-                    f"({', '.join(differing)} differ): choose another folder, or go on with the "
-                    "model, the source and the options that it was begun with."
-                )
-            return there, read_plan(folder), reading
+    workers = workers_for([opened], settings.workers)
+    reading = Reading(opened, settings.cut, workers, settings.threads)
+    described = Description(
+        shared_fields(vae, model, settings),
+        source_identity(source, opened),
+        {**settings.cut.to_dict(), "batch": settings.batch},
+        (),
+        {},
+    )
+    with _in_turn(folder):
+        if (there := _planned(folder, described)) is not None:
+            return *there, reading
         if others := [n for n in folder.names() if n not in (ENTRIES, LEFT_OUT)]:
             raise ValueError(
                 f"{folder.name} holds other files ({others[0]}); choose an empty folder or a new "
                 "one."
             )
         planned = plan(opened, settings, bar=bar)
+        if (there := _planned(folder, described)) is not None:  # far folders have no turns
+            return *there, reading
         described = dataclasses.replace(described, buckets=planned.buckets, left_out=planned.counts)
         folder.write(ENTRIES, planned.plan.to_bytes())
         folder.write(LEFT_OUT, _left_out_rows(planned))
         folder.write(DATASET, described.to_bytes())  # the last: it says that the plan is there
     return described, planned.plan, reading
+
+
+def _planned(folder: Folder, described: Description) -> tuple[Description, Plan] | None:
+    """Reads what another run has planned; None if there is nothing.
+
+    Raises:
+      ValueError: if that run made another dataset.
+    """
+    if (there := read_description(folder)) is None:
+        return None
+    described = dataclasses.replace(described, buckets=there.buckets)
+    if differing := there.differences(described):
+        raise ValueError(
+            f"{folder.name} holds a dataset that was made otherwise "
+            f"({', '.join(differing)} differ): choose another folder, or go on with the "
+            "model, the source and the options that it was begun with."
+        )
+    return there, read_plan(folder)
 
 
 def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
@@ -286,7 +314,8 @@ def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
     Raises:
       ValueError: if there are none.
     """
-    given = {"batch": settings.batch, "workers": settings.workers, "threads": settings.threads}
+    given = {"batch": settings.batch, "threads": settings.threads}
+    given["workers"] = workers_for([source], settings.workers)
     planned = plan_entries(source, settings.cut, bar=bar, **given)
     if not len(planned.plan):
         reasons = [*planned.unusable.values()][:5]
@@ -332,7 +361,17 @@ def shared_fields(vae: ODVAE, model: str, settings: DatasetSettings) -> dict[str
 
 
 def _finish(folder, description, plan, part, problems, summary) -> None:
-    """Writes problems, and, if nothing is missing, the counts and the scale."""
+    """Writes problems, and, if nothing is missing, the counts and the scale.
+
+    Of several parts that end together, the last one finds nothing missing.
+    """
+    with _in_turn(folder):
+        _write_problems(folder, part, problems, summary)
+        summary.description = _sum_up(folder, description, plan)
+
+
+def _write_problems(folder, part, problems, summary) -> None:
+    """Writes what came to nothing in this part."""
     which, count = part
     rows = [problem_row(e, name, why) for e, (name, why) in sorted(problems.items())]
     unreadable: list[bytes] = []
@@ -349,6 +388,10 @@ def _finish(folder, description, plan, part, problems, summary) -> None:
         folder.write(name, b"".join(rows))
     else:
         folder.remove(name)
+
+
+def _sum_up(folder, description, plan) -> Description:
+    """Writes the counts and the scale, if nothing is missing, and returns what the dataset says."""
     indices = without_doubles(read_indices(folder))
     there = {int(e) for index, mask in indices for e in index.entries[mask]}
     complete = len(there | _with_problems(folder)) == len(plan)
@@ -359,7 +402,7 @@ def _finish(folder, description, plan, part, problems, summary) -> None:
     )
     if done != read_description(folder):
         folder.write(DATASET, done.to_bytes())
-    summary.description = done
+    return done
 
 
 def _with_problems(folder) -> set[int]:

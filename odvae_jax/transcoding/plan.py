@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from odvae_jax.data.urls import is_url
 from odvae_jax.data.video import EXTENSIONS
 from odvae_jax.files import NAME_BYTES, line_about, printable
 from odvae_jax.latents import SUFFIX
@@ -75,8 +76,14 @@ def plan_jobs(
     Raises:
       FileNotFoundError: if there is one input alone, and `find` raises it for that.
       ValueError: if there is one input alone, and nothing usable is there; if several inputs would
-        go into one file; if `output` is a file of another kind; if all outputs are inputs.
+        go into one file; if `output` is a file of another kind; if all outputs are inputs; if an
+        input or `output` is a URL.
     """
+    for place in filter(is_url, (*inputs, output)):
+        raise ValueError(
+            f"{printable(place)} is a URL; expected a file or folder of this machine. Only "
+            "`odvae encode --to=shards` reads videos from URLs and writes latents to them."
+        )
     output = Path(output)
     shown = printable(output)
     if output.suffix in {*EXTENSIONS, SUFFIX} - {suffix} and not output.is_dir():

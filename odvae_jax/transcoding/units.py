@@ -36,11 +36,12 @@ from odvae_jax.latents.clips import ReadClip, read_clip
 from odvae_jax.latents.description import Bucket, Description, Plan
 from odvae_jax.latents.entries import Cut
 from odvae_jax.latents.records import as_stored, pack_record
-from odvae_jax.latents.shards import ShardWriter
+from odvae_jax.latents.shards import Limits, ShardWriter
 from odvae_jax.latents.storage import Folder
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import Tiling
 from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
+from odvae_jax.transcoding.programs import compile_ahead
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
@@ -125,6 +126,7 @@ class UnitEncoder:
       devices: the devices.
       tiling: how clips are cut on the device; None for clips as a whole, and for whole videos what
         `Computation.of` chooses.
+      limits: when a shard is closed.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class UnitEncoder:
         *,
         devices: Sequence[jax.Device],
         tiling: tuple[Tiling, ...] | None = None,
+        limits: Limits | None = None,
     ):
         self._description, self._plan, self._reading = description, plan, reading
         self._devices, self._tiling = list(devices), tiling
@@ -147,7 +150,7 @@ class UnitEncoder:
             self._computation = Computation.of(vae, tiling)
         self._programs: dict[tuple[int, jax.Device], Callable] = {}
         writer = secrets.token_hex(4)
-        self._writers = [ShardWriter(folder, b.name, writer) for b in description.buckets]
+        self._writers = [ShardWriter(folder, b.name, writer, limits) for b in description.buckets]
 
     def __enter__(self) -> UnitEncoder:
         return self
@@ -166,16 +169,21 @@ class UnitEncoder:
     def compile(self, buckets: Collection[int]) -> None:
         """Compiles the programs of buckets side by side, for one device first, then for the others.
 
+        Those of videos as a whole are compiled here if they are the same for all lengths.
+
         Args:
           buckets: the numbers of the buckets.
         """
-        wanted = [b for b in buckets if self._description.buckets[b].frames is not None]
+        chosen = [(number, self._description.buckets[number]) for number in sorted(buckets)]
+        fixed = [number for number, bucket in chosen if bucket.frames is not None]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for devices in (self._devices[:1], self._devices[1:]):
-                # The programs of the other devices come from JAX's cache, where it serves them all.
-                list(
-                    pool.map(lambda pair: self._program(*pair), itertools.product(wanted, devices))
-                )
+                # The others take them from JAX's cache, where it serves all devices.
+                pairs = [(number, device) for number in fixed for device in devices]
+                list(pool.map(lambda pair: self._program(*pair), pairs))
+        whole = [(_SOME_BLOCKS, b.height, b.width) for _, b in chosen if b.frames is None]
+        if whole and self._config.streams:
+            compile_ahead(self._computation, self._models, self._devices, whole)
 
     def _program(self, bucket: int, device: jax.Device) -> Callable:
         if (bucket, device) not in self._programs:
@@ -188,55 +196,87 @@ class UnitEncoder:
             self._programs[bucket, device] = lowered.compile()
         return self._programs[bucket, device]
 
+    @property
+    def ahead(self) -> int:
+        """The number of clips that are read, at most, before a device takes them."""
+        if self._computation is not None:
+            return len(self._devices)
+        most = max((bucket.batch for bucket in self._description.buckets), default=1)
+        reading = self._reading
+        return most * (len(self._devices) + 1) + 2 * max(reading.workers, 1) * reading.threads
+
     def run(
-        self, units: Sequence[tuple[int, np.ndarray]], finished: Collection[int] = ()
+        self, units: Iterable[tuple[int, np.ndarray]], finished: Collection[int] = ()
     ) -> Iterator[Came]:
-        """Encodes units, and yields from time to time what came of them.
+        """Encodes units, and yields for each what came of it.
+
+        With one device they come in their order.
 
         Args:
           units: pairs of a bucket's number and the unit's entries, as `Plan.units` returns them.
-          finished: entries that are in the dataset already, and are left.
+            They are drawn as they are needed, by a thread, and may be long in coming.
+          finished: entries that are in the dataset already, and are left. Nothing comes of a unit
+            that has no others.
         """
-        todo = []
-        for bucket, entries in units:
-            places = [i for i, entry in enumerate(entries.tolist()) if entry not in finished]
-            todo += [(bucket, entries[places].tolist(), places)] if places else []
-        clips = self._clips(todo)
+        begun: queue.SimpleQueue = queue.SimpleQueue()
+        stopped = threading.Event()
+        clips = self._clips(self._jobs(units, finished, begun))
         lanes = _Lanes(self._devices, self._compute)
         # What waits for clips ends when these are closed, so they are closed first.
         with contextlib.closing(lanes), contextlib.closing(clips):
-            for unit in lanes.results(self._units(todo, clips)):
-                yield self._write(unit)
+            try:
+                for unit in lanes.results(self._units(begun, clips, stopped)):
+                    yield self._write(unit)
+            finally:
+                stopped.set()
 
     # ------------------------------------------------------------ reading
 
-    def _clips(self, todo) -> InOrder:
-        """Begins to read the clips of units, in their order."""
-        plan, buckets, reading = self._plan, self._description.buckets, self._reading
-        jobs = (
-            (int(plan.video[e]), int(plan.start[e]), bool(plan.mirrored[e]), _size(buckets[b]))
-            for b, entries, _ in todo
-            if buckets[b].frames is not None
-            for e in entries
-        )
-        most = max((buckets[b].batch for b, _, _ in todo), default=1)
+    def _jobs(self, units, finished, begun) -> Iterator[tuple[int, int, bool, Size]]:
+        """Yields what is to be read of units that are drawn, and puts the units into a queue."""
+        for number, entries in units:
+            places = [i for i, entry in enumerate(entries.tolist()) if entry not in finished]
+            if not places:
+                continue
+            bucket = self._description.buckets[number]
+            begun.put((number, entries[places].tolist(), places))
+            if bucket.frames is None:
+                continue
+            for entry in entries[places].tolist():
+                video, start = int(self._plan.video[entry]), int(self._plan.start[entry])
+                yield video, start, bool(self._plan.mirrored[entry]), _size(bucket)
+        begun.put(None)
+
+    def _clips(self, jobs) -> InOrder:
+        """Begins to read clips, in their order."""
+        reading, whole = self._reading, self._computation is not None
         return InOrder(
             read_clip,
             (reading.source, reading.cut),
             jobs,
-            workers=reading.workers,
-            threads=reading.threads,
-            ahead=most * (len(self._devices) + 1) + 2 * max(reading.workers, 1) * reading.threads,
+            workers=0 if whole else reading.workers,
+            threads=1 if whole else reading.threads,
+            ahead=self.ahead,
             lost=lambda job, reason, _: ReadClip(name=reading.source.name(job[0]), problem=reason),
         )
 
-    def _units(self, todo, clips) -> Iterator[_Unit]:
+    def _units(self, begun, clips, stopped) -> Iterator[_Unit]:
         """Yields units whose clips were read, in their order."""
-        for bucket, entries, places in todo:
-            if self._description.buckets[bucket].frames is None:
-                yield self._begin_whole(bucket, entries[0])
+        while not stopped.is_set():
+            try:
+                unit = begun.get(timeout=0.2)
+            except queue.Empty:
+                if clips.ended:
+                    next(clips, None)  # raises what ended it
+                    return
+                continue
+            if unit is None:
+                return
+            number, entries, places = unit
+            if self._description.buckets[number].frames is None:
+                yield self._begin_whole(number, entries[0])
             else:
-                yield self._collect(bucket, entries, places, clips)
+                yield self._collect(number, entries, places, clips)
 
     def _collect(self, number, entries, places, clips) -> _Unit:
         """Puts the clips of a unit at their places; what is missing stays black."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.inspection import survey
 from odvae_jax.data.packing import pack_videos
-from odvae_jax.data.processes import WorkerError
+from odvae_jax.data.processes import InOrder, WorkerError
 from odvae_jax.data.sources import SOURCES, Sampling, Source, open_source
 from odvae_jax.data.video import FrameBlocks, VideoError, VideoReader, inspect_video
 from tests.conftest import write_clip
@@ -451,3 +452,21 @@ def test_reads_can_be_interrupted_at_any_time(tmp_path, times):
     command = [sys.executable, "-c", INTERRUPTED, str(path), str(times)]
     run = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
     assert (run.returncode, run.stdout) == (0, f"interrupted {times}\n"), run.stderr
+
+
+def test_results_come_while_the_next_job_is_long_in_coming():
+    asked, in_time = threading.Event(), []
+
+    def jobs():
+        yield from (1, 2)
+        in_time.append(asked.wait(20))
+        yield 3
+
+    results = InOrder(
+        lambda _, job: 10 * job, None, jobs(), workers=0, threads=2, ahead=8, lost=None
+    )
+    with contextlib.closing(results):
+        assert [next(results), next(results)] == [10, 20]
+        asked.set()
+        assert list(results) == [30]
+    assert in_time == [True]
