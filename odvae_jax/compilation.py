@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -48,6 +49,31 @@ def memory_of(device: jax.Device) -> tuple[int, int] | None:
     if "bytes_limit" not in stats:
         return None
     return stats["bytes_limit"], stats.get("bytes_in_use", 0)
+
+
+def room_on(devices: Iterable[jax.Device], own: int, *, share: float = 1.0) -> float | None:
+    """Returns the bytes that a program and what it is given may take together on each device.
+
+    What other arrays take there is left out. It is the least of all devices, or None if one of them
+    does not say how much memory it has.
+
+    Args:
+      devices: the devices that the program runs on.
+      own: the bytes per device of what the program is given and that lies there already.
+      share: the share of a device's memory that is planned with.
+    """
+    rooms = []
+    for device in devices:
+        memory = memory_of(device)
+        if memory is None:
+            return None
+        limit, used = memory
+        rooms.append(share * limit - max(used - own, 0))
+    return min(rooms)
+
+
+class DeviceMemoryError(RuntimeError):
+    """The memory of a device does not suffice. The message says what to change."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from odvae_jax import (
     SpatialTiling,
     Streaming,
     TemporalTiling,
+    compilation,
     decode,
     decode_uint8,
     encode,
@@ -26,7 +27,7 @@ from odvae_jax import (
 from odvae_jax.cli import main
 from odvae_jax.compilation import bytes_needed
 from odvae_jax.latents import LatentsFile
-from odvae_jax.tiling import auto, choose, needs
+from odvae_jax.tiling import choose, needs
 from odvae_jax.tiling.auto import forget
 from odvae_jax.transcoding import computation
 from tests.conftest import full, random_video, write_clip
@@ -89,7 +90,7 @@ def test_what_other_arrays_take_on_a_device_is_not_there(monkeypatch):
     own = sum(leaf.nbytes for leaf in jax.tree.leaves(model()))
     for others, whole in ((0, True), (needed // 5, False)):
         stats = int(needed / 0.9 * 1.03), own + others
-        monkeypatch.setattr(auto, "memory_of", lambda device, stats=stats: stats)
+        monkeypatch.setattr(compilation, "memory_of", lambda device, stats=stats: stats)
         assert (chosen(41, None) == ()) == whole
 
 

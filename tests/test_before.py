@@ -108,7 +108,8 @@ def test_a_run_goes_on_to_the_losses_that_it_had(tmp_path, monkeypatch):
     got = timeless(tmp_path / "run")
     assert [r["step"] for r in got] == [1, 2, 3, 4]
     for record, before in zip(got[2:], expected, strict=True):
-        assert record.keys() == before.keys()
+        since = {f"{name}_per_value" for name in ("loss", "nll", "reconstruction", "kl")}
+        assert record.keys() == before.keys() | since
         for name in ("loss", "nll", "reconstruction", "kl", "discriminator"):
             np.testing.assert_allclose(record[name], before[name], rtol=1e-4, err_msg=name)
 
@@ -124,7 +125,9 @@ def test_a_field_that_an_old_config_lacks_has_its_default():
     full = filled(ml_collections.ConfigDict(begun))
     assert (full.task, full.loss.terms, full.optimizer.clip_norm) == ("autoencoder", (), 0.0)
     assert full.model.precision == "default" and full.model.width == 8
+    assert full.ema_warmup is False and full.data.short_side_max == 0
     for changes, words in (
+        ({"ema_warmup": True}, "ema_warmup: False there, True now"),
         ({"optimizer.clip_norm": 1.0}, "optimizer.clip_norm: 0.0 there, 1.0 now"),
         ({"model.precision": "high"}, "model.precision: 'default' there, 'high' now"),
         (

@@ -123,9 +123,12 @@ def test_the_curves_of_runs_are_drawn_and_what_is_no_run_is_said(tmp_path, capsy
         records = [{"step": step, "reconstruction": 1 / step, "psnr": step} for step in (1, 2)]
         lines = "\n".join(json.dumps(record) for record in records)
         (tmp_path / run / "metrics.jsonl").write_text(lines)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:  # as today's runs have it, too
+        file.write("\n" + json.dumps({"step": 3, "reconstruction_per_value": 0.1}))
     a, b, nowhere = (str(tmp_path / name) for name in ("a", "b", "nowhere"))
-    assert main(["curves", a, b, f"{tmp_path}/curves.png"]) == 0
-    assert Image.open(tmp_path / "curves.png").size == (2 * 5 * 120, 4 * 120)
+    for runs, panels in (([a], 2), ([a, b], 3)):
+        assert main(["curves", *runs, f"{tmp_path}/curves.png"]) == 0
+        assert Image.open(tmp_path / "curves.png").size == (panels * 5 * 120, 4 * 120)
     for words, said in (([a, b], "is a folder"), ([nowhere, "x.png"], "nowhere/metrics.jsonl")):
         assert main(["curves", *words]) == 1
         assert said in capsys.readouterr().err

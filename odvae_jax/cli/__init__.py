@@ -113,9 +113,10 @@ def _run(module, arguments, program: str, argv: list[str]) -> int:
         _say(f"{program}: {error}", argv)
         return FAILURE_STATUS
     except RuntimeError as error:
+        from odvae_jax.compilation import DeviceMemoryError
         from odvae_jax.data.processes import WorkerError
 
-        if not isinstance(error, WorkerError):
+        if not isinstance(error, (WorkerError, DeviceMemoryError)):
             raise
         _say(f"{program}: {error}", argv)
         return FAILURE_STATUS

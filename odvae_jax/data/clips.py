@@ -70,6 +70,9 @@ class RandomClips:
       size: the side of the square clip in pixels, which is cut out of the scaled video.
       short_side: the length in pixels to which the shorter side of a video is scaled; None takes
         `size`.
+      short_side_max: the greatest length to which it is scaled. Each clip has a length of its own,
+        from `short_side` to this; lengths of the same ratio are as likely. None scales all clips
+        to `short_side`.
       seed: decides the order and the crops.
       holdout: the number of frames at the end of every video that no clip takes.
       stride: the least and the greatest distance between the frames of a clip, in frames of the
@@ -92,7 +95,8 @@ class RandomClips:
 
     Raises:
       FileNotFoundError: if there is no such source.
-      ValueError: if nothing usable is there.
+      ValueError: if nothing usable is there, if `short_side_max` is less than `short_side`, or if
+        it is given together with `in_memory`, which keeps videos at one size.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class RandomClips:
         frames: int,
         size: int,
         short_side: int | None = None,
+        short_side_max: int | None = None,
         seed: int = 0,
         holdout: int = 0,
         stride: tuple[int, int] = (1, 1),
@@ -112,11 +117,23 @@ class RandomClips:
         in_memory: bool = False,
         timeout: float | None = READ_TIMEOUT,
     ):
+        sides = short_side or size, short_side_max or short_side or size
+        if sides[1] < sides[0]:
+            raise ValueError(
+                f"short_side_max={short_side_max} is less than short_side={sides[0]}; expected at "
+                "least as much."
+            )
+        if sides[1] > sides[0] and in_memory:
+            raise ValueError(
+                f"in_memory keeps videos at one size, and short_side_max={short_side_max} gives "
+                "each clip its own: leave one of them out."
+            )
         sources = open_sources(path, in_memory=in_memory, timeout=timeout)
         self.timeout = timeout
         self.sources = [source for _, source in sources]
         self._weights = tuple(weight for weight, _ in sources)
-        self.sampling = Sampling(frames, short_side or size, stride, fps, holdout)
+        self.sampling = Sampling(frames, sides[0], stride, fps, holdout)
+        self._sides = sides
         self.size = size
         self.seed = seed
         self._crop, self._flip = crop, flip
@@ -299,9 +316,11 @@ class RandomClips:
         """
         low, high = self.sampling.stride
         stride = int(rng.integers(low, high + 1))
-        frames = source.frames(
-            video, self.sampling, stride, lambda n: int(rng.integers(n)) >> earlier
-        )
+        sampling, (least, most) = self.sampling, self._sides
+        if most > least:
+            side = round(least * (most / least) ** rng.uniform())
+            sampling = dataclasses.replace(sampling, short_side=side)
+        frames = source.frames(video, sampling, stride, lambda n: int(rng.integers(n)) >> earlier)
         free = [side - self.size for side in frames[0].shape[:2]]
         top, left = (s // 2 if self._crop == "centre" else int(rng.integers(s + 1)) for s in free)
         mirrored = -1 if self._flip and rng.integers(2) else 1

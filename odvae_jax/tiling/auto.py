@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.compilation import is_too_large, memory_of
+from odvae_jax.compilation import is_too_large, room_on
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.sharding import clip_sharding, replicate
 from odvae_jax.tiling import needs
@@ -273,18 +273,14 @@ def _room(vae: ODVAE, work: Work, auto: AutoTiling) -> float:
         devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.local_devices()[:1]
     own = sum(bytes_of(leaf) for leaf in jax.tree.leaves(vae) if isinstance(leaf, jax.Array))
     own += work.bytes_in(work.shape[1]) if work.on_device else 0
-    rooms = []
-    for device in devices:
-        memory = memory_of(device)
-        if memory is None:
-            raise ValueError(
-                f'tiling="auto": the device {device.device_kind} does not say how much memory it '
-                "has. Say it with AutoTiling(memory=BYTES), or name a tiling, such as "
-                "TemporalTiling(33)."
-            )
-        limit, used = memory
-        rooms.append((1 - KEPT_FREE) * limit - max(used - own, 0))
-    return min(rooms)
+    room = room_on(devices, own, share=1 - KEPT_FREE)
+    if room is None:
+        raise ValueError(
+            f'tiling="auto": the device {next(iter(devices)).device_kind} does not say how much '
+            "memory it has. Say it with AutoTiling(memory=BYTES), or name a tiling, such as "
+            "TemporalTiling(33)."
+        )
+    return room
 
 
 def _gigabytes(count: float) -> str:

@@ -38,7 +38,15 @@ def default_config() -> ml_collections.ConfigDict:
             # Start from a saved model: whatever ODVAE.from_pretrained takes (docs/weights.md). An
             # image model is inflated by `method` ("tail", "average" or "random"), one of the same
             # structure is taken as it is. Empty: random parameters.
-            "init": {"from_pretrained": "", "revision": "", "subfolder": "", "method": "tail"},
+            "init": {
+                "from_pretrained": "",
+                "revision": "",
+                "subfolder": "",
+                "method": "tail",
+                # Train a model of the same kind as the saved one, whatever that is: of
+                # `config.model` only dtype, precision and remat count.
+                "same_model": False,
+            },
             "data": {
                 # A folder of videos, "sample-clips", or any source, or several with their shares
                 # (docs/data.md).
@@ -46,6 +54,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "frames": 25,  # T = 4k + 1
                 "size": 256,  # side of the square clips, a multiple of 8
                 "short_side": 256,  # videos are scaled to this before a random square is cut out
+                # The greatest side to scale to: each clip has one of its own (0: not used).
+                "short_side_max": 0,
                 "holdout": 0,  # frames at the end of each video that training never sees
                 "in_memory": False,  # keep all videos decoded; for a few short ones
                 "stride": 1,  # distance of a clip's frames, in frames of the video; the least if
@@ -94,6 +104,9 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "freeze": "",  # or "encoder": only decoder and discriminator are trained
             "ema_decay": 0.999,
+            # A lower decay in the first steps, so that a short run's average is not its beginning
+            # (odvae_jax.training.state.ema_step).
+            "ema_warmup": False,
             "batch_size": 8,  # clips per step, over all devices
             "accumulate": 1,  # parts of the batch that are computed one after another
             "steps": PHASES["phase1"],
@@ -124,9 +137,12 @@ def paper_config(variant: int, phase: str = "phase1") -> ml_collections.ConfigDi
 def model_config(config: ml_collections.ConfigDict) -> ODVAEConfig:
     """The model that a run trains.
 
-    A scale of latents that was measured on another model is none of this one's.
+    A scale of latents that was measured on another model is none of this one's, unless this one has
+    the other's encoder and does not train it.
 
     Raises:
       ValueError: if a field is unknown or impossible.
     """
-    return ODVAEConfig.from_dict(without_scale(config.model.to_dict()))
+    fields = config.model.to_dict()
+    keeps_encoder = config.init.same_model and config.freeze == "encoder"
+    return ODVAEConfig.from_dict(fields if keeps_encoder else without_scale(fields))

@@ -57,16 +57,20 @@ def _is_number(value: Any) -> bool:
 def plot_curves(workdirs: list[Path], output: Path) -> None:
     """Draws the reconstruction loss and the held-out PSNR of each run by step, into a PNG file.
 
-    If a discriminator is trained, its mean logits on real and reconstructed clips are drawn too.
+    The loss is drawn as the sum over a frame, and as the mean per value if the runs have it. If a
+    discriminator is trained, its mean logits on real and reconstructed clips are drawn too.
 
     Args:
       workdirs: the folders of the runs.
       output: the path of the PNG file.
     """
     runs = {Path(workdir).name: read_metrics(Path(workdir) / METRICS_FILE) for workdir in workdirs}
-    panels = [("reconstruction loss a frame", "reconstruction")]
+    reported = {name for records in runs.values() for record in records for name in record}
+    panels = [("reconstruction loss, sum per frame", "reconstruction")]
+    if "reconstruction_per_value" in reported:
+        panels.append(("reconstruction loss, mean per value", "reconstruction_per_value"))
     panels.append(("PSNR of fixed clips, EMA weights [dB]", "psnr"))
-    if any("logits_real" in record for records in runs.values() for record in records):
+    if "logits_real" in reported:
         panels.append(("discriminator's mean logits", "logits_real", "logits_fake"))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -82,6 +86,6 @@ def plot_curves(workdirs: list[Path], output: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-        if names == ["reconstruction"]:
+        if names[0].startswith("reconstruction"):
             axes.set_yscale("log")
     figure.savefig(output, dpi=120)

@@ -26,7 +26,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from odvae_jax.files import BusyError, write_whole
+from odvae_jax.compilation import DeviceMemoryError, bytes_needed, is_too_large, room_on
+from odvae_jax.files import BusyError, one_line, write_whole
 from odvae_jax.sharding import replicated, state_shardings
 from odvae_jax.training import fields
 from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, begun_config, has_checkpoint
@@ -46,6 +47,7 @@ def train(
     workdir: str | Path,
     *,
     devices: Sequence[jax.Device] | None = None,
+    memory: int | None = None,
 ) -> Any:
     """Trains until `config.steps`, on these devices or on all, what `config.task` names.
 
@@ -59,6 +61,14 @@ def train(
     the end or when told to stop by SIGINT or SIGTERM, what the task exports. An autoencoder exports
     `curves.png` and `model/`: the EMA weights as `ODVAE.from_pretrained` reads them.
 
+    Args:
+      config: the run's config; fields that it lacks have the task's defaults.
+      workdir: the folder of the run.
+      devices: the devices that train; None takes all.
+      memory: the bytes that a step and all that it is given may take on a device. None takes what
+        the devices have, less what other arrays take there; if they do not say it, as CPUs do not,
+        the first step is tried without asking.
+
     Returns:
       The task's state after the last step; an autoencoder's is a `TrainState`.
 
@@ -66,6 +76,8 @@ def train(
       ValueError: for a config that cannot work or is not that of the run in `workdir`, data that
         cannot be used, or a pretrained model that does not fit.
       FileNotFoundError: if the data, the pretrained model or LPIPS's weights are missing.
+      DeviceMemoryError: if the memory of a device does not suffice, before the first step if the
+        compiled program says so. The message says what to change.
       FloatingPointError: if too many steps in a row had no finite loss and gradient.
       BusyError: if another run is in `workdir`, or has taken it from this one.
       KeyboardInterrupt: if SIGINT or SIGTERM comes before there is something to save.
@@ -75,10 +87,13 @@ def train(
     if not os.fspath(workdir):
         raise ValueError("workdir is empty; expected the path of a folder for the run.")
     workdir = Path(workdir).absolute()
+    if memory is not None and memory < 1:
+        raise ValueError(f"memory={memory} must be at least 1: the bytes of a device.")
     config = fields.filled(config)
+    config = fields.task_class(config).completed(config, lambda: _begun(workdir))
     mesh = fields.check(config, devices)
     with _not_kept_by_others(), _StopSignal() as stop, RunLock(workdir) as lock:
-        return _train(config, workdir, mesh, stop, lock)
+        return _train(config, workdir, mesh, stop, lock, memory)
 
 
 @contextlib.contextmanager
@@ -107,11 +122,30 @@ def _not_kept_by_others() -> Iterator[None]:
         raise
 
 
-def _train(config, workdir: Path, mesh: Mesh, stop: _StopSignal, lock: RunLock) -> Any:
+def _begun(workdir: Path) -> dict[str, Any] | None:
+    """The config of the run that is to be continued; None if no whole one is there."""
+    return begun_config(workdir) if has_checkpoint(workdir) else None
+
+
+def _train(config, workdir: Path, mesh: Mesh, stop: _StopSignal, lock: RunLock, memory) -> Any:
     continues = has_checkpoint(workdir)
-    if continues and (begun := begun_config(workdir)) is not None:
+    if (begun := _begun(workdir)) is not None:
         fields.check_continues(begun, config, str(workdir))
     task = fields.task_class(config)(config, mesh)
+    try:
+        return _carry_out(task, workdir, continues, stop, lock, memory)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_too_large(error):
+            raise
+        # The cause would be pages of what lies where; the log of the device's own library has it.
+        raise DeviceMemoryError(
+            f"the memory of a device does not suffice ({one_line(error)}): "
+            f"{_advice(task, 0.5, has_checkpoint(workdir))}"
+        ) from None
+
+
+def _carry_out(task: Task, workdir: Path, continues: bool, stop, lock: RunLock, memory) -> Any:
+    config, mesh = task.config, task.mesh
     abstract, constants = _abstract(task), task.constants()
     initial = None if continues else task.initial()
     # Nothing but the lock has been written so far: what cannot work leaves no folder.
@@ -127,7 +161,8 @@ def _train(config, workdir: Path, mesh: Mesh, stop: _StopSignal, lock: RunLock) 
             write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
         reporter = Reporter(workdir, first, task.per_step(), task.flops() / mesh.size)
         with contextlib.closing(reporter):
-            run = _Run(task, constants, position, checkpoints, reporter, stop, lock)
+            steps = _Steps(task, constants, reporter, memory, continues)
+            run = _Run(task, steps, position, checkpoints, reporter, stop, lock)
             stop.begin()
             state = run.to_the_end(state, first)
     lock.check()
@@ -171,7 +206,7 @@ class _Run:
     def __init__(
         self,
         task: Task,
-        constants: Any,
+        steps: _Steps,
         position: dict[str, int],
         checkpoints: Checkpoints,
         reporter: Reporter,
@@ -180,7 +215,7 @@ class _Run:
     ):
         self._task, self._config = task, task.config
         self._feeds = task.feeds(position)
-        self._steps = _Steps(task, constants, reporter)
+        self._steps = steps
         self._checkpoints = checkpoints
         self._reporter = reporter
         self._stop, self._lock = stop, lock
@@ -313,9 +348,11 @@ class _Run:
             values = self._reporter.train(step, jax.device_get(self._pending))
             self._pending.clear()
             counted = next(iter(self._task.per_step()))
+            mean = values.get("loss_per_value")
             bar.set_postfix_str(
-                f"loss {values.get('loss', np.nan):.4g}, "
-                f"{values[f'{counted}_per_second']:.3g} {counted}/s"
+                f"loss {values.get('loss', np.nan):.4g}"
+                + ("" if mean is None else f" ({mean:.4g} per value)")
+                + f", {values[f'{counted}_per_second']:.3g} {counted}/s"
             )
             _check_guard(config, values, self._checkpoints)
         with self._reporter.away():
@@ -361,8 +398,16 @@ class _Voices:
 class _Steps:
     """The compiled steps, each compiled when it is first needed."""
 
-    def __init__(self, task: Task, constants: Any, reporter: Reporter):
+    def __init__(
+        self,
+        task: Task,
+        constants: Any,
+        reporter: Reporter,
+        memory: int | None,
+        continues: bool,
+    ):
         self._task, self._mesh = task, task.mesh
+        self._memory, self._continues = memory, continues
         self._constants = constants
         self._reporter = reporter
         self._compiled: dict[Any, Callable] = {}
@@ -389,7 +434,39 @@ class _Steps:
             memory.temp_size_in_bytes / 2**30,
             memory.argument_size_in_bytes / 2**30,
         )
+        self._check_memory(compiled)
         return compiled
+
+    def _check_memory(self, compiled: jax.stages.Compiled) -> None:
+        """Raises DeviceMemoryError if a device has not what a compiled step needs."""
+        needed, room = bytes_needed(compiled), self._memory
+        if room is None:  # what the step is given lies there already
+            own = compiled.memory_analysis().argument_size_in_bytes
+            room = room_on(self._mesh.local_devices, own)
+        if room is not None and needed > room:
+            raise DeviceMemoryError(
+                f"a step needs {needed / 2**30:.3g} GiB on a device, which has "
+                f"{room / 2**30:.3g} GiB for it: "
+                f"{_advice(self._task, max(room, 0) / needed, self._continues)}"
+            )
+
+
+def _advice(task: Task, share: float, continues: bool) -> str:
+    """What to change where the memory does not suffice; only what a run may be continued with."""
+    config = task.config
+    fixed, free = (task.fixed(config), task.free(config)) if continues else ((), ())
+    changes = {
+        name: value
+        for name, value in task.less_memory(share).items()
+        if not any(name == one or name.startswith(f"{one}.") for one in fixed)
+        or any(name == one for one in free)
+    }
+    if not changes:
+        return "more devices that share it, or a smaller batch or model, need less on each."
+    options = [f"--config.{name}={value}" for name, value in changes.items()]
+    if continues and not changes.keys() <= set(free):
+        options.append("and --config.continue_with_changes with them")
+    return f"what needs less is {', '.join(options)}, or several of them (docs/training.md)."
 
 
 def _check_guard(config, values: dict[str, float], checkpoints: Checkpoints) -> None:

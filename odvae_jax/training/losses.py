@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -52,6 +54,25 @@ def reconstruction_loss(
         parts["perceptual"] = jnp.mean(perceptual(reconstruction, video))
         total = total + perceptual_weight * values * parts["perceptual"]
     return total * jnp.exp(-logvar) + values * logvar, parts
+
+
+def per_value(
+    metrics: Mapping[str, Float[Array, ""]], video: tuple[int, ...], latents: tuple[int, ...]
+) -> dict[str, Float[Array, ""]]:
+    """Returns means per value for the sums among metrics, each as "NAME_per_value".
+
+    The loss, "nll" and "reconstruction" are sums over the H·W·3 values of a frame, and the KL is
+    one over the t·h·w·C values of a clip's latents. So their sizes depend on the size of the clips,
+    and those of the means do not.
+
+    Args:
+      metrics: the metrics of a step by name.
+      video: the shape of the clips, [B, T, H, W, 3].
+      latents: the shape of their latents, [B, t, h, w, C].
+    """
+    frame, clip = math.prod(video[2:]), math.prod(latents[1:])
+    counts = {"loss": frame, "nll": frame, "reconstruction": frame, "kl": clip}
+    return {f"{name}_per_value": metrics[name] / count for name, count in counts.items()}
 
 
 def kl_loss(posterior: DiagonalGaussian) -> Float[Array, ""]:

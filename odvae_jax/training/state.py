@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.native import ENCODER
@@ -100,6 +100,23 @@ def split_trained(
 
     trained = {name: value for name, value in parameters.items() if not is_frozen(name)}
     return trained, {name: value for name, value in parameters.items() if is_frozen(name)}
+
+
+def ema_step(config: ml_collections.ConfigDict, step: Int[Array, ""]) -> float | Float[Array, ""]:
+    """Returns the weight of the new parameters in the moving average: one minus the decay.
+
+    The decay is `config.ema_decay`. With `config.ema_warmup` it is at most (1 + n) / (10 + n) in
+    the step before which n were done, so that the average spans about the last ninth of all steps
+    until the decay takes over. This is the rule of TensorFlow's `tf.train.ExponentialMovingAverage`
+    with `num_updates`, and of `EMAModel` in diffusers unless its `use_ema_warmup` is set.
+
+    Args:
+      config: the run's config.
+      step: the number of steps done.
+    """
+    if not config.ema_warmup:
+        return 1.0 - config.ema_decay
+    return jnp.maximum(1.0 - config.ema_decay, 9.0 / (10.0 + step))
 
 
 def create_state(

@@ -27,6 +27,7 @@ from odvae_jax.training.state import (
     Optimizers,
     Parameters,
     TrainState,
+    ema_step,
     model_parameters,
     split_trained,
 )
@@ -248,6 +249,7 @@ def autoencoder_step(
         if discriminator is not None:
             loss += metrics["adaptive_weight"] * metrics["generator"]
         metrics |= {"loss": loss, "kl": kl}
+        metrics |= losses.per_value(metrics, video.shape, posterior.mean.shape)
         metrics["latent_mean"] = jnp.mean(posterior.mean)
         metrics["latent_std"] = jnp.std(posterior.mean)
         if LOGVAR in trained:
@@ -288,7 +290,7 @@ def autoencoder_step(
                 optimizers.generator, rate, gradients["generator"], state.optimizer, trained
             )
             average, _ = split_trained(state.ema, config)
-            average = optax.incremental_update(trained, average, 1.0 - config.ema_decay)
+            average = optax.incremental_update(trained, average, ema_step(config, state.step))
             new = new._replace(
                 parameters=trained | frozen, ema=average | frozen, optimizer=optimizer
             )

@@ -42,7 +42,7 @@ def test_a_clip_depends_on_the_seed_and_its_index_alone(folder):
     "threads, workers", [(1, 0), (4, 0), pytest.param(2, 1, marks=pytest.mark.full), (2, 4)]
 )
 def test_batches_are_the_same_for_any_workers_and_can_begin_anywhere(folder, threads, workers):
-    source = clips(folder)
+    source = clips(folder, short_side_max=60)
     many = {"threads": threads, "workers": workers}
 
     def take(count, batch_size, **options):
@@ -57,6 +57,42 @@ def test_batches_are_the_same_for_any_workers_and_can_begin_anywhere(folder, thr
     hosts = [take(2, 4, rows=rows)[1] for rows in ([1, 3], [0, 2])]
     whole = np.stack([source[i] for i in range(4, 8)])
     np.testing.assert_array_equal(np.stack([hosts[1], hosts[0]], 1).reshape(whole.shape), whole)
+
+
+def test_clips_have_scales_of_their_own_which_the_seed_decides(tmp_path):
+    """Stripes whose period says how much a clip was scaled."""
+    stripes = np.sin(2 * np.pi * np.arange(256) / 16)[None, :, None] * 127.5 + 127.5
+    frames = np.broadcast_to(stripes, (6, 128, 256, 3)).astype(np.uint8)
+    write_video(tmp_path / "stripes.mp4", frames, 12)
+
+    def scales(start=0, **options):
+        source = clips(tmp_path, size=64, short_side=64, **options)
+        with contextlib.closing(batches(source, 30, first=start, threads=2, workers=0)) as feed:
+            rows = next(feed)[:, 0, 32].mean(-1)
+        power = np.abs(np.fft.rfft((rows - rows.mean(1, keepdims=True)) * np.hanning(64), 1024))
+        return 64 / (power[:, 20:].argmax(1) + 20), rows  # the period, by the video's of 16
+
+    alike, _ = scales()
+    np.testing.assert_allclose(alike, 0.5, rtol=0.1)
+    varied, rows = scales(short_side_max=128)
+    assert varied.min() < 0.6 and varied.max() > 0.85 and np.unique(varied).size > 10
+    assert (varied > 0.45).all() and (varied < 1.1).all()
+    _, same = scales(start=10, short_side_max=128)
+    np.testing.assert_array_equal(same[:20], rows[10:])
+    _, fixed = scales(short_side_max=64)
+    np.testing.assert_array_equal(fixed, scales()[1])
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"short_side_max": 39}, "short_side_max=39 is less than short_side=40"),
+        ({"short_side_max": 60, "in_memory": True}, "in_memory keeps videos at one size"),
+    ],
+)
+def test_scales_that_cannot_be_are_refused(folder, options, said):
+    with pytest.raises(ValueError, match=said):
+        clips(folder, **options)
 
 
 SCRIPT = """

@@ -64,6 +64,8 @@ class Numbers(Feeds):
 
 
 class Counting(Task):
+    """Its state is all that it needs memory for."""
+
     @classmethod
     def defaults(cls):
         return get_config()
@@ -83,6 +85,9 @@ class Counting(Task):
 
         return step
 
+    def less_memory(self, share):
+        return {"size": int(self.config.size * share)}
+
     def feeds(self, position):
         return Numbers(self.config, self.mesh, position)
 
@@ -92,3 +97,16 @@ class Counting(Task):
     def export(self, state, workdir):
         if jax.process_index() == 0:
             np.save(workdir / "numbers.npy", np.asarray(state.numbers))
+
+
+class Greedy(Counting):
+    """From the second batch on, more memory is asked for than addresses there are."""
+
+    def feeds(self, position):
+        class Large(Numbers):
+            def __call__(self, step):
+                if step == 1:
+                    jnp.zeros((2**50,), jnp.uint8)
+                return super().__call__(step)
+
+        return Large(self.config, self.mesh, position)

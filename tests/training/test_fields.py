@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import small as small_recipe
 from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.parameters import abstract_model
 from odvae_jax.sharding import make_mesh
-from odvae_jax.training.config import check, default_config, flat, paper_config
+from odvae_jax.training.config import (
+    check,
+    check_continues,
+    default_config,
+    flat,
+    paper_config,
+)
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.state import create_state, make_optimizers
 from odvae_jax.training.tasks import autoencoder
@@ -26,6 +33,7 @@ IN_THE_STEP = {
     "seed": 1,
     "freeze": "encoder",
     "ema_decay": 0.5,
+    "ema_warmup": True,
     "accumulate": 2,
     "loss.reconstruction": "l2",
     "loss.perceptual_weight": 0.5,
@@ -66,12 +74,14 @@ ELSEWHERE = {
     "mesh.height": "test_mesh.py: test_meshes_give_one_device_s_losses",
     "init.from_pretrained": "test_loop.py: test_a_video_model_starts_from_an_sd_vae",
     "init.subfolder": "test_a_pretrained_model_is_looked_for_where_the_config_says",
+    "init.same_model": "test_finetuning.py: test_latents_stay_valid_where_the_decoder_alone",
     "init.method": "test_initialisation_is_the_method_s",
     "init.revision": "test_a_pretrained_model_is_looked_for_where_the_config_says",
     "data.path": "test_loop.py: test_missing_data_and_models_are_named",
     "data.frames": "test_clips_are_as_the_config_says",
     "data.size": "test_clips_are_as_the_config_says",
     "data.short_side": "test_clips_are_as_the_config_says",
+    "data.short_side_max": "test_clips_are_as_the_config_says",
     "data.holdout": "test_clips_are_as_the_config_says",
     "data.in_memory": "test_clips_are_as_the_config_says",
     "data.threads": "test_clips_are_as_the_config_says",
@@ -149,7 +159,8 @@ def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F
 
     monkeypatch.setattr(autoencoder, "RandomClips", Recorder)
     monkeypatch.setattr(autoencoder, "batches", no_batches)
-    data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4, "in_memory": True}
+    data = {"frames": 3, "size": 32, "short_side": 40, "holdout": 4}
+    data |= {"short_side_max": 48, "in_memory": False}
     fields = {f"data.{name}": value for name, value in data.items()} | {"data.threads": 3}
     drawn = {"crop": "centre", "flip": False, "max_unusable": 0.75, "fps": 6.0}
     more = drawn | {"workers": 2, "stride": 2, "stride_max": 3}
@@ -160,6 +171,10 @@ def test_clips_are_as_the_config_says(videos, tmp_path, monkeypatch):  # noqa: F
     expected |= {"threads": 3, "validation_clips": 1, "seed": 5, "batch_size": 6}
     assert {name: asked[name] for name in expected} == expected
     assert asked["path"] == str(videos)
+    fields |= {"data.short_side_max": 0, "data.in_memory": True}
+    with pytest.raises(Reached):
+        train(tiny(videos, **fields), tmp_path / "run")
+    assert asked["short_side_max"] is None and asked["in_memory"] is True
 
 
 def test_a_pretrained_model_is_looked_for_where_the_config_says(monkeypatch):
@@ -227,13 +242,27 @@ def test_missing_lpips_weights_and_validation_on_trained_frames_are_reported(
     assert "config.data.holdout=0 is less than the 1 frames of a clip" in caplog.text
 
 
-@pytest.mark.parametrize("file", ["quick", "small"])
-def test_stages_of_a_config_are_listed_where_one_is_unknown(file):
+@pytest.mark.parametrize(
+    "file, listed", [("quick", ":image and :video"), ("small", ":image, :video and :end")]
+)
+def test_stages_of_a_config_are_listed_where_one_is_unknown(file, listed):
     get_config = importlib.import_module(f"configs.{file}").get_config
     assert get_config("image").model.structure == "image"
     assert get_config("video").model.structure == "v4"
-    with pytest.raises(ValueError, match=f"configs/{file}.py:both is not known.*:image and :video"):
+    with pytest.raises(ValueError, match=f"configs/{file}.py:both is not known.*{listed}"):
         get_config("both")
+
+
+def test_each_stage_of_the_small_recipe_can_be_run_and_the_last_goes_on_with_the_second():
+    stages = {name: small_recipe.get_config(name) for name in ("image", "video", "end")}
+    for stage in stages.values():
+        stage.data.path = "0.55*motion; 0.3*real; 0.15*drawn"
+        check(stage, jax.devices()[:4])
+        assert stage.model.width == 32 and stage.data.short_side_max > stage.data.short_side
+    check_continues(stages["video"].to_dict(), stages["end"], "there")
+    assert stages["end"].steps > stages["video"].steps
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        check_continues(stages["image"].to_dict(), stages["end"], "there")
 
 
 @pytest.mark.parametrize("phase, steps", [("phase1", 200_000), ("phase2", 450_000)])

@@ -65,7 +65,7 @@ def train(config, workdir):
     return loop.train(config, workdir, devices=jax.devices()[:2])
 
 
-WITH_ALL = {"loss.perceptual_weight": 1.0}
+WITH_ALL = {"loss.perceptual_weight": 1.0, "ema_warmup": True}
 
 
 def lines(workdir):
@@ -114,6 +114,9 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     measured |= {"clips_per_second", "frames_per_second", "seconds_per_step", "skipped_steps"}
     assert measured <= records[0].keys()
     assert {"psnr", "psnr_raw", "ssim", "ssim_raw"} <= {n for r in records for n in r}
+    for record in records:
+        if "loss" in record:  # of clips of 1×16×16
+            np.testing.assert_allclose(record["loss_per_value"] * 16 * 16 * 3, record["loss"])
     assert [r["adaptive_weight"] > 0 for r in records if "loss" in r] == [False] * 2 + [True] * 4
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
     events = EventAccumulator(str(workdir / "tensorboard")).Reload()
@@ -301,6 +304,11 @@ def test_a_video_model_starts_from_an_sd_vae_by_tail_initialisation(videos, tmp_
         ({"data.frames": 8}, ["config.data.frames=8", "4k + 1", "is 9"]),
         ({"data.size": 20}, ["config.data.size=20", "nearest is 16"]),
         ({"data.short_side": 8}, ["config.data.short_side=8"]),
+        ({"data.short_side_max": 20}, ["config.data.short_side_max=20", "short_side=24"]),
+        (
+            {"data.short_side_max": 40, "data.in_memory": True},
+            ["config.data.in_memory", "short_side_max=40"],
+        ),
         ({"batch_size": 13}, ["config.batch_size=13", "2 devices", "nearest that does is 12"]),
         ({"batch_size": 7, "accumulate": 2}, ["2 devices in 2 parts", "that does is 8"]),
         ({"mesh.fsdp": 3}, ["config.mesh", "data=1, fsdp=3", "there are 2"]),

@@ -110,3 +110,29 @@ def test_discriminator_s_logits_are_the_released_ones():
     logits = discriminator(channels_last(CASES["a/video"]))
     expected = channels_last(CASES["a/discriminator_logits_of_video"])
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_means_per_value_are_the_same_for_larger_clips_of_the_same_content():
+    rng = np.random.default_rng(0)
+    video, reconstruction = rng.uniform(-1, 1, (2, 2, 3, 16, 8, 3)).astype(np.float32)
+    mean, logvar = rng.normal(size=(2, 2, 3, 2, 1, 4)).astype(np.float32)
+
+    def measured(*times):
+        x, y, m, v = (jnp.tile(a, (*times, 1)) for a in (video, reconstruction, mean, logvar))
+        nll, parts = losses.reconstruction_loss(y, x, 0.25)
+        kl = losses.kl_loss(DiagonalGaussian(m, v))
+        metrics = {"loss": nll + 1e-6 * kl, "nll": nll, "kl": kl, **parts}
+        return metrics, losses.per_value(metrics, x.shape, m.shape)
+
+    small, means = measured(1, 1, 1, 1)
+    large, of_large = measured(1, 2, 3, 2)
+    for name, ratio in (("reconstruction", 6), ("nll", 6), ("kl", 12)):
+        np.testing.assert_allclose(large[name], ratio * small[name], rtol=1e-5)
+        np.testing.assert_allclose(
+            of_large[f"{name}_per_value"], means[f"{name}_per_value"], rtol=1e-5
+        )
+    error = np.abs(video - reconstruction).mean()
+    np.testing.assert_allclose(means["reconstruction_per_value"], error, rtol=1e-5)
+    np.testing.assert_allclose(means["nll_per_value"], error / np.exp(0.25) + 0.25, rtol=1e-5)
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean()
+    np.testing.assert_allclose(means["kl_per_value"], kl, rtol=1e-5)

@@ -18,7 +18,13 @@ from odvae_jax.sharding import make_mesh
 from odvae_jax.training import losses
 from odvae_jax.training.config import default_config
 from odvae_jax.training.discriminator import Discriminator
-from odvae_jax.training.state import LOGVAR, create_state, make_optimizers, model_parameters
+from odvae_jax.training.state import (
+    LOGVAR,
+    create_state,
+    ema_step,
+    make_optimizers,
+    model_parameters,
+)
 from odvae_jax.training.step import _samples, update_of_step
 from tests.training.steps import make_train_step
 from tests.two_levels import TWO_LEVELS
@@ -123,6 +129,37 @@ def test_every_part_of_the_state_moves_and_the_average_follows():
     assert int(after.step) == 1 and int(after.skipped) == 0
 
 
+def test_a_short_run_with_a_warm_average_keeps_nothing_of_its_beginning():
+    """The averages that the same weights have by the rule, and without a warm-up."""
+    config = small(ema_warmup=True, ema_decay=0.97)
+    values = np.random.default_rng(0).normal(size=300)  # the weights after each step
+
+    def average(begin):
+        now = begin
+        for n, value in enumerate(values):
+            now = (1 - (weight := float(ema_step(config, jnp.asarray(n))))) * now + weight * value
+        return now, weight
+
+    ends, weights = zip(*map(average, (0.0, 1000.0)), strict=True)
+    np.testing.assert_allclose(*ends, atol=1e-6)
+    assert abs(ends[0]) < 0.5
+    np.testing.assert_allclose(weights, 0.03, rtol=1e-5)  # by then it is the run's own decay
+    config.ema_warmup = False
+    assert average(1000.0)[0] - average(0.0)[0] > 0.1
+
+
+def test_the_average_is_warmed_up_by_the_step_that_the_state_counts():
+    step, state = decoder_only()
+    for n, decay in ((0, 1 / 10), (3, 4 / 13), (100_000, 0.999)):
+        before = state._replace(step=jnp.asarray(n, jnp.int32))
+        after, _ = step(before, CLIPS, None)
+        for name, value in after.parameters.items():
+            if name.startswith("decoder."):
+                assert (value != state.parameters[name]).any(), name
+            expected = decay * state.ema[name] + (1 - decay) * value
+            np.testing.assert_allclose(after.ema[name], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_step_without_finite_loss_changes_nothing_and_is_counted():
     step, state, _ = compiled()
     poisoned = dict(state.parameters)
@@ -167,10 +204,17 @@ def test_accumulation_gives_the_whole_batch_s_gradient():
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_a_frozen_encoder_stays_and_costs_no_optimizer_state():
-    config = small(**{"discriminator.weight": 0.0, "freeze": "encoder"})
+@functools.cache
+def decoder_only():
+    """The step with a frozen encoder, no discriminator and a warm average, and its first state."""
+    config = small(**{"discriminator.weight": 0.0, "freeze": "encoder", "ema_warmup": True})
     step, state = step_and_state(config)
-    after, _ = jax.jit(step)(state, CLIPS, None)
+    return jax.jit(step), state
+
+
+def test_a_frozen_encoder_stays_and_costs_no_optimizer_state():
+    step, state = decoder_only()
+    after, _ = step(state, CLIPS, None)
     for name, value in state.parameters.items():
         same = bool((after.parameters[name] == value).all())
         assert same == (name.startswith(("encoder.", "quant_conv.")) or name == LOGVAR), name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ _AT_LEAST = {
     "validation_clips": 1,
     "scale_clips": 0,
     "data.holdout": 0,
+    "data.short_side_max": 0,
     "data.threads": 1,
     "data.workers": 0,
     "data.stride": 1,
@@ -121,6 +124,36 @@ class Autoencoder(Task):
         """Every field of `default_config`, with the defaults of `ODVAEConfig` for the model."""
         config = default_config()
         config.model = ODVAEConfig().to_dict()
+        return config
+
+    @classmethod
+    def completed(
+        cls,
+        config: ml_collections.ConfigDict,
+        begun: Callable[[], Mapping[str, Any] | None],
+    ) -> ml_collections.ConfigDict:
+        """The config with the model that is trained on, if `init.same_model` asks for it.
+
+        Raises:
+          FileNotFoundError: if that model is missing.
+          ValueError: if no model is named, or what is named holds none.
+        """
+        if not config.init.same_model:
+            return config
+        if (before := begun()) is not None:
+            model = dict(before["model"])
+        elif config.init.from_pretrained:
+            model = _pretrained(config).config.to_dict()
+        else:
+            raise ValueError(
+                "config.init.same_model needs a model to begin with: give "
+                "--config.init.from_pretrained=small, or a path."
+            )
+        own = ("dtype", "precision", "remat")
+        model |= {name: config.model[name] for name in own} | {"param_dtype": "float32"}
+        config = copy.deepcopy(config)
+        with config.unlocked():
+            config.model = ml_collections.ConfigDict(model)
         return config
 
     @classmethod
@@ -189,6 +222,33 @@ class Autoencoder(Task):
         config = self.config
         adversary, optimizers = _discriminator(config, None), make_optimizers(config)
         return autoencoder_step(config, self._vae, adversary, optimizers, self.mesh, kind)
+
+    def less_memory(self, share: float) -> dict[str, Any]:
+        """The batch in more parts, more that is computed again, and smaller or shorter clips."""
+        config, model = self.config, model_config(self.config)
+        sizes = {"batch_size": config.batch_size}
+        if config.data.image_rate:
+            sizes["data.image_batch_size"] = config.data.image_batch_size
+        shards, parts = clip_shards(self.mesh), config.accumulate
+        fields: dict[str, Any] = {}
+        most = math.gcd(*sizes.values()) // shards
+        finer = [n for n in range(parts + 1, most + 1) if most % n == 0]
+        if finer:
+            fields["accumulate"] = next((n for n in finer if parts <= share * n), finer[-1])
+        if model.remat != "blocks":
+            fields["model.remat"] = "blocks"
+        for name, size in sizes.items():
+            fields[name] = _shrunk(size, share, shards * parts)
+        fields["data.frames"] = _shrunk(config.data.frames - 1, share, model.time_compression) + 1
+        height = self.mesh.shape["height"]
+        side = model.space_compression * height
+        rows = max(
+            side * LEAST_ROWS if height > 1 else side,
+            SMALLEST["vgg"] if config.loss.perceptual_weight else 0,
+        )
+        fields["data.size"] = _shrunk(config.data.size, math.sqrt(share), side, rows)
+        now = {"data.frames": config.data.frames, "data.size": config.data.size, **sizes}
+        return {name: value for name, value in fields.items() if value != now.get(name)}
 
     def constants(self) -> LPIPS | None:
         """LPIPS with VGG-16, where it is part of the loss.
@@ -260,6 +320,9 @@ class Autoencoder(Task):
         """
         if not self.config.scale_clips:
             return
+        if trained.config.scale.measured:
+            logger.info("the encoder was not trained, so the scale of its latents stays as it was")
+            return
         if not finished:  # whoever told the run to stop may not wait
             logger.info("the run has steps to do, so the scale of its latents was not measured")
             return
@@ -299,6 +362,11 @@ class Autoencoder(Task):
                 yield from itertools.islice(feed, count)
 
         return drawn(), f"{count} training clips, since config.data.holdout={data.holdout} frames"
+
+
+def _shrunk(size: int, share: float, unit: int, least: int = 1) -> int:
+    """The largest multiple of a unit in a share of a size, but at least the least."""
+    return min(max(int(size * share) // unit, -(-least // unit)) * unit, size)
 
 
 def _span(config) -> int:
@@ -353,6 +421,16 @@ def _check_data(config, model: ODVAEConfig) -> None:
         )
     if data.short_side < data.size:
         raise ValueError(f"config.data.short_side={data.short_side} is less than size={data.size}.")
+    if 0 < data.short_side_max < data.short_side:
+        raise ValueError(
+            f"config.data.short_side_max={data.short_side_max} is less than "
+            f"short_side={data.short_side}; expected at least that, or 0 to scale all clips alike."
+        )
+    if data.in_memory and data.short_side_max > data.short_side:
+        raise ValueError(
+            f"config.data.in_memory keeps videos at one size, and short_side_max="
+            f"{data.short_side_max} gives each clip its own: leave one of them out."
+        )
 
 
 def _check_spread(config, model: ODVAEConfig, mesh: Mesh) -> None:
@@ -380,17 +458,23 @@ def _check_spread(config, model: ODVAEConfig, mesh: Mesh) -> None:
         )
 
 
+def _pretrained(config) -> ODVAE:
+    """The model that a run begins with, in the dtype that parameters are trained in."""
+    init = config.init
+    return load_pretrained(
+        init.from_pretrained,
+        revision=init.revision or None,
+        subfolder=init.subfolder or None,
+        param_dtype="float32",
+    ).vae
+
+
 def _initial_model(config) -> ODVAE:
     model = model_config(config)
     init = config.init
     if not init.from_pretrained:
         return ODVAE(model, rngs=config.seed)
-    loaded = load_pretrained(
-        init.from_pretrained,
-        revision=init.revision or None,
-        subfolder=init.subfolder or None,
-        param_dtype=model.param_dtype,
-    ).vae
+    loaded = _pretrained(config)
     if loaded.config.parts.is_image and not model.parts.is_image:
         return inflate(loaded, model, init.method, seed=config.seed)
     differing = [
@@ -441,6 +525,7 @@ def _clips(config, path: str, frames: int, holdout: int = 0) -> RandomClips:
         frames=frames,
         size=data.size,
         short_side=data.short_side,
+        short_side_max=data.short_side_max or None,
         seed=config.seed,
         holdout=holdout,
         stride=(data.stride, max(data.stride, data.stride_max)),

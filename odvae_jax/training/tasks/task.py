@@ -101,6 +101,23 @@ class Task(abc.ABC):
         A field that a config lacks, since it is from before the field existed, has this value.
         """
 
+    @classmethod
+    def completed(
+        cls,
+        config: ml_collections.ConfigDict,
+        begun: Callable[[], Mapping[str, Any] | None],
+    ) -> ml_collections.ConfigDict:
+        """A config with the fields that depend on something outside it, such as a saved model.
+
+        It is called before `check`, and what it returns is the config of the run.
+
+        Args:
+          config: the config that was given; it lacks no field.
+          begun: reads the config of the run that is to be continued; it returns None for a new
+            run.
+        """
+        return config
+
     @classmethod  # noqa: B027 (optional)
     def check(cls, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         """Raises ValueError for a config that cannot work, naming the field and what would do."""
@@ -141,6 +158,19 @@ class Task(abc.ABC):
         not finite, the loop keeps the state of before. So the loss and the gradient's norm belong
         to them. It is compiled once for each kind and shape of batch.
         """
+
+    def less_memory(self, share: float) -> Mapping[str, Any]:
+        """Fields of the config whose values here make a step need less memory, the best first.
+
+        It is asked where the memory of a device does not suffice; the message has what it returns.
+
+        Args:
+          share: the share of what a step needs now that there is room for, between 0 and 1.
+
+        Returns:
+          Values by the dotted name of the field; each of them alone helps.
+        """
+        return {}
 
     def constants(self) -> Any:
         """Arrays on the mesh that every step is given and none changes, such as a frozen model."""
