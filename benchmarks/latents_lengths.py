@@ -45,10 +45,11 @@ def write_videos(folder: Path, sides: list[tuple[int, int]]) -> None:
         write_video(folder / f"{number:02}.mp4", np.clip(video, 0, 255).astype(np.uint8), 24)
 
 
-def save_model(folder: Path, width: int) -> None:
+def save_model(folder: str, width: str) -> None:
     """Saves a model with random weights and norms per frame."""
     from odvae_jax import ODVAE, ODVAEConfig
 
+    width = int(width)
     ODVAE(
         ODVAEConfig.variant(4, width=width, groups=min(width // 4, 32), norm="frame")
     ).save_pretrained(folder)
@@ -133,9 +134,9 @@ def own_rate(model: str) -> None:
     print(rounds * 32 / (time.perf_counter() - start))
 
 
-def _run(*given: str, cache: Path) -> tuple[str, float]:
+def _run(*given: str, cache: Path, **more: str) -> tuple[str, float]:
     """Runs something in a new process; returns what it printed, and the seconds that it took."""
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), **more}
     environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     start = time.perf_counter()
     ended = subprocess.run(
@@ -156,9 +157,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.do:
         name, *more = given.do
-        return {"write": write_dataset, "own": own_rate}[name](*more)
+        return {"save": save_model, "write": write_dataset, "own": own_rate}[name](*more)
     with tempfile.TemporaryDirectory() as name:
-        save_model(Path(name) / "model", given.width)
+        # In a process of its own, and on the CPU: this one must leave the GPU's memory to others.
+        made = ["--do", "save", str(Path(name) / "model"), str(given.width)]
+        _run(__file__, *made, cache=Path(name) / "cache", JAX_PLATFORMS="cpu")
         if given.only != "lengths":
             _sizes(Path(name))
         if given.only != "sizes":
