@@ -19,6 +19,7 @@ from odvae_jax.files import WholeFile
 from odvae_jax.latents import LatentsFile, find_latents
 from odvae_jax.latents.buckets import LeftOutError, Size, choose, of_budget, parse_buckets
 from odvae_jax.latents.records import unpack_record
+from odvae_jax.tiling import AutoTiling
 from odvae_jax.transcoding import Cut, DatasetSettings, encode_dataset
 from odvae_jax.transcoding.units import encode_unit
 from tests.conftest import write_clip
@@ -356,3 +357,17 @@ def test_buckets_of_a_budget_keep_it_and_nearly_use_it():
     assert aspects[0] >= 0.5 and aspects[-1] <= 2
     assert {(size.width, size.height) for size in sizes} == {(s.height, s.width) for s in sizes}
     assert max(b / a for a, b in itertools.pairwise(aspects)) < 1.3
+
+
+def test_a_tiling_is_chosen_once_by_the_memory_and_kept(vae, manifest, dataset, tmp_path):
+    dest, _ = dataset
+    auto = settings(tiling=AutoTiling(memory=2**40))
+    encoded(vae, manifest, tmp_path / "d", auto)
+    assert records(tmp_path / "d") == records(dest), "clips are whole where there is room"
+    again = encoded(vae, manifest, tmp_path / "d", settings(tiling=AutoTiling(memory=1)))
+    assert again.clips == 0 and again.there == len(records(dest))
+    small = encoded(
+        vae, manifest, tmp_path / "small", settings(tiling=AutoTiling(memory=1))
+    ).description
+    assert small.shared["tiling"] != again.description.shared["tiling"]
+    assert small.records == len(records(dest))

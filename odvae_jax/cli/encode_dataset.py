@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"--to=shards takes one source, not {len(arguments.inputs)}; a manifest or a folder "
             "can name many videos."
         )
+    if arguments.rows > 1:
+        raise ValueError("--rows is for files; with --to=shards each device encodes clips alone.")
     if arguments.overwrite:
         raise ValueError("--overwrite is for files: choose a new folder for a dataset.")
     if arguments.engine == "ray" and arguments.coordinator:
@@ -98,7 +100,6 @@ def _run_on_ray(arguments) -> int:
             dest,
             verify=arguments.verify,
             workers=arguments.workers is not None,
-            tiling=settings.tiling,
             limits=settings.limits,
         )
         which = part(arguments.shard) if arguments.shard is not None else (0, 1)

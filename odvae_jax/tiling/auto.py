@@ -31,6 +31,8 @@ _TOO_HIGH = 0.05  # so far above the truth may a prediction be: what is compiled
 _FAILED: dict[Any, float] = {}  # the room that did not suffice for a way all the same
 _SAID: set[Any] = set()
 
+_QUARTER = 4  # neighbouring tiles share a quarter of their side
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoTiling:
@@ -247,7 +249,7 @@ def _candidates(config: ODVAEConfig, work: Work, most: int | None) -> list[Parts
         tiles = []  # rows that lie on several devices are not tiled
     else:
         tiles = [tile * unit for tile in _TILES if tile * unit < max(sides)]
-    in_space = [(*shortest, SpatialTiling(tile, tile // 4)) for tile in tiles]
+    in_space = [(*shortest, SpatialTiling(tile, tile // _QUARTER)) for tile in tiles]
     in_time = [(), *((made(step),) for step in steps if most is None or step <= most)]
     whole_is_tried = most is None or frames <= most + 1 or len(in_time) == 1
     return [*in_time[0 if whole_is_tried else 1 :], *in_space]

@@ -15,6 +15,7 @@ import jax
 from tqdm import tqdm
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.data.sources import open_source, workers_for
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, WholeFile, printable
@@ -33,14 +34,17 @@ from odvae_jax.latents.scale import Scale
 from odvae_jax.latents.schema import compression
 from odvae_jax.latents.shards import Limits, read_indices, total_statistics, without_doubles
 from odvae_jax.latents.storage import Folder, LocalFolder, open_folder
-from odvae_jax.tiling import TemporalTiling, Tiling
-from odvae_jax.transcoding.computation import Computation
+from odvae_jax.tiling import AutoTiling, Streaming, Tiling, choose, in_time_and_space
+from odvae_jax.tiling.auto import whole_clip
+from odvae_jax.transcoding.computation import DEFAULT_CHUNK, Computation
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.units import Came, Reading, UnitEncoder
 
 logger = logging.getLogger(__name__)
 LEFT_OUT = "left-out.jsonl"
 """The file of a dataset with the videos that no entry was planned for, each with the reason."""
+# Frames of a video as a whole for which a tiling is chosen; longer ones are cut alike.
+_WHOLE_VIDEO = 129
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -53,7 +57,8 @@ class DatasetSettings:
       content: what is stored of the posterior: "mean", "moments" or "sample".
       store: the dtype of latents in records: "float32", "float16" or "bfloat16".
       seed: the seed of samples.
-      tiling: how clips are cut on the device; None computes clips of a bucket as a whole.
+      tiling: how clips are cut on the device; None computes clips of a bucket as a whole, and
+        `AutoTiling` chooses by the memory when the dataset is planned.
       batch: the number of clips that a device computes together; None chooses it by their size.
       workers: the number of processes that read videos; 0 reads in threads.
       threads: the number of threads that read, in each process.
@@ -65,7 +70,7 @@ class DatasetSettings:
     content: str = "mean"
     store: str = "float32"
     seed: int = 0
-    tiling: tuple[Tiling, ...] | None = None
+    tiling: tuple[Tiling, ...] | AutoTiling | None = None
     batch: int | None = None
     workers: int = 0
     threads: int = 4
@@ -138,85 +143,100 @@ def encode_dataset(
       OSError: if something cannot be written.
     """
     folder = open_folder(dest)
-    summary = Summary()
-    with contextlib.ExitStack() as held:
-        held.enter_context(_held(folder, f"part-{part[0]}-of-{part[1]}"))
-        description, plan, reading = prepare(vae, model, source, folder, settings, bar=bar)
+    with _held(folder, f"part-{part[0]}-of-{part[1]}"):
+        prepared = prepare(vae, model, source, folder, settings, bar=bar)
         folder.tidy()  # not before it is known that the folder is a dataset's
-        indices = without_doubles(read_indices(folder))
-        finished = {int(e) for index, mask in indices for e in index.entries[mask]}
-        units = plan.units(description.buckets)[part[0] :: part[1]]
-        ours = {int(e) for _, entries in units for e in entries}
-        summary.there = len(ours & finished)
-        summary.left_out = description.left_out
-        problems: dict[int, tuple[str, str]] = {}
-        units = [u for u in units if not finished.issuperset(u[1].tolist())]
-        lengths = [description.buckets[b].frames for b in {bucket for bucket, _ in units}]
-        summary.programs = len(lengths) - lengths.count(None)
-        how = {"tiling": settings.tiling, "limits": settings.limits}
-        how["devices"] = devices or jax.local_devices()
+        encoding = _Encoding(folder, *prepared, part, bar)
         try:
             if run is None:
-                _run_here(
-                    vae,
-                    description,
-                    plan,
-                    reading,
-                    folder,
-                    units,
-                    finished,
-                    summary,
-                    problems,
-                    how,
-                    len(ours),
-                    bar,
-                )
+                given = {"limits": settings.limits, "devices": devices or jax.local_devices()}
+                encoding.here(vae, **given)
             else:
-                start = time.perf_counter()
-                events = run(description, plan, reading, units, finished)
-                summary.compiling = time.perf_counter() - start
-                start = time.perf_counter()
-                _follow(events, summary, problems, len(ours), bar)
-                summary.seconds = time.perf_counter() - start
+                encoding.elsewhere(run)
         except BaseException:
             with contextlib.suppress(OSError):  # what went wrong first is what is said
-                _finish(folder, description, plan, part, problems, summary)
+                encoding.finish()
             raise
-        _finish(folder, description, plan, part, problems, summary)
-    return summary
+        encoding.finish()
+    return encoding.summary
 
 
-def _run_here(
-    vae, description, plan, reading, folder, units, finished, summary, problems, how, total, bar
-) -> None:
-    """Encodes units on devices of this process."""
-    with UnitEncoder(vae, description, plan, reading, folder, **how) as encoder:
+class _Encoding:
+    """One part of a dataset under way."""
+
+    def __init__(self, folder, description, plan, reading, part, bar):
+        self._folder, self._description, self._plan = folder, description, plan
+        self._reading, self._part, self._bar = reading, part, bar
+        indices = without_doubles(read_indices(folder))
+        self._finished = {int(e) for index, mask in indices for e in index.entries[mask]}
+        units = plan.units(description.buckets)[part[0] :: part[1]]
+        ours = {int(e) for _, entries in units for e in entries}
+        self._units = [u for u in units if not self._finished.issuperset(u[1].tolist())]
+        self._problems: dict[int, tuple[str, str]] = {}
+        self._total = len(ours)
+        self._numbers = {bucket for bucket, _ in self._units}
+        lengths = [description.buckets[bucket].frames for bucket in self._numbers]
+        self.summary = Summary(
+            there=len(ours & self._finished),
+            left_out=description.left_out,
+            programs=len(lengths) - lengths.count(None),
+        )
+
+    def here(self, vae: ODVAE, **how: Any) -> None:
+        """Encodes units on devices of this process."""
+        given = (self._description, self._plan, self._reading, self._folder)
+        with UnitEncoder(vae, *given, **how) as encoder:
+            start = time.perf_counter()
+            encoder.compile(self._numbers)
+            self._note_compiling(start)
+            start = time.perf_counter()
+            self._follow(encoder.run(self._units, self._finished))
+            encoder.finish()
+            self.summary.seconds = time.perf_counter() - start
+
+    def elsewhere(self, run: Callable[..., Iterator[Came]]) -> None:
+        """Lets something else encode units."""
         start = time.perf_counter()
-        numbers = sorted({bucket for bucket, _ in units})
-        encoder.compile(numbers)
+        given = (self._description, self._plan, self._reading, self._units, self._finished)
+        events = run(*given)
+        self._note_compiling(start)
+        start = time.perf_counter()
+        self._follow(events)
+        self.summary.seconds = time.perf_counter() - start
+
+    def _note_compiling(self, start):
+        summary = self.summary
         summary.compiling = time.perf_counter() - start
-        if bar and summary.compiling > 1:
+        if self._bar and summary.compiling > 1:
             print(f"{summary.programs} programs compiled in {summary.compiling:.1f} s", flush=True)
-        start = time.perf_counter()
-        _follow(encoder.run(units, finished), summary, problems, total, bar)
-        encoder.finish()
-        summary.seconds = time.perf_counter() - start
 
+    def _follow(self, events: Iterator[Came]) -> None:
+        """Shows how far the run is, and notes what comes of it."""
+        summary, start = self.summary, time.perf_counter()
+        progress = tqdm(
+            total=self._total,
+            initial=summary.there,
+            unit="clip",
+            dynamic_ncols=True,
+            disable=not self._bar,
+        )
+        with progress, contextlib.closing(events):
+            for came in events:
+                summary.clips += came.clips
+                summary.frames += came.frames
+                self._problems |= came.problems
+                progress.update(came.clips + len(came.problems))
+                rate = summary.frames / (time.perf_counter() - start)
+                progress.set_postfix_str(f"{rate:.0f} frames/s, {len(self._problems)} problems")
 
-def _follow(events: Iterator[Came], summary, problems, total, bar) -> None:
-    """Shows how far a run is, and notes what comes of it."""
-    progress = tqdm(
-        total=total, initial=summary.there, unit="clip", dynamic_ncols=True, disable=not bar
-    )
-    start = time.perf_counter()
-    with progress, contextlib.closing(events):
-        for came in events:
-            summary.clips += came.clips
-            summary.frames += came.frames
-            problems |= came.problems
-            progress.update(came.clips + len(came.problems))
-            rate = summary.frames / (time.perf_counter() - start)
-            progress.set_postfix_str(f"{rate:.0f} frames/s, {len(problems)} problems")
+    def finish(self) -> None:
+        """Writes problems, and, if nothing is missing, the counts and the scale.
+
+        Of several parts that end together, the last one finds nothing missing.
+        """
+        with _in_turn(self._folder):
+            _write_problems(self._folder, self._part, self._problems, self.summary)
+            self.summary.description = _sum_up(self._folder, self._description, self._plan)
 
 
 @contextlib.contextmanager
@@ -272,8 +292,9 @@ def prepare(
         (),
         {},
     )
+    automatic = AutoTiling.of(settings.tiling)
     with _in_turn(folder):
-        if (there := _planned(folder, described)) is not None:
+        if (there := _planned(folder, described, automatic is not None)) is not None:
             return *there, reading
         if others := [n for n in folder.names() if n not in (ENTRIES, LEFT_OUT)]:
             raise ValueError(
@@ -281,7 +302,10 @@ def prepare(
                 "one."
             )
         planned = plan(opened, settings, bar=bar)
-        if (there := _planned(folder, described)) is not None:  # far folders have no turns
+        if automatic is not None:
+            described.shared["tiling"] = _chosen(vae, planned, automatic)
+        there = _planned(folder, described, automatic is not None)
+        if there is not None:  # far folders have no turns
             return *there, reading
         described = dataclasses.replace(described, buckets=planned.buckets, left_out=planned.counts)
         folder.write(ENTRIES, planned.plan.to_bytes())
@@ -290,7 +314,9 @@ def prepare(
     return described, planned.plan, reading
 
 
-def _planned(folder: Folder, described: Description) -> tuple[Description, Plan] | None:
+def _planned(
+    folder: Folder, described: Description, automatic: bool
+) -> tuple[Description, Plan] | None:
     """Reads what another run has planned; None if there is nothing.
 
     Raises:
@@ -298,7 +324,10 @@ def _planned(folder: Folder, described: Description) -> tuple[Description, Plan]
     """
     if (there := read_description(folder)) is None:
         return None
-    described = dataclasses.replace(described, buckets=there.buckets)
+    shared = dict(described.shared)
+    if automatic:  # it was chosen once for all runs
+        shared["tiling"] = there.shared["tiling"]
+    described = dataclasses.replace(described, shared=shared, buckets=there.buckets)
     if differing := there.differences(described):
         raise ValueError(
             f"{folder.name} holds a dataset that was made otherwise "
@@ -306,6 +335,21 @@ def _planned(folder: Folder, described: Description) -> tuple[Description, Plan]
             "model, the source and the options that it was begun with."
         )
     return there, read_plan(folder)
+
+
+def _chosen(vae: ODVAE, planned: Planned, auto: AutoTiling) -> dict[str, Any]:
+    """Describes the tiling that the largest clips need."""
+    largest = max(planned.buckets, key=lambda b: b.batch * (b.frames or 1) * b.height * b.width)
+    frames = largest.frames or _WHOLE_VIDEO
+    shape = (largest.batch, frames, largest.height, largest.width, IMAGE_CHANNELS)
+    chosen = choose(vae, shape, encodes=True, memory=auto.memory)
+    time, space = in_time_and_space(chosen)
+    if time is None and largest.frames is None and vae.config.streams:
+        time = Streaming(DEFAULT_CHUNK)
+    elif time is None:
+        time = whole_clip(vae.config, max(b.frames or _WHOLE_VIDEO for b in planned.buckets))
+    made = Computation.of(vae, (time,) if space is None else (time, space)).describe()
+    return json.loads(json.dumps(made))
 
 
 def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
@@ -333,16 +377,12 @@ def _left_out_rows(planned: Planned) -> bytes:
 
 def shared_fields(vae: ODVAE, model: str, settings: DatasetSettings) -> dict[str, Any]:
     """Returns the fields of `LatentsInfo` that all records of a dataset have in common."""
-    config = vae.config
-    if settings.tiling is None and not (settings.cut.frames or settings.cut.buckets):
-        tiling = Computation.of(vae, None).describe()
-    elif settings.tiling is None:
-        longest = max([settings.cut.frames or 1, *(s.frames for s in settings.cut.buckets)])
-        c = config.time_compression
-        group = c * max(-(-(longest - 1) // c), 1) + 1  # a group that holds every clip
-        tiling = {"TemporalTiling": dataclasses.asdict(TemporalTiling(group))}
-    else:
-        tiling = Computation.of(vae, settings.tiling).describe()
+    config, cut = vae.config, settings.cut
+    tiling = None if AutoTiling.of(settings.tiling) else settings.tiling
+    if tiling is None and (cut.frames or cut.buckets):
+        longest = max([cut.frames or 1, *(size.frames for size in cut.buckets)])
+        tiling = (whole_clip(config, longest),)
+    tiling = Computation.of(vae, tiling).describe()
     return json.loads(
         json.dumps(
             {
@@ -358,16 +398,6 @@ def shared_fields(vae: ODVAE, model: str, settings: DatasetSettings) -> dict[str
             }
         )
     )
-
-
-def _finish(folder, description, plan, part, problems, summary) -> None:
-    """Writes problems, and, if nothing is missing, the counts and the scale.
-
-    Of several parts that end together, the last one finds nothing missing.
-    """
-    with _in_turn(folder):
-        _write_problems(folder, part, problems, summary)
-        summary.description = _sum_up(folder, description, plan)
 
 
 def _write_problems(folder, part, problems, summary) -> None:

@@ -32,7 +32,6 @@ from odvae_jax.files import one_line, printable
 from odvae_jax.latents.description import DATASET, Description, Plan, read_description
 from odvae_jax.latents.shards import Limits, read_indices
 from odvae_jax.latents.storage import LocalFolder, open_folder
-from odvae_jax.tiling import Tiling
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.units import Came, Reading, UnitEncoder
 
@@ -61,7 +60,6 @@ class Work:
       workers: whether `reading` says how many processes read; else each actor takes its share of
         the cores of its machine.
       actors: the number of actors.
-      tiling: how clips are cut on the device.
       limits: when a shard is closed.
       buckets: the numbers of the buckets whose programs are compiled.
       on_gpus: whether each actor has a GPU.
@@ -77,7 +75,6 @@ class Work:
     reading: Reading
     workers: bool
     actors: int
-    tiling: tuple[Tiling, ...] | None
     limits: Limits
     buckets: tuple[int, ...]
     on_gpus: bool
@@ -154,7 +151,6 @@ class Encoder:
             reading,
             folder,
             devices=devices,
-            tiling=work.tiling,
             limits=work.limits,
         )
         self._encoder.compile(work.buckets)
@@ -359,7 +355,6 @@ class RayEngine:
         *,
         verify: bool,
         workers: bool,
-        tiling: tuple[Tiling, ...] | None,
         limits: Limits,
     ):
         """Returns what `encode_dataset` takes as `run`.
@@ -370,7 +365,6 @@ class RayEngine:
           dest: the path or URL of the dataset's folder.
           verify: whether the model's files must be those that were written.
           workers: whether the settings say how many processes read for an actor.
-          tiling: how clips are cut on the device.
           limits: when a shard is closed.
         """
         if is_here_only(dest):
@@ -391,7 +385,6 @@ class RayEngine:
                     reading,
                     workers,
                     self.actors,
-                    tiling,
                     limits,
                     tuple(sorted({bucket for bucket, _ in units})),
                     bool(self.gpus),

@@ -39,13 +39,20 @@ from odvae_jax.latents.records import as_stored, pack_record
 from odvae_jax.latents.shards import Limits, ShardWriter
 from odvae_jax.latents.storage import Folder
 from odvae_jax.posterior import DiagonalGaussian
-from odvae_jax.tiling import Tiling
-from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
+from odvae_jax.tiling import TemporalTiling, Tiling
+from odvae_jax.transcoding.computation import (
+    Computation,
+    ModelOnDevices,
+    as_clips,
+    check_finite,
+    override_tiling,
+)
 from odvae_jax.transcoding.programs import AT_ONCE, compile_ahead
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
 logger = logging.getLogger(__name__)
+_UNITS = 4  # units in memory for each device: read, computed, or to be written
 _SOME_BLOCKS = 1000  # frames of a video that needs every program that long ones need
 _LONGEST = 2**31
 """The most bytes of latents that a video as a whole may have in one record."""
@@ -124,8 +131,6 @@ class UnitEncoder:
       reading: how clips are read.
       folder: the dataset's folder.
       devices: the devices.
-      tiling: how clips are cut on the device; None for clips as a whole, and for whole videos what
-        `Computation.of` chooses.
       limits: when a shard is closed.
     """
 
@@ -138,16 +143,18 @@ class UnitEncoder:
         folder: Folder,
         *,
         devices: Sequence[jax.Device],
-        tiling: tuple[Tiling, ...] | None = None,
         limits: Limits | None = None,
     ):
         self._description, self._plan, self._reading = description, plan, reading
-        self._devices, self._tiling = list(devices), tiling
+        self._devices, self._config = list(devices), vae.config
+        made = override_tiling(description.shared["tiling"], None)
+        longest = max((bucket.frames or 1 for bucket in description.buckets), default=1)
+        # A group that holds every clip is the clip as a whole.
+        self._tiling = tuple(t for t in made if not _holds(t, longest)) or None
         self._models = ModelOnDevices(vae)
-        self._config = vae.config
         self._computation = None
         if any(bucket.frames is None for bucket in description.buckets):
-            self._computation = Computation.of(vae, tiling)
+            self._computation = Computation.of(vae, made)
         self._programs: dict[tuple[int, jax.Device], Callable] = {}
         writer = secrets.token_hex(4)
         self._writers = [ShardWriter(folder, b.name, writer, limits) for b in description.buckets]
@@ -430,6 +437,11 @@ class UnitEncoder:
         return record, clip.frames, len(stored), clip.frames / clip.fps, statistics
 
 
+def _holds(tiling: Tiling, frames: int) -> bool:
+    """Whether a tiling leaves clips of so many frames whole."""
+    return isinstance(tiling, TemporalTiling) and tiling.group >= frames
+
+
 @functools.partial(jax.jit, static_argnames="tiling")
 def encode_unit(
     vae: ODVAE, video: UInt8[Array, "b t h w 3"], tiling: tuple[Tiling, ...] | None
@@ -465,7 +477,7 @@ class _Lanes:
         self._units: queue.Queue = queue.Queue(len(devices))
         self._done: queue.Queue = queue.Queue()
         # Units that were given away and did not come back: they bound what is in memory.
-        self._room = threading.Semaphore(4 * len(devices))
+        self._room = threading.Semaphore(_UNITS * len(devices))
         self._stopped = threading.Event()
         self._lanes = len(devices)
         self._threads = [

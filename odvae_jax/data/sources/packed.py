@@ -16,6 +16,8 @@ from odvae_jax.data.sources.records import Records
 from odvae_jax.data.video import FrameBlocks, ReadBlocks, VideoError, VideoReader, to_rgb
 from odvae_jax.files import printable
 
+_TOGETHER = 8  # frames that a thread scales at a time
+
 
 class Packed(Records):
     """Videos in the packed format, one per record.
@@ -42,7 +44,7 @@ class Packed(Records):
         how = {"size": size, "threads": threads}
         if header["kind"] == "raw":
             raw = self._raw(index, header, content)
-            parts = np.array_split(raw, -(-len(raw) // 8))
+            parts = np.array_split(raw, -(-len(raw) // _TOGETHER))
             scale = functools.partial(_scaled, short_side=short_side)
             jobs = (functools.partial(scale, part) for part in parts)
             return ReadBlocks(header["name"], length, lambda: (header["fps"], jobs), **how)
