@@ -28,6 +28,7 @@ from odvae_jax.data.video import (
 )
 from tests.conftest import full, write_clip
 from tests.data.agreement import agrees
+from tests.data.encoding import encoded_columns
 
 ROOT = Path(__file__).parents[2]
 FRAMES, RATE = 48, 24
@@ -454,3 +455,10 @@ def test_training_on_tfds_never_imports_tensorflow(tfds_data, tmp_path):
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     assert [r["step"] for r in lines(tmp_path / "run") if "loss" in r] == [1, 2]
+
+
+def test_a_tfds_dataset_becomes_latents_with_its_columns(tfds_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_data / "array_record"))
+    found = encoded_columns("tfds:moving", tmp_path / "d")
+    source = open_source("tfds:moving")
+    assert found == {i: source.columns(i) for i in range(5)}

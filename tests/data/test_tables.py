@@ -17,6 +17,7 @@ from odvae_jax.data.sources import Header, Sampling, open_source
 from odvae_jax.data.video import VideoError
 from tests.conftest import write_clip
 from tests.data.agreement import agrees
+from tests.data.encoding import encoded_columns
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -167,3 +168,11 @@ def test_without_pyarrow_the_message_says_how_to_install_it(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(FileNotFoundError, match=r"pip install 'odvae_jax\[parquet\]'"):
         open_source(f"parquet:{path}")
+
+
+def test_a_parquet_file_becomes_latents_with_its_columns(folder, tmp_path):
+    columns, clips = rows(folder, stars=[1, 2, 3, 4, 5])
+    columns["video"] = [clip.read_bytes() for clip in clips]
+    source = f"parquet:{write(tmp_path / 'a.parquet', columns)}"
+    found = encoded_columns(source, tmp_path / "d")
+    assert found == {i: {"caption": f"é {i}", "stars": i + 1} for i in range(5)}
