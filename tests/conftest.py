@@ -134,6 +134,20 @@ def write_clip(path, frames=24, height=48, width=64, seed=0, fps=12):
     return path
 
 
+def remuxed(source, target, **options):
+    """The packets of a video in another file, whose kind its name says."""
+    import av
+
+    with av.open(str(source)) as whole, av.open(str(target), "w", options=options) as other:
+        video = whole.streams.video[0]
+        stream = other.add_stream_from_template(video)
+        for packet in whole.demux(video):
+            if packet.dts is not None:
+                packet.stream = stream
+                other.mux(packet)
+    return target
+
+
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
     """A folder of two short videos."""

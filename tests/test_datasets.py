@@ -22,7 +22,7 @@ from odvae_jax.latents.records import unpack_record
 from odvae_jax.tiling import AutoTiling
 from odvae_jax.transcoding import Cut, DatasetSettings, encode_dataset
 from odvae_jax.transcoding.units import encode_unit
-from tests.conftest import write_clip
+from tests.conftest import remuxed, write_clip
 from tests.two_levels import CAUSAL
 
 
@@ -371,3 +371,19 @@ def test_a_tiling_is_chosen_once_by_the_memory_and_kept(vae, manifest, dataset, 
     ).description
     assert small.shared["tiling"] != again.description.shared["tiling"]
     assert small.records == len(records(dest))
+
+
+def test_a_whole_video_that_ends_too_early_is_kept_and_named(vae, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_clip(folder / "good.mp4", 12, 16, 16)
+    whole = write_clip(tmp_path / "whole.mp4", 96, 16, 16, seed=1)
+    cut = remuxed(whole, folder / "cut.mp4", movflags="faststart")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
+    how = settings(cut={"buckets": (), "hop": None})
+    summary = encoded(vae, folder, tmp_path / "d", how)
+    assert [Path(name).name for name in summary.problems] == ["cut.mp4"]
+    found = [unpack_record(r, "r").header for r in records(tmp_path / "d").values()]
+    lengths = {Path(header["source"]).name: header["frames"] for header in found}
+    assert lengths["good.mp4"] == 12 and 10 < lengths["cut.mp4"] < 96
+    assert summary.description.records == 2

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -17,7 +16,7 @@ from odvae_jax import ODVAE, Streaming, TemporalTiling, decode_uint8, encode_uin
 from odvae_jax.cli import main
 from odvae_jax.data.video import inspect_video, read_frames
 from odvae_jax.latents import LatentsFile, LatentsWriter
-from tests.conftest import full, small_model, write_clip
+from tests.conftest import full, remuxed, small_model, write_clip
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,17 +156,6 @@ def test_shards_together_are_one_run_and_what_is_there_is_left(model, clips, tmp
     said = run(capsys, "encode", clips, tmp_path / "shards", "--ckpt", model, "--tiling=5",
                status=1)  # fmt: skip
     assert "made otherwise (tiling differ)" in said and "--overwrite" in said
-
-
-def remuxed(source, target, **options):
-    with av.open(str(source)) as whole, av.open(str(target), "w", options=options) as other:
-        video = whole.streams.video[0]
-        stream = other.add_stream_from_template(video)
-        for packet in whole.demux(video):
-            if packet.dts is not None:
-                packet.stream = stream
-                other.mux(packet)
-    return target
 
 
 @pytest.mark.parametrize("name", ["v.mp4", *full("v.mkv", "v.flv")])

@@ -224,8 +224,8 @@ class _Encoding:
             for came in events:
                 summary.clips += came.clips
                 summary.frames += came.frames
-                self._problems |= came.problems
-                progress.update(came.clips + len(came.problems))
+                self._problems |= came.problems | came.short
+                progress.update(came.clips + came.lost)
                 rate = summary.frames / (time.perf_counter() - start)
                 progress.set_postfix_str(f"{rate:.0f} frames/s, {len(self._problems)} problems")
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 2
 """Programs that are compiled at the same time. More disturb each other's autotuning on a GPU: five
 took 38 s one by one, 28 s by twos, and 70 s all at once on an H100."""
+_FEW = 4  # frame sizes, each of up to five programs
 _READERS = 8  # files whose headers are read at the same time
 
 
@@ -60,7 +61,8 @@ def compile_ahead(
 ) -> None:
     """Compiles the encoder's programs for videos of some sizes, for all devices.
 
-    What cannot be compiled is left; the reason is said when a video needs it.
+    Where there are more than a few sizes, the first video would wait too long: then each program is
+    compiled when a video needs it. What cannot be compiled is left; the reason is said then, too.
 
     Args:
       computation: how videos are cut.
@@ -75,6 +77,9 @@ def compile_ahead(
         for one in wanted
         if not any(one[1:] == other[1:] and _begins(one[0], other[0]) for other in wanted)
     }
+
+    if len({(height, width) for _, height, width in wanted}) > _FEW:
+        return
 
     def run(pair):
         (lengths, height, width), device = pair

@@ -88,6 +88,7 @@ class Report:
       units: the number of clips and of frames that each unit has brought, in the order in which the
         units were given.
       problems: entries that came to nothing, as in `Came`.
+      short: entries whose video ended too early, as in `Came`.
       finished: entries in shards that are finished.
       fault: what ended the actor's work; empty if nothing has.
       is_disk: whether the fault is that something could not be read or written.
@@ -95,6 +96,7 @@ class Report:
 
     units: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     problems: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    short: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
     finished: list[int] = dataclasses.field(default_factory=list)
     fault: str = ""
     is_disk: bool = False
@@ -102,7 +104,7 @@ class Report:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to say."""
-        return not (self.units or self.problems or self.finished or self.fault)
+        return not (self.units or self.problems or self.short or self.finished or self.fault)
 
 
 class Encoder:
@@ -211,7 +213,10 @@ class Encoder:
         with contextlib.closing(self._encoder.run(self._units(first), self._finished)) as events:
             for came in events:
                 self._note(
-                    unit=(came.clips, came.frames), problems=came.problems, finished=came.finished
+                    unit=(came.clips, came.frames),
+                    problems=came.problems,
+                    short=came.short,
+                    finished=came.finished,
                 )
                 if self._stopped.is_set():
                     return
@@ -221,11 +226,12 @@ class Encoder:
             yield unit
             unit = self._given.get()
 
-    def _note(self, *, unit=None, problems=(), finished=(), fault="", is_disk=False):
+    def _note(self, *, unit=None, problems=(), short=(), finished=(), fault="", is_disk=False):
         with self._changed:
             report = self._report
             report.units += [] if unit is None else [unit]
             report.problems |= dict(problems)
+            report.short |= dict(short)
             report.finished += finished
             report.fault, report.is_disk = fault or report.fault, is_disk or report.is_disk
             self._changed.notify_all()
@@ -507,7 +513,12 @@ class RayEngine:
     def _noted(self, actor, report: Report) -> Came:
         if report.fault:
             raise (OSError if report.is_disk else WorkerError)(report.fault)
-        came = Came(0, 0, report.finished, report.problems)
+        came = Came(
+            lost=len(report.problems),
+            finished=report.finished,
+            problems=report.problems,
+            short=report.short,
+        )
         for clips, frames in report.units:
             unit = actor.given.popleft()
             unit.clips, unit.frames = clips, frames

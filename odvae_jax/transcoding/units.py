@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 import queue
 import secrets
 import threading
@@ -51,7 +50,6 @@ from odvae_jax.transcoding.programs import AT_ONCE, compile_ahead
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
 from odvae_jax.transcoding.settings import NotFiniteError, advised
 
-logger = logging.getLogger(__name__)
 _UNITS = 4  # units in memory for each device: read, computed, or to be written
 _SOME_BLOCKS = 1000  # frames of a video that needs every program that long ones need
 _LONGEST = 2**31
@@ -81,15 +79,20 @@ class Came:
 
     Attributes:
       clips: the number of clips that were encoded since it was asked last.
-      frames: the number of their frames.
+      lost: the number of clips that came to nothing.
+      frames: the number of frames of the clips that were encoded.
       finished: entries in shards that are finished.
       problems: entries that came to nothing, each with the video's name and the reason.
+      short: entries whose video ended too early, each with the video's name and the reason; their
+        records have what there was.
     """
 
     clips: int = 0
+    lost: int = 0
     frames: int = 0
     finished: list[int] = dataclasses.field(default_factory=list)
     problems: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    short: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -115,7 +118,6 @@ class _Unit:
     blocks: Blocks | None = None
     ahead: Any = None
     moments: Any = None
-    fault: BaseException | None = None
 
 
 class UnitEncoder:
@@ -367,8 +369,6 @@ class UnitEncoder:
                         )
             unit.moments = np.concatenate(parts, axis=1)
             clip.frames, clip.fps = unit.blocks.frames, unit.blocks.fps
-            if unit.blocks.problem:
-                logger.warning("%s", unit.blocks.problem)
         except Exception as error:
             clip.problem = problem_of(clip.name, advised(error))
         finally:
@@ -389,6 +389,9 @@ class UnitEncoder:
                 clip.problem = f"{clip.name}: {one_line(error)}"
             if clip.problem:
                 came.problems[clip.entry] = clip.name, clip.problem
+                came.lost += 1
+            elif unit.blocks is not None and unit.blocks.problem:  # what there was of it is kept
+                came.short[clip.entry] = clip.name, unit.blocks.problem
         if writer.due:
             came.finished = writer.finish()
         return came
