@@ -1,8 +1,10 @@
 """`odvae encode --to=shards`: what is in the records, how they are made, and what is refused."""
 
 import csv
+import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import chex
@@ -14,13 +16,15 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from odvae_jax import ODVAE, ODVAEConfig, encode_uint8
 from odvae_jax.cli import main
-from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.data.sources import Files, Sampling, Source, open_source
+from odvae_jax.data.video import TimeLimitError
 from odvae_jax.files import WholeFile
 from odvae_jax.latents import LatentsFile, find_latents
 from odvae_jax.latents.buckets import LeftOutError, Size, choose, of_budget, parse_buckets
 from odvae_jax.latents.records import unpack_record
 from odvae_jax.tiling import AutoTiling
 from odvae_jax.transcoding import Cut, DatasetSettings, encode_dataset
+from odvae_jax.transcoding.computation import Computation
 from odvae_jax.transcoding.units import encode_unit
 from tests.conftest import remuxed, write_clip
 from tests.two_levels import CAUSAL
@@ -325,6 +329,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(saved, manifest, t
         (["--to=shards", "--frames=5", "--hop=2", "--clips-per-video=2"], "give one"),
         (["--to=shards", "--devices=9", "--frames=5"], "there are 8 devices"),
         (["--to=shards", "--overwrite"], "new folder"),
+        (["--to=shards", "--rows=2"], "--rows is for files"),
+        (["--to=shards", "--frames=5", "--fps=0"], "no number greater than 0"),
+        (["--to=shards", "--engine=ray", "--tiling=auto"], "name the tiling"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_line(
@@ -333,7 +340,7 @@ def test_options_that_do_not_fit_are_refused_in_one_line(
     dest = tmp_path / "d"
     assert main(["encode", str(manifest), str(dest), f"--ckpt={saved}", *given]) in (1, 2)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert said in lines[-1] and not dest.exists()
+    assert sum(said in line for line in lines) == 1 and len(lines) <= 2 and not dest.exists()
 
 
 def test_a_video_goes_to_the_bucket_of_the_nearest_aspect_ratio():
@@ -387,3 +394,113 @@ def test_a_whole_video_that_ends_too_early_is_kept_and_named(vae, tmp_path):
     lengths = {Path(header["source"]).name: header["frames"] for header in found}
     assert lengths["good.mp4"] == 12 and 10 < lengths["cut.mp4"] < 96
     assert summary.description.records == 2
+
+
+def test_a_video_that_was_mended_is_encoded_by_the_same_command(vae, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in (0, 2):
+        write_clip(folder / f"{number}.mp4", 12, 24, 32, seed=number)
+    (folder / "1.mp4").write_bytes(b"no video")
+    first = encoded(vae, folder, tmp_path / "d")
+    before = records(tmp_path / "d")
+    assert [Path(name).name for name in first.problems] == ["1.mp4"]
+    write_clip(folder / "1.mp4", 14, 24, 32, seed=1)
+    second = encoded(vae, folder, tmp_path / "d")
+    after = records(tmp_path / "d")
+    assert not second.problems and second.left_out == {}
+    assert after.items() >= before.items() and len(after) == second.description.records
+    new = after.keys() - before
+    assert second.clips == len(new) > 0
+    source = open_source(str(folder))
+    for entry in new:
+        record = unpack_record(after[entry], "r")
+        assert record.header["place"]["video"] == 1
+        start = record.header["place"]["start"]
+        size = (record.header["height"], record.header["width"])
+        clip = source.read(1, Sampling(5, cover=size), 1, lambda n, at=start: at)
+        expected = encode_uint8(vae, clip[None]).mean[0]
+        np.testing.assert_allclose(record.latents, expected, atol=2e-5)
+    assert encoded(vae, folder, tmp_path / "d").clips == 0
+
+
+def test_a_source_may_be_named_by_another_path(vae, manifest, dataset, monkeypatch):
+    dest, summary = dataset
+    monkeypatch.chdir(manifest.parent)
+    for text in (manifest.name, f"folder:{manifest}", f"./{manifest.name}"):
+        again = encoded(vae, text, dest)
+        assert (again.clips, again.there) == (0, summary.clips)
+
+
+def test_what_cannot_be_read_for_the_moment_is_not_too_short(vae, tmp_path, monkeypatch):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(2):
+        write_clip(folder / f"{number}.mp4", 12, 24, 32, seed=number)
+    places = Source.places
+
+    def slow(self, index, sampling, stride):
+        if index == 1:
+            raise TimeLimitError(f"{self.name(index)} was not read in time.")
+        return places(self, index, sampling, stride)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "places", slow)
+        first = encoded(vae, folder, tmp_path / "d")
+    assert first.left_out == {"cannot be read": 1} and len(first.problems) == 1
+    second = encoded(vae, folder, tmp_path / "d")
+    assert second.clips == first.clips and not second.problems
+
+
+def test_a_device_that_fails_ends_the_run_and_blames_no_video(vae, tmp_path, monkeypatch):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(4):
+        write_clip(folder / f"{number}.mp4", 12, 16, 16, seed=number)
+    how = settings(cut={"buckets": (), "hop": None})
+    encode, calls = Computation.encode, []
+
+    def failing(self, blocks):
+        calls.append(1)
+        if len(calls) > 3:  # the first call compiles
+            raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone")
+        yield from encode(self, blocks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Computation, "encode", failing)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="gone"):
+            encoded(vae, folder, tmp_path / "d", how)
+    kept = records(tmp_path / "d")
+    assert not (tmp_path / "d" / "problems.jsonl").exists()
+    summary = encoded(vae, folder, tmp_path / "d", how)
+    assert summary.there == len(kept) and summary.description.records == 4
+
+
+def test_frames_that_are_not_as_the_header_says_are_a_problem(vae, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "v.mp4", 12, 16, 24)
+    header = Files.header
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Files, "header", lambda *a: dataclasses.replace(header(*a), height=32, width=24)
+        )
+        summary = encoded(vae, path, tmp_path / "d", settings(cut={"buckets": (), "hop": None}))
+    assert "its header promised 32×24" in next(iter(summary.problems.values()))
+    assert summary.description.records == 0
+
+
+def test_shards_of_another_plan_do_not_count(vae, manifest, dataset, tmp_path):
+    dest, summary = dataset
+    copy = tmp_path / "d"
+    shutil.copytree(dest, copy)
+    for path in list(copy.rglob("*-00000.*")):  # as of a process that planned at the same time
+        path.rename(path.with_name("00000000" + path.name[8:]))
+    again = encoded(vae, manifest, copy)
+    assert again.clips == summary.clips and again.there == 0
+
+
+def test_a_dry_run_of_whole_videos_counts_bytes(saved, manifest, tmp_path, capsys):
+    given = [f"--ckpt={saved}", "--to=shards", "--size=16", "--dry-run", "--workers=0"]
+    assert main(["encode", str(manifest), str(tmp_path / "d"), *given]) == 1
+    said = capsys.readouterr().out
+    # Frames 12, 9, 21, 3 and 14 become 7, 5, 11, 2 and 8 latent frames of 8×8 with 4 channels.
+    assert "5 clips" in said and f"{33 * 8 * 8 * 4 * 4 / 1e9:.6f} GB" in said

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from odvae_jax.cli import files
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, positive, seconds
+from odvae_jax.cli.parsing import Parser, dtype, not_negative, positive, positive_number
 from odvae_jax.latents import CONTENTS
 
 EXAMPLE = "odvae encode sample-clips LATENTS --ckpt=small --size=128"
@@ -78,7 +78,10 @@ def _add_dataset(parser: Parser) -> None:
         help="The distance between the frames of a clip, in frames of the video. The default is 1.",
     )
     group.add_argument(
-        "--fps", type=seconds, metavar="F", help="The frames per second of clips, not --stride."
+        "--fps",
+        type=positive_number,
+        metavar="F",
+        help="The frames per second of clips, not --stride.",
     )
     group.add_argument(
         "--hop",
@@ -105,7 +108,7 @@ def _add_dataset(parser: Parser) -> None:
         help="Encode each clip mirrored, too, as a clip of its own.",
     )
     group.add_argument(
-        "--longest", type=seconds, metavar="S", help="Leave out videos of more seconds."
+        "--longest", type=positive_number, metavar="S", help="Leave out videos of more seconds."
     )
     group.add_argument(
         "--batch",
@@ -123,13 +126,13 @@ def _add_dataset(parser: Parser) -> None:
     )
     group.add_argument(
         "--shard-mb",
-        type=seconds,
+        type=positive_number,
         metavar="MB",
         help="A shard that has so many megabytes is closed. The default is 268.",
     )
     group.add_argument(
         "--shard-seconds",
-        type=seconds,
+        type=positive_number,
         metavar="S",
         help="A shard is closed so many seconds after its first clip; at most that is done again "
         "after a kill. The default is 300.",

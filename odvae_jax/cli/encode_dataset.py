@@ -13,6 +13,7 @@ from odvae_jax.cli.programs import join_hosts
 from odvae_jax.files import printable
 
 _MOST_WORKERS = 32
+_PER_SIZE = 3  # programs for whole videos of one frame size: whole blocks, and halves
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,6 +85,11 @@ def _run_on_ray(arguments) -> int:
 
     if arguments.devices:
         raise ValueError("--devices is of one machine: a Ray cluster has --actors.")
+    if arguments.tiling == "auto":
+        raise ValueError(
+            "--tiling=auto asks the devices of this process, which encodes nothing: with "
+            "--engine=ray name the tiling."
+        )
     # GPUs are for the actors; this process would take most of the memory of one.
     jax.config.update("jax_platforms", "cpu")
     with RayEngine(arguments.address, arguments.actors) as engine:
@@ -173,11 +179,11 @@ def _dry_run(vae, source: str, settings) -> int:
     from odvae_jax.transcoding.dataset import dataset_bytes, plan
 
     planned = plan(open_source(source, timeout=settings.read_timeout), settings, bar=True)
-    programs = sum(1 for bucket in planned.buckets if bucket.frames)
+    programs = sum(1 if bucket.frames else _PER_SIZE for bucket in planned.buckets)
     size = dataset_bytes(planned, settings, vae.config.to_dict())
     print(
         f"{len(planned.plan)} clips, {planned.seconds / 3600:.2f} hours, {programs} programs, "
-        f"{size / 1e9:.3f} GB of latents"
+        f"{size / 1e9:.6f} GB of latents"
     )
     print(f"{'bucket':>16}{'clips':>10}{'batch':>8}")
     for bucket in planned.buckets:

@@ -141,6 +141,17 @@ def seconds(text: str) -> float | None:
     return value or None
 
 
+def positive_number(text: str) -> float:
+    """A number greater than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number greater than 0")
+    return value
+
+
 def full_dtype(name: str) -> str:
     """The full name of a dtype that may be given by a short one; other names stay as they are."""
     return next((full for full, short in DTYPES.items() if name.lower() in (full, *short)), name)

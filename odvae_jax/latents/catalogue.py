@@ -55,7 +55,7 @@ def open_dataset(folder: Folder, *, strict: bool = False) -> Opened:
     if description is None:
         raise LatentsError(f"{folder.name} is no dataset of latents: it holds no {DATASET}.")
     problems: dict[str, str] = {}
-    indices = read_indices(folder, problems)
+    indices = read_indices(folder, description.plan, problems)
     numbers = {bucket.name: i for i, bucket in enumerate(description.buckets)}
     channels = description.shared["config"]["latent_channels"]
     for stem, index in list(indices.items()):

@@ -3,7 +3,7 @@
 Its folder holds these files:
 
     DEST/dataset.json                       the description
-    DEST/entries.index                      the plan: one row per entry
+    DEST/entries-9f0c31aa.index             the plan: one row per entry
     DEST/BUCKET/WRITER-00017.array_record   a shard
     DEST/BUCKET/WRITER-00017.index          what the shard holds
     DEST/problems.jsonl                     entries that came to nothing, each with its reason
@@ -30,7 +30,6 @@ from odvae_jax.latents.schema import LatentsError, check_values
 from odvae_jax.latents.storage import Folder
 
 DATASET = "dataset.json"
-ENTRIES = "entries.index"
 PROBLEMS = "problems.jsonl"
 FORMAT = "odvae_jax dataset of latents 1"
 # Of the shared fields those that decide what latents are; a model may be moved, or calibrated.
@@ -69,6 +68,8 @@ class Description:
       cut: how clips are cut out of videos, and brought to their sizes.
       buckets: the buckets, in the order of their numbers.
       left_out: how many videos are left out, by the reason.
+      plan: tells the plan from others; names of writers begin with it. Empty for a dataset whose
+        plan is in `entries.index`.
       records: the number of records; None while the dataset is being written.
       scale: mean and deviation per channel of samples of all latents, and the single factor (see
         `odvae_jax.latents.scale.Scale`); None while the dataset is being written.
@@ -79,6 +80,7 @@ class Description:
     cut: dict[str, Any]
     buckets: tuple[Bucket, ...]
     left_out: dict[str, int]
+    plan: str = ""
     records: int | None = None
     scale: dict[str, Any] | None = None
 
@@ -198,17 +200,23 @@ class Plan:
         return sorted(units, key=lambda unit: int(unit[1][0]))
 
 
-def read_plan(folder: Folder) -> Plan:
+def entries_file(plan: str) -> str:
+    """Returns the name of the file of a plan, which `Description.plan` tells from others."""
+    return f"entries-{plan}.index" if plan else "entries.index"
+
+
+def read_plan(folder: Folder, description: Description) -> Plan:
     """Returns the plan of a dataset.
 
     Raises:
       LatentsError: if there is none, or it is damaged.
     """
+    file = entries_file(description.plan)
     try:
-        content = folder.read(ENTRIES)
+        content = folder.read(file)
     except FileNotFoundError:
-        raise LatentsError(f"{folder.name}/{ENTRIES} is missing.") from None
-    return Plan.from_bytes(content, f"{folder.name}/{ENTRIES}")
+        raise LatentsError(f"{folder.name}/{file} is missing.") from None
+    return Plan.from_bytes(content, f"{folder.name}/{file}")
 
 
 def problem_row(entry: int | None, video: str, reason: str, **more: Any) -> bytes:

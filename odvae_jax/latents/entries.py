@@ -6,6 +6,8 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from odvae_jax import digests
 from odvae_jax.data.processes import InOrder, doing
 from odvae_jax.data.sources import Sampling, Source, problem_of
-from odvae_jax.data.video import VideoError, within
+from odvae_jax.data.video import within
 from odvae_jax.latents.buckets import LeftOutError, Size, choose
 from odvae_jax.latents.description import Bucket, Plan
 
@@ -98,15 +100,17 @@ class Planned:
       plan: the entries.
       buckets: the buckets that have entries.
       left_out: why a video is left out, in few words, by the video's name.
-      unusable: why a video cannot be read, in a sentence, by the video's name.
+      unusable: why a video cannot be read, in a sentence, by the video's number and name.
       seconds: the length of all clips together.
+      frames: the number of frames of each video as a whole, by the bucket's name.
     """
 
     plan: Plan
     buckets: tuple[Bucket, ...]
     left_out: dict[str, str]
-    unusable: dict[str, str]
+    unusable: dict[tuple[int, str], str]
     seconds: float
+    frames: dict[str, list[int]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -116,11 +120,19 @@ class Planned:
 
 
 def source_identity(text: str, source: Source) -> dict:
-    """Returns what tells a source from another: its text, and a digest of its videos.
+    """Returns what tells a source from another: its text, and a digest of its videos' names.
 
-    The digest is that of the names and sizes of all videos, in their order.
+    Names count from the place that the text names, so that it may be named by another path, or be
+    at another place. Sizes do not count: a video that was mended is the same.
     """
-    listed = (f"{source.name(i)}\0{source.bytes_behind(i)}\n" for i in range(len(source)))
+    place = str(text).partition(":")[2] if re.match(r"[a-z_]+:(?!//)", str(text)) else str(text)
+    roots = sorted({place, os.path.dirname(place)} - {""}, key=len, reverse=True)
+
+    def below(name):
+        rest = next((name[len(root) :] for root in roots if name.startswith(root)), name)
+        return rest.lstrip("/")
+
+    listed = (f"{below(source.name(i))}\n" for i in range(len(source)))
     digest = digests.of_bytes(*(line.encode("utf-8", "backslashreplace") for line in listed))
     return {"text": str(text), "videos": len(source), "digest": digest}
 
@@ -130,49 +142,55 @@ def plan_entries(
     cut: Cut,
     *,
     batch: int | None = None,
+    videos: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 4,
     bar: bool = True,
 ) -> Planned:
-    """Plans the entries of a dataset from what the headers of all videos say.
+    """Plans the entries of a dataset from what the headers of videos say.
 
     Args:
       source: the source.
       cut: how clips are cut out of videos.
       batch: the number of clips that a device computes together; None takes as many as have about
         four million pixels, and at most 16.
+      videos: the numbers of the videos; None for all.
       workers: the number of processes that read headers; 0 reads them in threads.
       threads: the number of threads, in each process.
       bar: whether a progress bar is shown.
     """
     found: dict[Size | tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
-    unusable: dict[str, str] = {}
+    unusable: dict[tuple[int, str], str] = {}
+    frames: dict[str, list[int]] = collections.defaultdict(list)
     left_out: dict[str, str] = {}
     length = 0.0
+    videos = range(len(source)) if videos is None else videos
     looks = InOrder(
         _look,
         (source, cut),
-        range(len(source)),
+        videos,
         workers=workers,
         threads=threads,
         ahead=64 * max(workers, 1),
         lost=lambda video, reason, _: _Looked(problem=f"{source.name(video)}: {reason}."),
     )
     progress = tqdm(
-        total=len(source), unit="header", dynamic_ncols=True, disable=not bar, leave=False
+        total=len(videos), unit="header", dynamic_ncols=True, disable=not bar, leave=False
     )
     with contextlib.closing(looks), progress:
-        for video, look in enumerate(looks):
+        for video, look in zip(videos, looks, strict=True):
             progress.update()
             if look.problem:
-                unusable[source.name(video)] = look.problem
+                unusable[video, source.name(video)] = look.problem
             elif look.left_out:
                 left_out[source.name(video)] = look.left_out
             else:
                 found[look.key] += [(video, start) for start in look.starts]
                 length += look.seconds * (2 if cut.mirror else 1)
+                if not isinstance(look.key, Size):
+                    frames[bucket_name(look.key)] += [look.frames] * (2 if cut.mirror else 1)
     plan, buckets = _numbered(found, cut, batch)
-    return Planned(plan, buckets, left_out, unusable, length)
+    return Planned(plan, buckets, left_out, unusable, length, dict(frames))
 
 
 @dataclasses.dataclass
@@ -182,6 +200,7 @@ class _Looked:
     key: Size | tuple[int, int] = (0, 0)
     starts: Sequence[int] = ()
     seconds: float = 0.0
+    frames: int = 0
     left_out: str = ""
     problem: str = ""
 
@@ -204,17 +223,16 @@ def _clips_of(source: Source, cut: Cut, video: int) -> _Looked:
         raise LeftOutError("too long")
     if not (cut.frames or cut.buckets):
         height, width = _frame_size(header.height, header.width, cut)
-        return _Looked((height, width), [0], header.frames / header.fps)
+        return _Looked((height, width), [0], header.frames / header.fps, header.frames)
     span = functools.partial(_span, cut, header.fps)
     if cut.buckets:
         lengths = [s.frames for s in cut.buckets if span(s.frames) <= header.frames]
         size = choose(cut.buckets, max(lengths, default=0), header.height, header.width)
     else:
         size = Size(cut.frames, *_frame_size(header.height, header.width, cut))
-    try:
-        places = source.places(video, cut.sampling(size), cut.stride)
-    except VideoError:  # the header could be read, so it is short
-        raise LeftOutError("too short") from None
+    if round(span(size.frames)) > header.frames:
+        raise LeftOutError("too short")
+    places = source.places(video, cut.sampling(size), cut.stride)
     if cut.clips_per_video:
         count = min(cut.clips_per_video, places)
         starts = [(2 * i + 1) * places // (2 * count) for i in range(count)]
@@ -243,6 +261,11 @@ def _frame_size(height: int, width: int, cut: Cut) -> tuple[int, int]:
     return cut.size, cut.size
 
 
+def bucket_name(key: Size | tuple[int, int]) -> str:
+    """Returns the name of a bucket: of clips frames×height×width, of whole videos height×width."""
+    return str(key) if isinstance(key, Size) else f"{key[0]}x{key[1]}"
+
+
 def _numbered(found: dict, cut: Cut, batch: int | None) -> tuple[Plan, tuple[Bucket, ...]]:
     """Makes the plan, and its buckets, of what was found."""
     keys = sorted(found, key=lambda k: (k.frames, k.height, k.width) if isinstance(k, Size) else k)
@@ -251,7 +274,7 @@ def _numbered(found: dict, cut: Cut, batch: int | None) -> tuple[Plan, tuple[Buc
     for number, key in enumerate(keys):
         frames = key.frames if isinstance(key, Size) else None
         height, width = (key.height, key.width) if isinstance(key, Size) else key
-        name = str(key) if frames else f"{height}x{width}"
+        name = bucket_name(key)
         together, count = 1, len(found[key]) * len(twins)
         if frames:
             fitting = _PIXELS // (frames * height * width)

@@ -66,7 +66,8 @@ class LatentsInfo:
       columns: what else the source says of the video, such as a caption, by the column's name.
       place: where in the source the clip is from: "video" is the number of the video, "start" the
         first frame that a clip begins with (of a video as a whole 0), "stride" the distance between
-        the clip's frames in frames of the video, "mirrored" whether left and right are exchanged.
+        the clip's frames in frames of the video (None if the clip was cut at a rate of its own),
+        "mirrored" whether left and right are exchanged.
         None for files of videos as a whole.
     """
 
@@ -308,7 +309,7 @@ def _is_place(value) -> bool:
         and value.keys() == {"video", "start", "stride", "mirrored"}
         and _is_whole(value["video"], 0, 2**53)
         and _is_whole(value["start"], 0)
-        and _is_whole(value["stride"])
+        and (value["stride"] is None or _is_whole(value["stride"]))
         and isinstance(value["mirrored"], bool)
     )
 

@@ -92,11 +92,15 @@ class Index:
         return Index(self.name, **arrays)
 
 
-def read_indices(folder: Folder, problems: dict[str, str] | None = None) -> dict[str, Index]:
+def read_indices(
+    folder: Folder, plan: str = "", problems: dict[str, str] | None = None
+) -> dict[str, Index]:
     """Returns the index of every whole shard of a dataset, by the shard's name without suffix.
 
     Args:
       folder: the dataset's folder.
+      plan: what the names of writers begin with (see `Description.plan`). Other shards belong to
+        another plan, which two processes made at the same time, and do not count.
       problems: is filled with what is wrong with a shard's index, by the shard's name. None raises
         it, and passes over shards without an index.
 
@@ -104,6 +108,7 @@ def read_indices(folder: Folder, problems: dict[str, str] | None = None) -> dict
       LatentsError: if an index is damaged, and `problems` is None.
     """
     stems = [n.removesuffix(SHARD) for n in folder.names() if n.endswith(SHARD)]
+    stems = [stem for stem in stems if stem.rpartition("/")[2].startswith(plan)]
 
     def content(stem: str) -> bytes | None:
         # Asked for even if it was not listed: a shard may be finished while names are listed.
@@ -222,6 +227,16 @@ class ShardWriter:
     @property
     def _name(self):
         return f"{self._stem}-{self._number:05d}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a shard is being written."""
+        return self._file is not None
+
+    @property
+    def began(self) -> float:
+        """When the shard that is being written got its first record, by `time.monotonic`."""
+        return self._began
 
     @property
     def due(self) -> bool:

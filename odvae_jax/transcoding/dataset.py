@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
+from odvae_jax import digests
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.data.sources import open_source, workers_for
@@ -21,10 +24,10 @@ from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, WholeFile, printable
 from odvae_jax.latents.description import (
     DATASET,
-    ENTRIES,
     PROBLEMS,
     Description,
     Plan,
+    entries_file,
     problem_row,
     read_description,
     read_plan,
@@ -154,7 +157,7 @@ def encode_dataset(
             else:
                 encoding.elsewhere(run)
         except BaseException:
-            with contextlib.suppress(OSError):  # what went wrong first is what is said
+            with contextlib.suppress(Exception):  # what went wrong first is what is said
                 encoding.finish()
             raise
         encoding.finish()
@@ -167,7 +170,7 @@ class _Encoding:
     def __init__(self, folder, description, plan, reading, part, bar):
         self._folder, self._description, self._plan = folder, description, plan
         self._reading, self._part, self._bar = reading, part, bar
-        indices = without_doubles(read_indices(folder))
+        indices = without_doubles(read_indices(folder, description.plan))
         self._finished = {int(e) for index, mask in indices for e in index.entries[mask]}
         units = plan.units(description.buckets)[part[0] :: part[1]]
         ours = {int(e) for _, entries in units for e in entries}
@@ -263,12 +266,16 @@ def _held(folder: Folder, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _in_turn(folder: Folder) -> Iterator[None]:
     """Waits until no other process of this machine plans the dataset or sums it up."""
+    waited = False
     with contextlib.ExitStack() as held:
         while True:
             try:
                 held.enter_context(_held(folder, "planning"))
                 break
             except BusyError:
+                if not waited:
+                    logger.warning("%s is being planned by another process; waiting", folder.name)
+                waited = True
                 time.sleep(0.5)
         yield
 
@@ -295,8 +302,8 @@ def prepare(
     automatic = AutoTiling.of(settings.tiling)
     with _in_turn(folder):
         if (there := _planned(folder, described, automatic is not None)) is not None:
-            return *there, reading
-        if others := [n for n in folder.names() if n not in (ENTRIES, LEFT_OUT)]:
+            return *_with_mended(folder, *there, opened, settings, bar), reading
+        if others := [n for n in folder.names() if not _may_be_there(n)]:
             raise ValueError(
                 f"{folder.name} holds other files ({others[0]}); choose an empty folder or a new "
                 "one."
@@ -307,11 +314,19 @@ def prepare(
         there = _planned(folder, described, automatic is not None)
         if there is not None:  # far folders have no turns
             return *there, reading
-        described = dataclasses.replace(described, buckets=planned.buckets, left_out=planned.counts)
-        folder.write(ENTRIES, planned.plan.to_bytes())
+        content = planned.plan.to_bytes()
+        described = dataclasses.replace(
+            described,
+            buckets=planned.buckets,
+            left_out=planned.counts,
+            plan=digests.of_bytes(content)[:8],
+        )
+        folder.write(entries_file(described.plan), content)
         folder.write(LEFT_OUT, _left_out_rows(planned))
         folder.write(DATASET, described.to_bytes())  # the last: it says that the plan is there
-    return described, planned.plan, reading
+        # At far places another process may have planned at the same time: what is there now counts.
+        there = _planned(folder, described, automatic is not None)
+    return *there, reading
 
 
 def _planned(
@@ -334,7 +349,69 @@ def _planned(
             f"({', '.join(differing)} differ): choose another folder, or go on with the "
             "model, the source and the options that it was begun with."
         )
-    return there, read_plan(folder)
+    return there, read_plan(folder, there)
+
+
+def _may_be_there(name: str) -> bool:
+    """Whether a file may be in a folder that is no dataset yet: it is of a plan that was begun."""
+    return name == LEFT_OUT or (name.startswith("entries") and name.endswith(".index"))
+
+
+def _with_mended(
+    folder: Folder, description: Description, plan: Plan, source, settings, bar
+) -> tuple[Description, Plan]:
+    """Looks again at videos that could not be read; entries of those that can be come last."""
+    rows = _left_out(folder)
+    again = [row["number"] for row in rows if row["unreadable"] and row["number"] < len(source)]
+    if not again:
+        return description, plan
+    batches = {bucket.name: bucket.batch for bucket in description.buckets}
+    given = {"workers": settings.workers, "threads": settings.threads, "bar": bar}
+    found = plan_entries(source, settings.cut, batch=settings.batch, videos=again, **given)
+    if len(found.unusable) == len(again):
+        return description, plan
+    names = list(batches) + [b.name for b in found.buckets if b.name not in batches]
+    more = {bucket.name: bucket for bucket in found.buckets}
+    numbers = np.array([names.index(bucket.name) for bucket in found.buckets], np.int64)
+    merged = dataclasses.replace(found.plan, bucket=numbers[found.plan.bucket])
+    plan = Plan(
+        *(
+            np.concatenate([getattr(plan, f.name), getattr(merged, f.name)])
+            for f in dataclasses.fields(Plan)
+        )
+    )
+    there = {bucket.name: bucket for bucket in description.buckets}
+    buckets = [
+        dataclasses.replace(
+            there.get(name, more.get(name)), entries=int((plan.bucket == number).sum())
+        )
+        for number, name in enumerate(names)
+    ]
+    kept = [r for r in rows if not r["unreadable"] or (r["number"], r["video"]) in found.unusable]
+    found = dataclasses.replace(found, unusable={})
+    left_out = b"".join([*map(_row, kept), _left_out_rows(found)])
+    counts = collections.Counter(
+        "cannot be read" if row["unreadable"] else row["reason"]
+        for row in map(json.loads, left_out.splitlines())
+    )
+    description = dataclasses.replace(
+        description, buckets=tuple(buckets), left_out=dict(counts), records=None, scale=None
+    )
+    folder.write(entries_file(description.plan), plan.to_bytes())
+    folder.write(LEFT_OUT, left_out)
+    folder.write(DATASET, description.to_bytes())
+    return description, plan
+
+
+def _left_out(folder) -> list[dict[str, Any]]:
+    """The videos that no entry was planned for, as they stand in the folder."""
+    with contextlib.suppress(FileNotFoundError):
+        return list(map(json.loads, folder.read(LEFT_OUT).splitlines()))
+    return []
+
+
+def _row(row: dict[str, Any]) -> bytes:
+    return problem_row(**row)
 
 
 def _chosen(vae: ODVAE, planned: Planned, auto: AutoTiling) -> dict[str, Any]:
@@ -362,7 +439,7 @@ def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
     given["workers"] = workers_for([source], settings.workers)
     planned = plan_entries(source, settings.cut, bar=bar, **given)
     if not len(planned.plan):
-        reasons = [*planned.unusable.values()][:5]
+        reasons = list(planned.unusable.values())[:5]
         reasons += [f"{printable(n)}: {why}" for n, why in [*planned.left_out.items()][:5]]
         listed = "\n  ".join(reasons)
         raise ValueError(f"none of {len(source)} videos can be encoded:\n  {listed}")
@@ -370,8 +447,14 @@ def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
 
 
 def _left_out_rows(planned: Planned) -> bytes:
-    rows = [problem_row(None, n, why, unreadable=True) for n, why in planned.unusable.items()]
-    rows += [problem_row(None, n, why, unreadable=False) for n, why in planned.left_out.items()]
+    rows = [
+        problem_row(None, name, why, unreadable=True, number=number)
+        for (number, name), why in planned.unusable.items()
+    ]
+    rows += [
+        problem_row(None, name, why, unreadable=False, number=None)
+        for name, why in planned.left_out.items()
+    ]
     return b"".join(rows)
 
 
@@ -404,10 +487,7 @@ def _write_problems(folder, part, problems, summary) -> None:
     """Writes what came to nothing in this part."""
     which, count = part
     rows = [problem_row(e, name, why) for e, (name, why) in sorted(problems.items())]
-    unreadable: list[bytes] = []
-    with contextlib.suppress(FileNotFoundError):
-        listed = folder.read(LEFT_OUT).splitlines(keepends=True)
-        unreadable = [row for row in listed if json.loads(row)["unreadable"]]
+    unreadable = [_row(row) for row in _left_out(folder) if row["unreadable"]]
     if which == 0:
         rows = unreadable + rows
     for row in rows:
@@ -418,11 +498,15 @@ def _write_problems(folder, part, problems, summary) -> None:
         folder.write(name, b"".join(rows))
     else:
         folder.remove(name)
+    if count == 1:  # what parts said before is older
+        for other in folder.names():
+            if other.startswith("problems-") and other.endswith(".jsonl"):
+                folder.remove(other)
 
 
 def _sum_up(folder, description, plan) -> Description:
     """Writes the counts and the scale, if nothing is missing, and returns what the dataset says."""
-    indices = without_doubles(read_indices(folder))
+    indices = without_doubles(read_indices(folder, description.plan))
     there = {int(e) for index, mask in indices for e in index.entries[mask]}
     complete = len(there | _with_problems(folder)) == len(plan)
     done = dataclasses.replace(
@@ -446,7 +530,7 @@ def _with_problems(folder) -> set[int]:
 
 
 def dataset_bytes(planned: Planned, settings: DatasetSettings, config: dict[str, Any]) -> int:
-    """Returns about how many bytes of latents a planned dataset has; of videos as a whole 0.
+    """Returns about how many bytes of latents a planned dataset has.
 
     Args:
       planned: what was planned.
@@ -457,7 +541,8 @@ def dataset_bytes(planned: Planned, settings: DatasetSettings, config: dict[str,
     channels = config["latent_channels"] * (2 if settings.content == "moments" else 1)
     total = 0
     for bucket in planned.buckets:
-        frames = -(-((bucket.frames or 1) - 1) // time_compression) + 1
-        size = frames * -(-bucket.height // space) * -(-bucket.width // space) * channels
-        total += bucket.entries * size * _BYTES[settings.store] if bucket.frames else 0
+        lengths = planned.frames.get(bucket.name, [bucket.frames or 1] * bucket.entries)
+        latent_frames = sum(-(-(frames - 1) // time_compression) + 1 for frames in lengths)
+        positions = -(-bucket.height // space) * -(-bucket.width // space)
+        total += latent_frames * positions * channels * _BYTES[settings.store]
     return total

@@ -23,12 +23,14 @@ AT_ONCE = 2
 """Programs that are compiled at the same time. More disturb each other's autotuning on a GPU: five
 took 38 s one by one, 28 s by twos, and 70 s all at once on an H100."""
 _FEW = 4  # frame sizes, each of up to five programs
+_LOOKED_AT = 256  # videos; the sizes of others are compiled when they come
 _READERS = 8  # files whose headers are read at the same time
 
 
 def sizes_of(jobs: Sequence[Job], settings: Settings) -> set[tuple[int, int, int]]:
     """Returns the frames, rows and columns that the headers of videos promise, after scaling.
 
+    Only the first few hundred videos are looked at, so that the first one need not wait long.
     Videos whose header cannot be read are left out; what is wrong is said when their turn comes.
 
     Args:
@@ -50,7 +52,7 @@ def sizes_of(jobs: Sequence[Job], settings: Settings) -> set[tuple[int, int, int
         return header.frames, height, width
 
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        return set(filter(None, pool.map(size, jobs)))
+        return set(filter(None, pool.map(size, jobs[:_LOOKED_AT])))
 
 
 def compile_ahead(

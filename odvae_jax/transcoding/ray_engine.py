@@ -213,7 +213,7 @@ class Encoder:
         with contextlib.closing(self._encoder.run(self._units(first), self._finished)) as events:
             for came in events:
                 self._note(
-                    unit=(came.clips, came.frames),
+                    unit=(came.clips, came.frames) if came.units else None,
                     problems=came.problems,
                     short=came.short,
                     finished=came.finished,
@@ -397,6 +397,7 @@ class RayEngine:
                 )
             )
             self._folder, self._reading, self._plan = open_folder(dest), reading, plan
+            self._plan_name = description.plan
             self._done, self._problems = set(finished), {}
             self._waiting = collections.deque(_Unit(b, entries) for b, entries in units)
             self._most = max(bucket.batch for bucket in description.buckets)
@@ -473,6 +474,9 @@ class RayEngine:
         units: list[_Unit] = []
         clips = actor.clips
         while self._waiting and clips < room:
+            if self._is_done(self._waiting[0]):  # by an actor that was taken for dead
+                self._waiting.popleft()
+                continue
             suspect = self._waiting[0].suspect
             if suspect and (actor.given or units):
                 break
@@ -553,7 +557,8 @@ class RayEngine:
             )
         if isinstance(self._folder, LocalFolder):
             self._folder.tidy()
-        for index in read_indices(self._folder).values():  # it may not have told of the last ones
+        # It may not have told of the last ones.
+        for index in read_indices(self._folder, self._plan_name).values():
             self._done.update(index.entries.tolist())
         came = Came()
         lost = [unit for unit in actor.encoded if not self._is_done(unit)]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from odvae_jax.files import printable
 from odvae_jax.transcoding.plan import Job
-from odvae_jax.transcoding.settings import Outcome
+from odvae_jax.transcoding.settings import Outcome, is_device_fault
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +249,8 @@ def _results(jobs, convert, unfinished, readers) -> Generator[tuple[_Item, Any, 
                 if item.error is not None:  # what came before cannot be written
                     break
         except Exception as error:
+            if is_device_fault(error):
+                raise
             ended = error
         yield item, ended, True
 
@@ -361,7 +363,12 @@ class ReadAhead:
 
     def __iter__(self):
         while True:
-            item, error = self._ready.get()
+            try:
+                item, error = self._ready.get(timeout=0.1)
+            except queue.Empty:
+                if self._stopped.is_set():
+                    return
+                continue
             if error is not None:
                 raise error
             if item is None:

@@ -7,6 +7,8 @@ import errno
 import logging
 import os
 
+import jax
+
 from odvae_jax.compilation import is_out_of_memory
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.files import BusyError, line_about, printable
@@ -146,6 +148,11 @@ def advised(error: BaseException) -> BaseException:
         "the device's memory does not suffice: try --tiling=auto, smaller groups (--tiling) or "
         "chunks (--streaming), tiles (--tile=256), or --dtype=bfloat16"
     )
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether a device failed, for another reason than lack of memory; no file is to blame."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and advised(error) is error
 
 
 def _is_full(error: BaseException | None) -> bool:

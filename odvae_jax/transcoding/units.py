@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import itertools
 import queue
 import secrets
 import threading
@@ -26,7 +25,7 @@ from jaxtyping import Array, Float32, UInt8
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.processes import InOrder
 from odvae_jax.data.sources import Source, problem_of
-from odvae_jax.data.video import Blocks
+from odvae_jax.data.video import Blocks, VideoError
 from odvae_jax.files import one_line
 from odvae_jax.inference import encode_uint8
 from odvae_jax.latents import LatentsError, LatentsInfo, Statistics
@@ -48,9 +47,10 @@ from odvae_jax.transcoding.computation import (
 )
 from odvae_jax.transcoding.programs import AT_ONCE, compile_ahead
 from odvae_jax.transcoding.run import ReadAhead, begin_copy, one_behind
-from odvae_jax.transcoding.settings import NotFiniteError, advised
+from odvae_jax.transcoding.settings import NotFiniteError, advised, is_device_fault
 
 _UNITS = 4  # units in memory for each device: read, computed, or to be written
+_OPEN = 64  # shards that are open at the same time; each takes two file descriptors
 _SOME_BLOCKS = 1000  # frames of a video that needs every program that long ones need
 _LONGEST = 2**31
 """The most bytes of latents that a video as a whole may have in one record."""
@@ -78,7 +78,8 @@ class Came:
     """What came of units so far; rows that are small, whatever the latents' size.
 
     Attributes:
-      clips: the number of clips that were encoded since it was asked last.
+      units: the number of units that it is about; 0 if shards were finished meanwhile.
+      clips: the number of their clips that were encoded.
       lost: the number of clips that came to nothing.
       frames: the number of frames of the clips that were encoded.
       finished: entries in shards that are finished.
@@ -87,6 +88,7 @@ class Came:
         records have what there was.
     """
 
+    units: int = 1
     clips: int = 0
     lost: int = 0
     frames: int = 0
@@ -123,8 +125,8 @@ class _Unit:
 class UnitEncoder:
     """Encodes units of a dataset's plan on devices, and writes them into shards.
 
-    It is to be used in a `with`. What was written of a shard when the context ends without an
-    error, or by Ctrl-C, is finished as a smaller shard; after other errors it is removed.
+    It is to be used in a `with`. What was written of a shard when the context ends, for whatever
+    reason, is finished as a smaller shard, if it can be.
 
     Args:
       vae: the model.
@@ -158,22 +160,45 @@ class UnitEncoder:
         if any(bucket.frames is None for bucket in description.buckets):
             self._computation = Computation.of(vae, made)
         self._programs: dict[tuple[int, jax.Device], Callable] = {}
-        writer = secrets.token_hex(4)
+        writer = f"{description.plan}{secrets.token_hex(6)}"
+        self._hand = concurrent.futures.ThreadPoolExecutor(1)
+        self._stopping = threading.Event()
+        self._reading_ahead: set[ReadAhead] = set()
         self._writers = [ShardWriter(folder, b.name, writer, limits) for b in description.buckets]
 
     def __enter__(self) -> UnitEncoder:
         return self
 
     def __exit__(self, kind, *_):
+        failures = self._hand.submit(self._finish_all).result()
+        self._hand.shutdown()
+        if failures and kind is None:
+            raise failures[0]
+
+    def _finish_all(self) -> list[Exception]:
+        """Finishes what can be finished, and removes the rest."""
+        failures = []
         for writer in self._writers:
-            if kind is None or issubclass(kind, KeyboardInterrupt):
+            try:
                 writer.finish()
-            else:
+            except Exception as error:
+                failures.append(error)
                 writer.close()
+        return failures
 
     def finish(self) -> list[int]:
         """Closes all shards, and returns the entries that are in them."""
-        return list(itertools.chain.from_iterable(writer.finish() for writer in self._writers))
+        return self._hand.submit(self._finish, lambda writer: True).result()
+
+    def _finish(self, chosen: Callable[[ShardWriter], bool]) -> list[int]:
+        return [e for writer in self._writers if chosen(writer) for e in writer.finish()]
+
+    def _finish_due(self) -> list[int]:
+        """Closes shards that are large or old enough, and the oldest ones if many are open."""
+        finished = self._finish(lambda writer: writer.due)
+        opened = sorted((w for w in self._writers if w.is_open), key=lambda w: w.began)
+        excess = opened[: max(len(opened) - _OPEN, 0)]
+        return finished + self._finish(lambda writer: writer in excess)
 
     def compile(self, buckets: Collection[int]) -> None:
         """Compiles the programs of buckets side by side, for one device first, then for the others.
@@ -217,7 +242,7 @@ class UnitEncoder:
     def run(
         self, units: Iterable[tuple[int, np.ndarray]], finished: Collection[int] = ()
     ) -> Iterator[Came]:
-        """Encodes units, and yields for each what came of it.
+        """Encodes units, and yields for each what came of it, and what was finished meanwhile.
 
         With one device they come in their order.
 
@@ -229,15 +254,22 @@ class UnitEncoder:
         """
         begun: queue.SimpleQueue = queue.SimpleQueue()
         stopped = threading.Event()
+        self._stopping.clear()
         clips = self._clips(self._jobs(units, finished, begun))
         lanes = _Lanes(self._devices, self._compute)
         # What waits for clips ends when these are closed, so they are closed first.
         with contextlib.closing(lanes), contextlib.closing(clips):
             try:
                 for unit in lanes.results(self._units(begun, clips, stopped)):
-                    yield self._write(unit)
+                    # In a thread, so that no signal comes in the middle of a record or a shard.
+                    came = self._hand.submit(self._write, unit).result()
+                    if came.units or came.finished:
+                        yield came
             finally:
                 stopped.set()
+                self._stopping.set()
+                for ahead in list(self._reading_ahead):
+                    ahead.stop()
 
     # ------------------------------------------------------------ reading
 
@@ -326,10 +358,12 @@ class UnitEncoder:
                 self._computation.frames_per_block,
                 short_side=short_side,
                 size=cut.size,
+                threads=self._reading.threads,
             )
             mirrored = bool(self._plan.mirrored[entry])
             turned = (b[:, :, ::-1] if mirrored else b for b in unit.blocks)
             unit.ahead = ReadAhead(turned)
+            self._reading_ahead.add(unit.ahead)
         except Exception as error:  # whatever is wrong with one video is not the others' problem
             clip.problem = problem_of(clip.name, error)
         return unit
@@ -360,6 +394,8 @@ class UnitEncoder:
                 encoded = ours.encode(as_clips(unit.ahead))
                 started = ((begin_copy(moments), moments, n) for moments, n in encoded)
                 for _, moments, count in one_behind(started):
+                    if self._stopping.is_set():
+                        raise VideoError(f"{clip.name} was not encoded to its end.")
                     parts.append(np.asarray(moments)[:, :count])
                     size += parts[-1].nbytes
                     if size > _LONGEST:
@@ -369,15 +405,29 @@ class UnitEncoder:
                         )
             unit.moments = np.concatenate(parts, axis=1)
             clip.frames, clip.fps = unit.blocks.frames, unit.blocks.fps
-        except Exception as error:
+            bucket = self._description.buckets[unit.bucket]
+            if (found := (unit.blocks.height, unit.blocks.width)) != (bucket.height, bucket.width):
+                raise VideoError(
+                    f"{clip.name} has frames of {found[0]}×{found[1]}; its header promised "
+                    f"{bucket.height}×{bucket.width}."
+                )
+        except Exception as error:  # whatever is wrong with one video is not the others' problem
+            if is_device_fault(error):
+                raise
             clip.problem = problem_of(clip.name, advised(error))
         finally:
             unit.ahead.stop()
+            self._reading_ahead.discard(unit.ahead)
 
     # ------------------------------------------------------------ writing
 
-    def _write(self, unit: _Unit) -> Came:
-        """Writes the records of a unit, all into one shard, and says what came of it."""
+    def _write(self, unit: _Unit | None) -> Came:
+        """Writes the records of a unit, all into one shard, and says what came of it.
+
+        For None it only closes shards that are due.
+        """
+        if unit is None:
+            return Came(units=0, finished=self._finish_due())
         came, writer = Came(), self._writers[unit.bucket]
         for clip in unit.clips:
             try:
@@ -392,8 +442,7 @@ class UnitEncoder:
                 came.lost += 1
             elif unit.blocks is not None and unit.blocks.problem:  # what there was of it is kept
                 came.short[clip.entry] = clip.name, unit.blocks.problem
-        if writer.due:
-            came.finished = writer.finish()
+        came.finished = self._finish_due()
         return came
 
     def _record(self, unit, clip) -> tuple[bytes, int, int, float, Statistics]:
@@ -431,7 +480,7 @@ class UnitEncoder:
             place={
                 "video": int(self._plan.video[clip.entry]),
                 "start": int(self._plan.start[clip.entry]),
-                "stride": cut.stride,
+                "stride": cut.stride if cut.fps is None else None,
                 "mirrored": bool(self._plan.mirrored[clip.entry]),
             },
             **shared,
@@ -487,8 +536,10 @@ class _Lanes:
             threading.Thread(target=self._work, args=(d,), daemon=True) for d in devices
         ]
 
-    def results(self, units: Iterator[_Unit]) -> Iterator[_Unit]:
+    def results(self, units: Iterator[_Unit]) -> Iterator[_Unit | None]:
         """Yields units when they are computed, in the order in which they are.
+
+        While there is none it yields None from time to time.
 
         Raises:
           BaseException: what was raised while units were read or computed.
@@ -502,6 +553,7 @@ class _Lanes:
             try:
                 unit = self._done.get(timeout=0.2)  # signals are handled in between
             except queue.Empty:
+                yield None
                 continue
             if unit is None:
                 running -= 1

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from odvae_jax.latents import LatentsInfo, Scale, Statistics
-from odvae_jax.latents.description import DATASET, ENTRIES, Bucket, Description, Plan
+from odvae_jax.latents.description import DATASET, Bucket, Description, Plan, entries_file
 from odvae_jax.latents.records import SHARED, as_stored, pack_record
 from odvae_jax.latents.schema import compression
 from odvae_jax.latents.shards import ShardWriter, read_indices, total_statistics, without_doubles
@@ -88,7 +88,7 @@ def make_dataset(
     plan = Plan(
         np.arange(count), np.zeros(count, int), np.array(numbers, int), np.zeros(count, bool)
     )
-    folder.write(ENTRIES, plan.to_bytes())
+    folder.write(entries_file(""), plan.to_bytes())
     total = total_statistics(without_doubles(read_indices(folder)))
     described = Description(
         shared=shared or shared_of(content, store, config),

@@ -105,7 +105,9 @@ def records(dest):
 def same(dest, expected):
     """Whether two datasets hold the same: records, counts, scale and problems."""
     ours, theirs = records(dest), records(expected)
-    assert ours.keys() == theirs.keys() == set(range(len(read_plan(open_folder(dest)))))
+    folder = open_folder(dest)
+    plan = read_plan(folder, read_description(folder))
+    assert ours.keys() == theirs.keys() == set(range(len(plan)))
     assert ours == theirs
     ours, theirs = (read_description(open_folder(place)) for place in (dest, expected))
     assert ours == theirs

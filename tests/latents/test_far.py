@@ -185,7 +185,7 @@ def test_s3_to_s3_with_processes_that_read(saved, videos, near, bucket):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://nobody/d", "s3://nobody/d/entries.index cannot be written"),
+        ("s3://nobody/d", ".index cannot be written: The specified bucket"),
         ("fo://d", "fo://d cannot"),
     ],
 )
