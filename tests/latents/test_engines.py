@@ -220,7 +220,6 @@ def test_a_signal_lets_actors_finish_their_shards(given, plain, tmp_path, number
     dest = tmp_path / "ended"
     process = start(given, dest, *RAY, "--shard-mb=100")
     wait_for(lambda: list(dest.rglob(".*.array_record.*")), process)
-    time.sleep(0.2)
     os.killpg(process.pid, number)  # as a terminal does
     status, printed = ended(process)
     assert (status, "the same command goes on" in printed) == (128 + number, True), printed

@@ -551,6 +551,7 @@ def test_feeds_without_a_stand_in_end_both_processes_and_keep_the_last_checkpoin
 
 
 SLOW_SOURCE = """
+import os
 import time
 from odvae_jax.data.sources.files import Files
 from odvae_jax.data.sources.parsing import SOURCES
@@ -564,7 +565,7 @@ class Blocking(Files):
         global reads
         reads += 1
         if reads > 24:
-            print("blocked", flush=True)
+            os.write(1, b"blocked\n")  # whole, though several threads write
             time.sleep(1e6)
         return super().frames(*arguments)
 
