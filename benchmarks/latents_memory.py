@@ -3,7 +3,7 @@
 python benchmarks/latents_memory.py --videos=2000
 
 Runs `odvae encode --to=shards` and prints the memory that the process and its workers have to
-themselves, in the mean over each tenth of the run, from the first finished shard on. The exit
+themselves, in the mean over each tenth of the run, from the first record on. The exit
 status is 1 if a later tenth is more than 5% above the second, with which the time after the first
 tenth begins.
 """
@@ -62,14 +62,12 @@ def main() -> int:
         ODVAE(config).save_pretrained(folder / "model")
         command = [sys.executable, "-m", "odvae_jax", "encode", "videos", "latents"]
         command += ["--ckpt=model", "--to=shards", "--buckets=9x64x64,9x48x80", "--batch=4"]
-        command += ["--clips-per-video=1", "--workers=2", "--threads=1", "--shard-seconds=1"]
+        command += ["--clips-per-video=1", "--workers=2", "--threads=1"]
         process = subprocess.Popen(command, cwd=folder)
         samples, watched = [], psutil.Process(process.pid)
         while process.poll() is None:
             time.sleep(0.25)
-            if any((folder / "latents").rglob("*.index")) and list(
-                (folder / "latents").rglob("*.array_record")
-            ):
+            if any((folder / "latents").glob("*/.*")):  # a shard is being written
                 samples.append(own_memory(watched))
         if process.returncode:
             return process.returncode
