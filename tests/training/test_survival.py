@@ -565,7 +565,7 @@ class Blocking(Files):
         global reads
         reads += 1
         if reads > 24:
-            os.write(1, b"blocked\n")  # whole, though several threads write
+            os.write(1, b"blocked\\n")  # whole, though several threads write
             time.sleep(1e6)
         return super().frames(*arguments)
 
