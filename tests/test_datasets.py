@@ -504,3 +504,24 @@ def test_a_dry_run_of_whole_videos_counts_bytes(saved, manifest, tmp_path, capsy
     said = capsys.readouterr().out
     # Frames 12, 9, 21, 3 and 14 become 7, 5, 11, 2 and 8 latent frames of 8×8 with 4 channels.
     assert "5 clips" in said and f"{33 * 8 * 8 * 4 * 4 / 1e9:.6f} GB" in said
+
+
+def test_a_part_that_ends_late_keeps_the_entries_that_another_part_added(vae, tmp_path):
+    folder, dest = tmp_path / "videos", tmp_path / "d"
+    folder.mkdir()
+    for number in (0, 2):
+        write_clip(folder / f"{number}.mp4", 12, 24, 32, seed=number)
+    (folder / "1.mp4").write_bytes(b"no video")
+
+    def other_part_first(*_):
+        write_clip(folder / "1.mp4", 14, 24, 24, seed=1)  # mended, and in a bucket of its own
+        encoded(vae, folder, dest, part=(1, 2))
+        return (came for came in ())
+
+    late = encoded(vae, folder, dest, part=(0, 2), run=other_part_first)
+    names = [bucket.name for bucket in late.description.buckets]
+    assert sorted(names) == ["5x16x16", "5x16x24"]
+    whole = encoded(vae, folder, dest)
+    assert whole.description.records == len(records(dest))
+    videos = {unpack_record(r, "r").header["place"]["video"] for r in records(dest).values()}
+    assert videos == {0, 1, 2}

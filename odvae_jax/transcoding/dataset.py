@@ -239,7 +239,7 @@ class _Encoding:
         """
         with _in_turn(self._folder):
             _write_problems(self._folder, self._part, self._problems, self.summary)
-            self.summary.description = _sum_up(self._folder, self._description, self._plan)
+            self.summary.description = _sum_up(self._folder)
 
 
 @contextlib.contextmanager
@@ -389,7 +389,7 @@ def _with_mended(
     ]
     kept = [r for r in rows if not r["unreadable"] or (r["number"], r["video"]) in found.unusable]
     found = dataclasses.replace(found, unusable={})
-    left_out = b"".join([*map(_row, kept), _left_out_rows(found)])
+    left_out = b"".join([*(problem_row(**row) for row in kept), _left_out_rows(found)])
     counts = collections.Counter(
         "cannot be read" if row["unreadable"] else row["reason"]
         for row in map(json.loads, left_out.splitlines())
@@ -408,10 +408,6 @@ def _left_out(folder) -> list[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
         return list(map(json.loads, folder.read(LEFT_OUT).splitlines()))
     return []
-
-
-def _row(row: dict[str, Any]) -> bytes:
-    return problem_row(**row)
 
 
 def _chosen(vae: ODVAE, planned: Planned, auto: AutoTiling) -> dict[str, Any]:
@@ -487,7 +483,7 @@ def _write_problems(folder, part, problems, summary) -> None:
     """Writes what came to nothing in this part."""
     which, count = part
     rows = [problem_row(e, name, why) for e, (name, why) in sorted(problems.items())]
-    unreadable = [_row(row) for row in _left_out(folder) if row["unreadable"]]
+    unreadable = [problem_row(**row) for row in _left_out(folder) if row["unreadable"]]
     if which == 0:
         rows = unreadable + rows
     for row in rows:
@@ -504,8 +500,13 @@ def _write_problems(folder, part, problems, summary) -> None:
                 folder.remove(other)
 
 
-def _sum_up(folder, description, plan) -> Description:
-    """Writes the counts and the scale, if nothing is missing, and returns what the dataset says."""
+def _sum_up(folder) -> Description:
+    """Writes the counts and the scale, if nothing is missing, and returns what the dataset says.
+
+    Description and plan are read anew: another part may have added entries of mended videos.
+    """
+    description = read_description(folder)
+    plan = read_plan(folder, description)
     indices = without_doubles(read_indices(folder, description.plan))
     there = {int(e) for index, mask in indices for e in index.entries[mask]}
     complete = len(there | _with_problems(folder)) == len(plan)
@@ -514,7 +515,7 @@ def _sum_up(folder, description, plan) -> Description:
         records=len(there) if complete else None,
         scale=Scale.of(total_statistics(indices)).to_dict() if there and complete else None,
     )
-    if done != read_description(folder):
+    if done != description:
         folder.write(DATASET, done.to_bytes())
     return done
 
