@@ -13,8 +13,9 @@ import itertools
 import logging
 import os
 
-from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, path, positive, source
+from odvae_jax.cli.files import add_dtype, add_no_verify, add_read_timeout, read_timeout
+from odvae_jax.cli.parsing import Parser, not_negative, path, positive
+from odvae_jax.cli.programs import add_source
 from odvae_jax.files import printable
 
 EXAMPLE = "odvae calibrate runs/v4 VIDEOS --frames=25 --size=256"
@@ -29,21 +30,10 @@ def add_arguments(parser: Parser) -> None:
         type=path,
         help="The model: the folder of a training run or of a saved model, or a file of weights.",
     )
-    group.add_argument(
-        "--dtype",
-        type=dtype,
-        metavar="DTYPE",
-        help="The dtype of the computation: bfloat16 (bf16), float32 (fp32) or float16 (fp16). The "
-        "default is bfloat16, and float32 on a CPU.",
-    )
+    add_dtype(group)
     add_no_verify(group)
     group = parser.add_argument_group("the clips")
-    group.add_argument(
-        "source",
-        type=source,
-        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
-        "(docs/data.md).",
-    )
+    add_source(group)
     group.add_argument(
         "--frames",
         type=positive,

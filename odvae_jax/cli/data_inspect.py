@@ -11,7 +11,8 @@ import argparse
 import logging
 import os
 
-from odvae_jax.cli.parsing import Parser, path, positive, seconds, source
+from odvae_jax.cli.parsing import Parser, path, positive, seconds
+from odvae_jax.cli.programs import add_source
 from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.files import printable
 
@@ -22,12 +23,7 @@ GOES_ON = False
 def add_arguments(parser: Parser) -> None:
     """Adds the options of `odvae data inspect`."""
     group = parser.add_argument_group("the videos")
-    group.add_argument(
-        "source",
-        type=source,
-        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
-        "(docs/data.md).",
-    )
+    add_source(group)
     group.add_argument(
         "--frames",
         type=positive,

@@ -12,7 +12,8 @@ import argparse
 import logging
 
 from odvae_jax.cli.data_inspect import add_workers
-from odvae_jax.cli.parsing import Parser, path, positive, source
+from odvae_jax.cli.parsing import Parser, path, positive
+from odvae_jax.cli.programs import add_source
 
 EXAMPLE = "odvae data pack sample-clips PACKED --short-side=128"
 GOES_ON = True
@@ -21,12 +22,7 @@ GOES_ON = True
 def add_arguments(parser: Parser) -> None:
     """Adds the options of `odvae data pack`."""
     group = parser.add_argument_group("the videos")
-    group.add_argument(
-        "source",
-        type=source,
-        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
-        "(docs/data.md).",
-    )
+    add_source(group)
     group.add_argument("dest", type=path, help="The folder to write to.")
     group = parser.add_argument_group("what is stored")
     group.add_argument(

@@ -79,13 +79,7 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
     """Adds the model, with a sentence about it, and how it computes."""
     group = parser.add_argument_group("the model")
     group.add_argument("--ckpt", required=required, metavar="MODEL", type=path, help=ckpt)
-    group.add_argument(
-        "--dtype",
-        type=dtype,
-        metavar="DTYPE",
-        help="The dtype of the computation: bfloat16 (bf16), float32 (fp32) or float16 (fp16). The "
-        "default is bfloat16, and float32 on a CPU.",
-    )
+    add_dtype(group)
     add_no_verify(group)
     group.add_argument(
         "--rows",
@@ -131,6 +125,17 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         help="The overlap of tiles in pixels. The default is a quarter of the side.",
     )
     add_host_options(parser)
+
+
+def add_dtype(group: argparse._ArgumentGroup) -> None:
+    """Adds the dtype of the computation."""
+    group.add_argument(
+        "--dtype",
+        type=dtype,
+        metavar="DTYPE",
+        help="The dtype of the computation: bfloat16 (bf16), float32 (fp32) or float16 (fp16). The "
+        "default is bfloat16, and float32 on a CPU.",
+    )
 
 
 def add_no_verify(group: argparse._ArgumentGroup) -> None:

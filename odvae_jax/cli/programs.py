@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from odvae_jax.cli.parsing import Parser, path, positive
+from odvae_jax.cli.parsing import Parser, path, positive, source
 
 
 def add_run_options(parser: Parser, config: str) -> None:
@@ -37,6 +37,16 @@ def add_run_options(parser: Parser, config: str) -> None:
         type=path,
         help="The folder for everything that is written. The same command goes on with what is "
         "there.",
+    )
+
+
+def add_source(group: argparse._ArgumentGroup) -> None:
+    """Adds the source of videos."""
+    group.add_argument(
+        "source",
+        type=source,
+        help="What config.data.path takes: a folder of videos, sample-clips, or another source "
+        "(docs/data.md).",
     )
 
 

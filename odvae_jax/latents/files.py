@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import safetensors
 from jaxtyping import Float, Float32
@@ -18,6 +17,7 @@ from jaxtyping import Float, Float32
 from odvae_jax import digests
 from odvae_jax.data.finding import check_regular, find_files
 from odvae_jax.files import WholeFile, one_line, printable
+from odvae_jax.latents.records import as_stored
 from odvae_jax.latents.schema import (
     DTYPES,
     FORMAT,
@@ -70,12 +70,7 @@ class LatentsWriter:
           LatentsError: if values are not finite in the dtype that they are stored in.
           OSError: if the file cannot be written.
         """
-        with np.errstate(over="ignore"):  # it is said below
-            stored = np.ascontiguousarray(latents, getattr(ml_dtypes, self._dtype, self._dtype))
-        if bad := stored.size - int(np.isfinite(stored).sum()):
-            raise LatentsError(
-                f"{bad} of {stored.size} values of latents are not finite as {self._dtype}."
-            )
+        stored = as_stored(latents, self._dtype)
         if self._shape is None:
             self._shape = stored.shape[1:]
             self._block = max(_BLOCK_BYTES // max(stored[:1].nbytes, 1), 1)

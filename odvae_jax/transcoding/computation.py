@@ -15,6 +15,7 @@ from jaxtyping import Array, Float32, Int, Shaped, UInt8
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.pixels import to_uint8
+from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
 from odvae_jax.tiling.from_host import decode_blocks, encode_blocks
 from odvae_jax.transcoding.settings import NotFiniteError
@@ -172,6 +173,24 @@ def check_finite(bad: int, count: int, what: str) -> None:
             f"{bad} of {count} values of {what} are not finite; the model or its --dtype may not "
             "be fit for it."
         )
+
+
+def content_of(
+    posterior: DiagonalGaussian, content: str, rng: np.random.Generator
+) -> Float32[np.ndarray, "*positions c"]:
+    """Returns what is stored of a posterior, [..., C]; for moments, [..., 2 C].
+
+    Args:
+      posterior: the posterior, NumPy arrays.
+      content: "mean", "moments" (mean and log-variance, side by side) or "sample".
+      rng: what the noise of a sample is drawn from.
+    """
+    if content == "moments":
+        return np.concatenate([posterior.mean, posterior.logvar], axis=-1)
+    if content == "sample":
+        noise = rng.standard_normal(posterior.mean.shape, np.float32)
+        return posterior.mean + np.exp(0.5 * posterior.logvar) * noise
+    return posterior.mean
 
 
 def as_clips(

@@ -27,7 +27,13 @@ from odvae_jax.latents import (
 )
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.transcoding.choosing import choose_tiling
-from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
+from odvae_jax.transcoding.computation import (
+    Computation,
+    ModelOnDevices,
+    as_clips,
+    check_finite,
+    content_of,
+)
 from odvae_jax.transcoding.digest import encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
@@ -161,12 +167,7 @@ class _LatentsOfVideo:
         check_finite(int(moments.size - np.isfinite(moments).sum()), moments.size, "the latents")
         posterior = DiagonalGaussian.from_moments(moments[0])
         self._own.add(posterior.mean, posterior.logvar)
-        stored = posterior.mean
-        if self._content == "moments":
-            stored = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
-        elif self._content == "sample":
-            noise = self._rng.standard_normal(stored.shape, np.float32)
-            stored = stored + np.exp(0.5 * posterior.logvar) * noise
+        stored = content_of(posterior, self._content, self._rng)
         self._writer.write(stored)
         # Frames are counted from those of the latents: the reader is some blocks ahead.
         return len(stored) * self._time_compression

@@ -43,6 +43,7 @@ from odvae_jax.transcoding.computation import (
     ModelOnDevices,
     as_clips,
     check_finite,
+    content_of,
     override_tiling,
 )
 from odvae_jax.transcoding.programs import AT_ONCE, compile_ahead
@@ -452,14 +453,8 @@ class UnitEncoder:
         posterior = DiagonalGaussian.from_moments(moments)
         statistics = Statistics()
         statistics.add(posterior.mean, posterior.logvar)
-        latents = posterior.mean
-        if shared["content"] == "moments":
-            latents = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
-        elif shared["content"] == "sample":
-            rng = np.random.default_rng([shared["seed"], clip.entry])
-            noise = rng.standard_normal(latents.shape, np.float32)
-            latents = latents + np.exp(0.5 * posterior.logvar) * noise
-        stored = as_stored(latents, shared["store"])
+        rng = np.random.default_rng([shared["seed"] or 0, clip.entry])
+        stored = as_stored(content_of(posterior, shared["content"], rng), shared["store"])
         cut, bucket = self._reading.cut, self._description.buckets[unit.bucket]
         prepared = {"short_side": cut.short_side or cut.size, "size": cut.size}
         height, width = bucket.height, bucket.width
