@@ -45,7 +45,7 @@ def write(path, frames, side, count, store):
             content="moments", scaling_factor=0.2, frames=frames, height=side, width=side,
             fps=24.0, tiling={"TemporalTiling": {"group": 33}}, dtype="bfloat16", store=store,
             seed=None, prepared={"short_side": None, "size": None, "cover": [side, side]},
-            statistics=sums.to_dict(), columns={"caption": "a caption of some length " * 4},
+            columns={"caption": "a caption of some length " * 4},
             place={"video": entry, "start": 0, "stride": 1, "mirrored": False},
         )  # fmt: skip
         record = pack_record(entry, info, as_stored(stock[entry % 8], store))

@@ -2,7 +2,7 @@
 
 A record is a mark, the length of a header, the header in JSON, and the latents. Its header has the
 fields of `LatentsInfo` that differ between records; those that all records share stand in the
-dataset's description. array_record, which keeps the records, has checksums of its own.
+dataset's description, and the sums over latents in the indices of shards. array_record, which keeps the records, has checksums of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +39,9 @@ SHARED = (
     "seed",
 )
 """The fields of `LatentsInfo` that all records of a dataset have in common."""
-_OWN = [f.name for f in dataclasses.fields(LatentsInfo) if f.name not in SHARED]
+_OWN = [
+    f.name for f in dataclasses.fields(LatentsInfo) if f.name not in (*SHARED, "statistics")
+]
 _MAGIC = b"odlat2"
 _LENGTH = struct.Struct("<I")
 _START = len(_MAGIC) + _LENGTH.size
@@ -86,8 +88,7 @@ def pack_record(entry: int, info: LatentsInfo, stored: Float[np.ndarray, "t h w 
     return b"".join((_MAGIC, _LENGTH.pack(len(text)), text, stored.tobytes()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What one record holds.
 
     Attributes:

@@ -61,7 +61,8 @@ class LatentsInfo:
       prepared: the short side that the video was scaled to and the size that was cut out, in
         pixels; None for what was left as it was. Videos that were scaled and cut to a bucket have
         "cover" instead, the bucket's rows and columns.
-      statistics: sums over the latents, see `odvae_jax.latents.Statistics`.
+      statistics: sums over the latents, see `odvae_jax.latents.Statistics`. None for records of
+        datasets: the indices of their shards have the sums.
       problem: what ended the video too early; empty if nothing did.
       columns: what else the source says of the video, such as a caption, by the column's name.
       place: where in the source the clip is from: "video" is the number of the video, "start" the
@@ -86,7 +87,7 @@ class LatentsInfo:
     store: str
     seed: int | None
     prepared: dict[str, int | None]
-    statistics: dict[str, Any]
+    statistics: dict[str, Any] | None = None
     problem: str = ""
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     place: dict[str, Any] | None = None
@@ -98,8 +99,8 @@ class LatentsInfo:
         return Scale.from_dict({"mean": mean, "std": std, "factor": self.scaling_factor})
 
 
-OPTIONAL = ("problem", "columns", "place")
-"""The fields that may be missing."""
+OPTIONAL = ("statistics", "problem", "columns", "place")
+"""The fields that may be missing; in a file `statistics` may not."""
 
 
 def parse(fields: Mapping[str, str]) -> LatentsInfo:
@@ -117,7 +118,10 @@ def parse(fields: Mapping[str, str]) -> LatentsInfo:
             values[name] = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise LatentsError(f"the field {name} is no JSON ({error})") from None
-    return checked(values)
+    info = checked(values)
+    if info.statistics is None:
+        raise LatentsError("the field statistics is missing")
+    return info
 
 
 def checked(values: Mapping[str, Any]) -> LatentsInfo:
@@ -190,7 +194,7 @@ def check_array(info: LatentsInfo, dtype: str, shape: tuple[int, ...]) -> None:
             f"the array has {shape[:3]} latent frames, rows and columns; {info.frames} frames of "
             f"{info.height}×{info.width} have {wanted}"
         )
-    if info.statistics["count"] != math.prod(shape[:3]):
+    if info.statistics is not None and info.statistics["count"] != math.prod(shape[:3]):
         raise LatentsError(
             f"statistics are of {info.statistics['count']} positions; the array has "
             f"{math.prod(shape[:3])}"
@@ -215,15 +219,9 @@ def _check_together(info: LatentsInfo) -> None:
         scale = info.scale
     except ValueError as error:
         raise LatentsError(f"config has an impossible scale of latents: {error}") from error
-    channels, sums = info.config["latent_channels"], info.statistics
-    for name in ("mean", "square", "variance"):
-        if len(sums[name]) != channels:
-            raise LatentsError(
-                f"statistics.{name} has {len(sums[name])} values; the model has {channels} channels"
-            )
-    most = [sums["count"] * square for square in sums["square"]]  # Cauchy and Schwarz
-    if any(m * m > bound * (1 + 1e-6) + 1e-9 for m, bound in zip(sums["mean"], most, strict=True)):
-        raise LatentsError("statistics.mean and statistics.square cannot be of the same latents")
+    channels = info.config["latent_channels"]
+    if info.statistics is not None:
+        _check_sums(info.statistics, channels)
     if scale.measured and len(scale.mean) != channels:
         raise LatentsError(
             f"config.latents_mean has {len(scale.mean)} values for {channels} channels"
@@ -235,6 +233,18 @@ def _check_together(info: LatentsInfo) -> None:
         raise LatentsError(f"prepared.cover is {cover}; frames are {info.height}×{info.width}")
     if size is not None and (info.height, info.width) != (size, size):
         raise LatentsError(f"prepared.size is {size}, but frames are {info.height}×{info.width}")
+
+
+def _check_sums(sums: Mapping[str, Any], channels: int) -> None:
+    """Checks statistics against each other, and against the number of channels."""
+    for name in ("mean", "square", "variance"):
+        if len(sums[name]) != channels:
+            raise LatentsError(
+                f"statistics.{name} has {len(sums[name])} values; the model has {channels} channels"
+            )
+    most = [sums["count"] * square for square in sums["square"]]  # Cauchy and Schwarz
+    if any(m * m > bound * (1 + 1e-6) + 1e-9 for m, bound in zip(sums["mean"], most, strict=True)):
+        raise LatentsError("statistics.mean and statistics.square cannot be of the same latents")
 
 
 def _is_whole(value, least=1, most=_MOST) -> bool:
@@ -315,6 +325,8 @@ def _is_place(value) -> bool:
 
 
 def _is_statistics(value) -> bool:
+    if value is None:
+        return True
     names = ("mean", "square", "variance")
     if not isinstance(value, dict) or value.keys() != {"count", *names}:
         return False

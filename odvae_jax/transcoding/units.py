@@ -469,7 +469,6 @@ class UnitEncoder:
             width=width,
             fps=clip.fps,
             prepared=prepared,
-            statistics=statistics.to_dict(),
             problem=unit.blocks.problem if unit.blocks is not None else "",
             columns=clip.columns,
             place={

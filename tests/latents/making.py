@@ -71,7 +71,7 @@ def make_dataset(
                 content=content, scaling_factor=0.2, frames=frames, height=height, width=width,
                 fps=8.0, tiling={"TemporalTiling": {"group": 9}}, dtype="float32", store=store,
                 seed=None, prepared={"short_side": None, "size": None},
-                statistics=sums.to_dict(), columns={"caption": f"caption {entry}"},
+                columns={"caption": f"caption {entry}"},
                 place={"video": entry, "start": 3, "stride": 1, "mirrored": False},
             )  # fmt: skip
             info = dataclasses.replace(info, **(more or {}))
