@@ -35,7 +35,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Comments in blocks that cannot run in an empty folder.
 NOT_HERE = ("of your own", "in the checkout")
 # Files and folders in the pages that are the reader's, or that a run writes.
-OWN = ("runs/", "model/", "~/", "LATENTS/", "17x128x128/")
+OWN = ("runs/", "model/", "~/", "LATENTS/", "17x128x128/", "COLLECTED/")
 OWN += ("FILE.py", "frames.py", "my_losses.py", "my_model.py")
 CONFIG = ("config.json", "config.py")  # files, where other words that begin so are fields
 

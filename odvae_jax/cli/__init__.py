@@ -34,6 +34,7 @@ COMMANDS = {
     "reconstruct": "Send videos through encoder and decoder, and compare.",
     "summary": "Print the statistics of the latents in a folder.",
     "data inspect": "Show what training would see of a source of videos.",
+    "data collect": "Collect pictures and clips out of packages, for training.",
     "data pack": "Decode videos once and store them small, for training.",
     "convert": "Convert weights between layouts, and inflate image models.",
     "calibrate": "Measure a model's latents, and write their scale into the model.",

@@ -1,8 +1,9 @@
 """The format of one record of a dataset of latents.
 
 A record is a mark, the length of a header, the header in JSON, and the latents. Its header has the
-fields of `LatentsInfo` that differ between records; those that all records share stand in the
-dataset's description, and the sums over latents in the indices of shards. array_record, which keeps the records, has checksums of its own.
+fields of `LatentsInfo` that differ between records. Those that all records share stand in the
+dataset's description, and the sums over latents in the indices of shards. array_record, which keeps
+the records, has checksums of its own.
 """
 
 from __future__ import annotations
@@ -39,9 +40,7 @@ SHARED = (
     "seed",
 )
 """The fields of `LatentsInfo` that all records of a dataset have in common."""
-_OWN = [
-    f.name for f in dataclasses.fields(LatentsInfo) if f.name not in (*SHARED, "statistics")
-]
+_OWN = [f.name for f in dataclasses.fields(LatentsInfo) if f.name not in (*SHARED, "statistics")]
 _MAGIC = b"odlat2"
 _LENGTH = struct.Struct("<I")
 _START = len(_MAGIC) + _LENGTH.size

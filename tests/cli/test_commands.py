@@ -101,7 +101,7 @@ EVAL = ["eval", "--data=sample-clips"]
         (["trian"], 'Did you mean "train"?'),
         (["data", "pak"], 'Did you mean "data pack"?'),
         (["inspect"], 'Did you mean "data inspect"?'),
-        (["data"], "data inspect, data pack"),
+        (["data"], "data inspect, data collect, data pack"),
         ([], "name a command: train, eval"),
         (["--versoin"], 'Did you mean "--version"?'),
         (["encode", "a", "b", "--ckpt=small", "--tilng", "9"], 'Did you mean "--tiling"?'),

@@ -69,7 +69,15 @@ def test_the_packages_listed_are_the_folders_there_are():
     assert all((folder / "__init__.py").is_file() for folder in folders)
     names = [".".join(folder.relative_to(ROOT).parts) for folder in folders]
     assert listed["packages"] == sorted([*names, "odvae_jax.configs", "odvae_jax.models"])
-    assert not [p for p in (ROOT / "odvae_jax").rglob("*") if p.suffix not in (".py", ".pyc", "")]
+    others = {p for p in (ROOT / "odvae_jax").rglob("*") if p.suffix not in (".py", ".pyc", "")}
+    data = listed["package-data"].items()
+    assert others == {
+        path
+        for package, patterns in data
+        if package != "odvae_jax.models"  # a folder beside the package
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ def imported(path):
         yield from (name for name in names if name.split(".")[0] == "odvae_jax")
 
 
-@pytest.mark.parametrize("package", ["odvae_jax.data.sources", "odvae_jax.data.video"])
+@pytest.mark.parametrize(
+    "package", ["odvae_jax.data.sources", "odvae_jax.data.video", "odvae_jax.data.collecting"]
+)
 def test_reading_videos_imports_no_jax(package):
     script = f"import sys, {package}\n"
     script += "print(sorted({name.split('.')[0] for name in sys.modules}))"
@@ -44,12 +46,13 @@ def test_data_imports_nothing_but_itself_and_the_writing_and_checking_of_files()
 
 
 def test_one_source_knows_nothing_of_the_others():
-    """But for the sample clips, which are files."""
+    """But for the sample clips, which are files, and clips that are made of pictures."""
+    others = {"sample_clips": {"files"}, "motion": {"pictures"}}
     shared = {"base", "containers", "images", "packed_format", "records", "tables"}
     for path in PACKAGE.glob("data/sources/*.py"):
         if path.stem in ("__init__", "parsing"):
             continue
         for name in imported(path):
             if name.startswith("odvae_jax.data.sources."):
-                allowed = shared | ({"files"} if path.stem == "sample_clips" else set())
+                allowed = shared | others.get(path.stem, set())
                 assert name.split(".")[3] in allowed, (path, name)

@@ -5,6 +5,7 @@ A source is named by a short string:
     folder:PATH          the videos anywhere below a folder, or one video; also PATH alone
     folder:LIST.csv      a manifest, also .jsonl: path, and optionally start and end in seconds
     images:PATH          the pictures anywhere below a folder, as videos of one frame
+    motion:PATH          clips that a moving camera takes of these pictures
     tfds:NAME[:SPLIT]    a TFDS dataset with a Video feature, in array_record format
     array_record:PATH    what `odvae data pack` wrote
     parquet:PATH[:COLUMN]      Parquet files with a column of videos

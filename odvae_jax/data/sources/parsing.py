@@ -12,6 +12,7 @@ import numpy as np
 from odvae_jax.data.sources.base import Source
 from odvae_jax.data.sources.datasets import open_datasets
 from odvae_jax.data.sources.files import open_files
+from odvae_jax.data.sources.motion import open_motion
 from odvae_jax.data.sources.packed import open_packed
 from odvae_jax.data.sources.pictures import open_pictures
 from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS, find_sample_clips, open_sample_clips
@@ -23,6 +24,7 @@ from odvae_jax.data.video import READ_TIMEOUT, find_videos
 SOURCES: dict[str, Callable[..., Source]] = {
     "folder:": open_files,
     "images:": open_pictures,
+    "motion:": open_motion,
     "tfds:": open_tfds,
     "array_record:": open_packed,
     "parquet:": open_parquet,
