@@ -20,6 +20,7 @@ from odvae_jax.evaluation.results import (
     Results,
     as_json,
     as_markdown,
+    by_clip,
     escaped,
     first_and_rest,
     notes,
@@ -29,6 +30,7 @@ from odvae_jax.files import printable, write_whole
 
 logger = logging.getLogger(__name__)
 _OVERVIEW = 4  # clips in the picture of frames
+_LISTED = 100  # clips that the Markdown lists; the page and the JSON have all
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
 color:#1c1c1c;background:#fff}
@@ -108,6 +110,9 @@ def markdown(results: Results) -> str:
     """Returns the tables and the notes of an evaluation as Markdown."""
     parts = [as_markdown(*table(results)), "\n".join(_as_list(notes(results)))]
     parts += ["First frames of groups against the others:", as_markdown(*first_and_rest(results))]
+    titles, rows = by_clip(results)
+    if 1 < len(rows) <= _LISTED:
+        parts += ["Clip by clip:", as_markdown(titles, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -171,21 +176,9 @@ def _page(results: Results, output: Path, captions: dict[str, str]) -> str:
         label = results.rows[0].contender.label
         if (output / "frames.png").exists():
             parts.append(_figure(output / "frames.png", f"Originals above, {label} below."))
-    rows = [row for row in results.rows if row.by_clip]
+    titles, rows = by_clip(results)
     if rows:
-        names = list(rows[0].by_clip)
-        titles = ["clip", *(f"{row.contender.label}, PSNR [dB]" for row in rows)]
-        cells = [
-            [
-                printable(Path(name).name),
-                *(
-                    f"{row.by_clip[name]['psnr']:.2f}" if name in row.by_clip else "–"
-                    for row in rows
-                ),
-            ]
-            for name in names
-        ]
-        parts += ["<h2>Clips</h2>", _table(titles, cells)]
+        parts += ["<h2>Clips</h2>", _table(titles, rows)]
     return "\n".join([*parts, "</body></html>", ""])
 
 

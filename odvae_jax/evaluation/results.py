@@ -6,6 +6,7 @@ import dataclasses
 import html
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,26 @@ def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
         ]
         rows.append([row.contender.label, *cells])
     return titles, rows
+
+
+def by_clip(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Returns titles and rows of a table of the PSNR and the LPIPS of every clip."""
+    metrics = [m for m in ("psnr", "lpips") if m not in results.missing]
+    rows = [row for row in results.rows if row.by_clip]
+    titles = ["clip", *(f"{r.contender.label}, {TITLES[m]}" for m in metrics for r in rows)]
+    names = list(rows[0].by_clip) if rows else []
+    files = [Path(name).name for name in names]
+    parts = 1 if len(set(files)) == len(files) else 2  # with the folder if a name comes twice
+
+    def cell(row, name, metric):
+        value = row.by_clip.get(name, {}).get(metric)
+        return "–" if value is None else f"{value:.{DIGITS[metric]}f}"
+
+    return titles, [
+        [printable("/".join(Path(name).parts[-parts:]))]
+        + [cell(r, name, m) for m in metrics for r in rows]
+        for name in names
+    ]
 
 
 def _cell(metric: str, score: Score | None, without: str) -> str:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,14 @@ def convolve_frames(x, kernel, window: Window):
 
 
 def kernel_gradient(x, kernel, dy, window: Window):
-    """Returns the gradient of `convolve_frames` for its kernel, in the kernel's dtype.
+    """Returns the gradient of `convolve_frames` for its kernel, in the kernel's dtype."""
+    by_products = functools.partial(_by_products, window=window)
+    by_convolution = functools.partial(_by_convolution, window=window)
+    return jax.lax.platform_dependent(x, kernel, dy, cpu=by_products, default=by_convolution)
+
+
+def _by_convolution(x, kernel, dy, window):
+    """Returns the gradient as XLA computes it.
 
     Without a stride, XLA takes cuDNN's own operation for it only if as many zeros stand above as
     below. Otherwise the kernel gets one row more, and the gradient of this row is thrown away.
@@ -54,3 +63,24 @@ def kernel_gradient(x, kernel, dy, window: Window):
     kernel = jnp.pad(kernel, (more, (0, 0), (0, 0), (0, 0)))
     (gradient,) = jax.vjp(lambda k: convolve_frames(x, k, window), kernel)[1](dy)
     return gradient[more[0] : gradient.shape[0] - more[1]]
+
+
+def _by_products(x, kernel, dy, window):
+    """Returns the gradient as one matrix product per row and column of the kernel.
+
+    On a CPU, XLA's own operation is as fast for 3×3 kernels with the same zeros on all sides. For
+    other kernels it takes 40 to 140 times as long.
+    """
+    step, (height, width) = window.stride, dy.shape[2:4]
+    x = jnp.pad(x, ((0, 0), (0, 0), window.rows, window.columns, (0, 0))).astype(jnp.float32)
+    dy = dy.astype(jnp.float32)
+
+    def product(row, column):
+        rows = slice(row, row + step * (height - 1) + 1, step)
+        columns = slice(column, column + step * (width - 1) + 1, step)
+        seen = x[:, :, rows, columns]
+        return jnp.einsum("bthwc,bthwd->cd", seen, dy, precision=window.precision)
+
+    kh, kw = kernel.shape[:2]
+    products = [[product(row, column) for column in range(kw)] for row in range(kh)]
+    return jnp.stack([jnp.stack(row) for row in products]).astype(kernel.dtype)

@@ -33,7 +33,7 @@ def test_shipped_configs_are_found_from_an_empty_folder(name):
 def test_all_files_of_configs_and_models_have_a_name():
     configs = {path.stem for path in (ROOT / "configs").glob("*.py")}
     assert {*shipped.config_names(), "__init__"} == configs
-    assert shipped.model_names() == ["small"]
+    assert shipped.model_names() == ["small", "small-image"]
 
 
 def test_what_stands_after_the_colon_reaches_the_config():

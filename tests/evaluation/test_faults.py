@@ -178,7 +178,9 @@ def test_labels_mean_nothing_but_themselves_in_the_report(vae, clips, tmp_path):
     odd = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     rows = [line for line in odd.splitlines() if line.startswith("|")]
     models = len(LABELS) + 1  # and the mean over blocks
-    assert [len(CELLS.split(row)) for row in rows] == [9] * 2 * (models + 2)
+    tables = 2 * (models + 2)  # two of a line per model; then one of a line per clip
+    assert [len(CELLS.split(row)) for row in rows[:tables]] == [9] * tables
+    assert [len(CELLS.split(row)) for row in rows[tables:]] == [models + 3] * (2 + 3)
     page = (tmp_path / "out" / "results.html").read_text(encoding="utf-8")
     for text in (odd, page):
         assert "<script>" not in text and "&lt;script&gt;" in text

@@ -100,6 +100,11 @@ class Autoencoder(Task):
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
         super().__init__(config, mesh)
         self._vae = abstract_model(model_config(config))
+        if jax.default_backend() == "cpu" and self._vae.config.dtype != "float32":
+            logger.warning(
+                "config.model.dtype=%s is slow on a CPU; float32 is faster",
+                self._vae.config.dtype,
+            )
         data = config.data
         self._clips = _clips(config, data.path, data.frames, data.holdout)
         self._pictures = _clips(config, data.image_path, 1) if data.image_rate else None
