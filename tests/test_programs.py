@@ -135,6 +135,42 @@ def test_the_curves_of_runs_are_drawn_and_what_is_no_run_is_said(tmp_path, capsy
 
 
 @pytest.mark.usefixtures("own_log")
+def test_an_ablation_side_by_side_gets_a_command_that_trains_one_run(monkeypatch):
+    given = {}
+    take = lambda *words, **k: given.update(k, words=words) or 1  # noqa: E731
+    monkeypatch.setattr("odvae_jax.ablate.ablate_side_by_side", take)
+    words = ["ablate", "--config=ablation", "--config.steps=7", "--workdir=out"]
+    words += ["--seeds=3", "--at-once=4"]
+    assert main(words) == 1
+    config, workdir, command = given.pop("words")
+    assert given == {"at_once": 4, "init": None, "seeds": 3}
+    assert (config.steps, workdir, command[:3]) == (7, "out", [sys.executable, "-m", "odvae_jax"])
+    monkeypatch.setattr(
+        "odvae_jax.ablate.train_only", lambda *w, **k: given.update(k, name=w[2], steps=w[0].steps)
+    )
+    assert main([*command[3:], "--only=v4-tail-seed2"]) == 0
+    assert given["name"] == "v4-tail-seed2" and given["steps"] == 7 and given["seeds"] == 3
+
+
+@pytest.mark.parametrize(
+    "words, status, said",
+    [
+        (["--seeds=0"], 2, "argument --seeds: 0 is not at least 1"),
+        (["--at-once=0"], 2, "argument --at-once: 0 is not at least 1"),
+        (["--seeds=two"], 2, "'two' is no whole number"),
+        (["--at-once=2", "--only=v4-tail"], 1, "leave out --at-once"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("own_log")
+def test_what_an_ablation_cannot_do_is_said_in_a_line(words, status, said, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["ablate", "--config=ablation", f"--workdir={run}", *words]) == status
+    assert said in capsys.readouterr().err
+    assert not run.exists()
+
+
+@pytest.mark.usefixtures("own_log")
 def test_an_ablation_gets_the_config_the_folder_and_the_start(monkeypatch):
     given = []
     monkeypatch.setattr("odvae_jax.ablate.ablate", lambda *a, **k: given.extend([*a, k["init"]]))

@@ -62,10 +62,12 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses a subcommand's arguments, a config's fields among them if it takes one.
 
+        The result has the arguments themselves, too, as `given`.
+
         Raises:
           UsageError: for an option, a value or a config that is not known.
         """
-        argv = list(argv)
+        given = argv = list(argv)
         if {"-h", "--help"} & set(argv):
             return self.parse_args(["--help"])
         self._check_names(argv)
@@ -78,6 +80,7 @@ class Parser(argparse.ArgumentParser):
         arguments = self.parse_args(argv)
         if self.takes_config:
             arguments.config = config
+        arguments.given = given
         return arguments
 
     def _check_names(self, argv: list[str]) -> None:

@@ -22,7 +22,8 @@ FEW_CLIPS = 400
 """Below this number of clips a Fréchet distance says little."""
 _RESAMPLES = 10_000
 TITLES = {"psnr": "PSNR [dB] ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "rfvd": "rFVD ↓"}
-_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
+DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
+"""Digits after the point with which a table shows a metric."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,7 @@ def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in results.rows:
         cells = [
-            "–" if m not in part or np.isnan(part[m]) else f"{part[m]:.{_DIGITS[m]}f}"
+            "–" if m not in part or np.isnan(part[m]) else f"{part[m]:.{DIGITS[m]}f}"
             for m in METRICS
             for part in (row.first, row.rest)
         ]
@@ -212,7 +213,7 @@ def by_clip(results: Results) -> tuple[list[str], list[list[str]]]:
 def _cell(metric: str, score: Score | None, without: str) -> str:
     if score is None:
         return without
-    digits = _DIGITS[metric]
+    digits = DIGITS[metric]
     text = f"{score.mean:.{digits}f}"
     if score.low is not None:
         text += f" ({score.low:.{digits}f}–{score.high:.{digits}f})"

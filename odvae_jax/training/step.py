@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt32
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.metrics.lpips import LPIPS
@@ -35,9 +35,9 @@ from odvae_jax.training.tasks.task import Metrics
 from odvae_jax.training.terms import load_terms, sum_of_terms
 
 Update = Literal["both", "generator", "discriminator"]
-TrainStep = Callable[
-    [TrainState, UInt8[Array, "b t h w 3"], LPIPS | None], tuple[TrainState, Metrics]
-]
+SeedKey = UInt32[Array, " words"]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""A function of (state, clips uint8 [B, T, H, W, 3], LPIPS or None, perhaps a SeedKey)."""
 
 
 class LastLayerGradients(NamedTuple):
@@ -161,6 +161,11 @@ def _discriminator_gradient(logits, parameters, video, fake, pull_fake, kind):
     return gradient, {"discriminator": loss, **means}
 
 
+def seed_key(config: ml_collections.ConfigDict) -> SeedKey:
+    """Returns the data of the random key that all random numbers of a run's steps come from."""
+    return jax.random.key_data(jax.random.key(config.seed))
+
+
 def autoencoder_step(
     config: ml_collections.ConfigDict,
     vae: ODVAE,
@@ -171,8 +176,10 @@ def autoencoder_step(
 ) -> TrainStep:
     """Returns the function that does one step of training.
 
-    It maps (state, uint8 clips, LPIPS or None) to (state, metrics). It is pure, and takes arrays
-    that are spread over `mesh` as `clip_sharding` and `state_shardings` describe. It neither counts
+    It maps (state, uint8 clips, LPIPS or None) to (state, metrics). A fourth argument is what
+    `seed_key` returns for the config, so that runs that differ in their seeds alone share the
+    compiled program; without it the seed is part of the program. It is pure, and takes arrays that
+    are spread over `mesh` as `clip_sharding` and `state_shardings` describe. It neither counts
     steps nor checks whether its results are finite; `odvae_jax.training.guard.guarded` does both.
 
     Args:
@@ -269,8 +276,9 @@ def autoencoder_step(
 
     gradients_of = discriminator_gradients if update == "discriminator" else generator_gradients
 
-    def train_step(state: TrainState, clips, lpips: LPIPS | None):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def train_step(state: TrainState, clips, lpips: LPIPS | None, seed: SeedKey | None = None):
+        seed = seed_key(config) if seed is None else seed
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed), state.step)
         keys = jax.random.split(key, clips.shape[0])  # one per clip, however the batch is cut
         whole = state._replace(
             parameters=gathered(state.parameters, mesh),

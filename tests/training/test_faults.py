@@ -170,8 +170,8 @@ def test_too_many_steps_without_finite_loss_end_the_run_and_name_the_checkpoint(
     def exploding(*arguments):
         step = make(*arguments)
 
-        def explode(state, clips, lpips):
-            after, metrics = step(state, clips, lpips)
+        def explode(state, *batch_and_constants):
+            after, metrics = step(state, *batch_and_constants)
             bad = {n: v * np.float32("nan") for n, v in after.parameters.items()}
             pick = lambda a, b: jnp.where(state.step == 4, b, a)  # noqa: E731
             broken = jax.tree.map(pick, after.parameters, bad)

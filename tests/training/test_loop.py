@@ -388,3 +388,15 @@ def test_kept_checkpoints_are_the_last_ones_and_every_nth(videos, tmp_path):
     train(tiny(videos, validate_every=0, log_every=4, **fields), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == list("367")
     assert [r["step"] for r in lines(tmp_path / "run")] == [4, 7]
+
+
+def test_runs_that_differ_in_their_seeds_alone_share_the_compiled_step(videos):
+    """So the compilation cache has the second one's."""
+    texts, mesh = [], make_mesh(devices=jax.devices()[:1])
+    for seed in (1, 2):
+        task = autoencoder.Autoencoder(tiny(videos, seed=seed, validate_every=0), mesh)
+        clips = jax.ShapeDtypeStruct((8, 1, 16, 16, 3), np.uint8)
+        texts.append(
+            jax.jit(task.step("both")).lower(task.abstract(), clips, task.constants()).as_text()
+        )
+    assert texts[0] == texts[1]

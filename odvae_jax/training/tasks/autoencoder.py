@@ -37,7 +37,7 @@ from odvae_jax.training.curves import plot_curves
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.fields import check_fields
 from odvae_jax.training.state import TrainState, create_state, make_optimizers, model_parameters
-from odvae_jax.training.step import autoencoder_step, update_of_step
+from odvae_jax.training.step import SeedKey, autoencoder_step, seed_key, update_of_step
 from odvae_jax.training.tasks.task import Feeds, Measured, Step, Task
 from odvae_jax.training.terms import load_terms
 from odvae_jax.training.validation import Validation
@@ -223,10 +223,11 @@ class Autoencoder(Task):
         return update_of_step(self.config, step)
 
     def step(self, kind: str) -> Step:
-        """One step of such a kind; its batch is uint8 clips, its constants are LPIPS or None."""
+        """One step of such a kind; its batch is uint8 clips, its constants are those below."""
         config = self.config
         adversary, optimizers = _discriminator(config, None), make_optimizers(config)
-        return autoencoder_step(config, self._vae, adversary, optimizers, self.mesh, kind)
+        step = autoencoder_step(config, self._vae, adversary, optimizers, self.mesh, kind)
+        return lambda state, clips, constants: step(state, clips, *constants)
 
     def less_memory(self, share: float) -> dict[str, Any]:
         """The batch in more parts, more that is computed again, and smaller or shorter clips."""
@@ -255,16 +256,17 @@ class Autoencoder(Task):
         now = {"data.frames": config.data.frames, "data.size": config.data.size, **sizes}
         return {name: value for name, value in fields.items() if value != now.get(name)}
 
-    def constants(self) -> LPIPS | None:
-        """LPIPS with VGG-16, where it is part of the loss.
+    def constants(self) -> tuple[LPIPS | None, SeedKey]:
+        """LPIPS with VGG-16, where it is part of the loss, and the key of the run's seed.
 
         Raises:
-          FileNotFoundError: if its weights are missing.
+          FileNotFoundError: if the weights of LPIPS are missing.
         """
-        if self.config.loss.perceptual_weight <= 0:
-            return None
-        lpips = load_lpips("vgg", dtype=self._vae.config.dtype)
-        return jax.device_put(lpips, replicated(self.mesh))
+        lpips = None
+        if self.config.loss.perceptual_weight > 0:
+            lpips = load_lpips("vgg", dtype=self._vae.config.dtype)
+        key = np.asarray(seed_key(self.config))
+        return jax.device_put((lpips, key), replicated(self.mesh))
 
     def feeds(self, position: dict[str, int]) -> ClipFeeds:
         """Batches of clips, and of pictures among them, from a position on."""
