@@ -1,4 +1,5 @@
-# make demo: train a small model on real video, look at what it does.   make test: run the tests.
+# make demo: see what the small model does with real video.   make test: run the tests.
+# make demo-train: train a smaller model from nothing.
 # make fuzz MINUTES=60, make soak MINUTES=120: try to break it (docs/reliability.md).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,12 +8,13 @@ PACKAGE := .$(shell nvidia-smi -L >/dev/null 2>&1 && echo '[cuda]')
 PACKAGE_TEST := .[test$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)]
 # PyTorch is for the parity tests alone, and on the CPU.
 TORCH ?= torch==2.13.0+cpu
+DEMO ?= runs/demo
 RUNS ?= runs/quick
 # A file of tests runs in one process, for its tests share what they have compiled.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: install demo test test-full fuzz soak lint clean
+.PHONY: install demo demo-train test test-full fuzz soak lint clean
 
 install: .venv/installed
 
@@ -30,11 +32,14 @@ install: .venv/installed
 	touch $@
 
 # Two CPU devices keep two cores busy where one does not; the allocator keeps its memory between steps.
-demo: export JAX_NUM_CPU_DEVICES := 2
-demo: export MALLOC_MMAP_THRESHOLD_ := 4000000000
-demo: export MALLOC_TRIM_THRESHOLD_ := 8000000000
-demo: export MALLOC_TOP_PAD_ := 268435456
+demo demo-train: export JAX_NUM_CPU_DEVICES := 2
+demo demo-train: export MALLOC_MMAP_THRESHOLD_ := 4000000000
+demo demo-train: export MALLOC_TRIM_THRESHOLD_ := 8000000000
+demo demo-train: export MALLOC_TOP_PAD_ := 268435456
 demo: install
+	$(BIN)/odvae demo --output=$(DEMO)
+
+demo-train: install
 	$(BIN)/odvae train --config=quick:image --workdir=$(RUNS)/image
 	$(BIN)/odvae train --config=quick:video --workdir=$(RUNS)/video \
 	    --config.init.from_pretrained=$(RUNS)/image

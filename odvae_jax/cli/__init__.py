@@ -27,6 +27,7 @@ from odvae_jax.files import one_line, printable
 from odvae_jax.shipped import UnknownNameError, did_you_mean
 
 COMMANDS = {
+    "demo": "Show what the small model does with three short videos.",
     "train": "Train a model, or go on with its training.",
     "eval": "Compare models on videos, or time them.",
     "encode": "Encode videos into files of latents.",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import logging
-import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from odvae_jax.evaluation import pictures
+from odvae_jax.evaluation import page, pictures
 from odvae_jax.evaluation.clips import Clip, FixedClips
 from odvae_jax.evaluation.measure import Reconstructor, check_unchanged
 from odvae_jax.evaluation.models import BlockMean, Contender
@@ -31,17 +29,6 @@ from odvae_jax.files import printable, write_whole
 logger = logging.getLogger(__name__)
 _OVERVIEW = 4  # clips in the picture of frames
 _LISTED = 100  # clips that the Markdown lists; the page and the JSON have all
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;
-color:#1c1c1c;background:#fff}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .8rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-img,video{max-width:100%;height:auto;display:block}video{min-width:min(100%,640px)}
-figure{margin:1rem 0}
-figcaption,.note{color:#555;font-size:.9rem}
-"""
 
 
 def write_report(
@@ -156,50 +143,22 @@ def _read(clips: FixedClips, index: int, digests: dict[int, str]) -> Clip | None
 def _page(results: Results, output: Path, captions: dict[str, str]) -> str:
     """Returns a page that holds all pictures and videos, so that it needs no network."""
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        '<link rel="icon" href="data:,">',
-        f"<title>Reconstruction quality</title><style>{_STYLE}</style></head><body>",
-        "<h1>Reconstruction quality</h1>",
-        _table(*table(results)),
+        page.table(*table(results)),
         *(f'<p class="note">{html.escape(line)}</p>' for line in notes(results)),
     ]
     if (output / "by_frame.png").exists():
-        parts += ["<h2>By frame</h2>", _figure(output / "by_frame.png", "")]
-        parts.append(_table(*first_and_rest(results)))
+        parts += ["<h2>By frame</h2>", page.figure(output / "by_frame.png", "")]
+        parts.append(page.table(*first_and_rest(results)))
     for stem, caption in captions.items():
         title = {"best": "Best clip", "worst": "Worst clip"}.get(stem, "The clip")
         parts.append(f"<h2>{title}</h2>")
-        parts.append(_figure(output / "clips" / f"{stem}.mp4", caption))
+        parts.append(page.figure(output / "clips" / f"{stem}.mp4", caption))
     if captions:
         parts.append("<h2>Frames</h2>")
         label = results.rows[0].contender.label
         if (output / "frames.png").exists():
-            parts.append(_figure(output / "frames.png", f"Originals above, {label} below."))
+            parts.append(page.figure(output / "frames.png", f"Originals above, {label} below."))
     titles, rows = by_clip(results)
     if rows:
-        parts += ["<h2>Clips</h2>", _table(titles, rows)]
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        '<div class="wide"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _figure(path: Path, caption: str) -> str:
-    kind = mimetypes.guess_type(path.name)[0]
-    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    alt = html.escape(caption or path.stem)
-    media = (
-        f'<video controls loop muted playsinline src="{data}"></video>'
-        if path.suffix == ".mp4"
-        else f'<img alt="{alt}" src="{data}">'
-    )
-    return f"<figure>{media}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        parts += ["<h2>Clips</h2>", page.table(titles, rows)]
+    return page.whole("Reconstruction quality", parts)

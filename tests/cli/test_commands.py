@@ -102,7 +102,7 @@ EVAL = ["eval", "--data=sample-clips"]
         (["data", "pak"], 'Did you mean "data pack"?'),
         (["inspect"], 'Did you mean "data inspect"?'),
         (["data"], "data inspect, data collect, data pack"),
-        ([], "name a command: train, eval"),
+        ([], "name a command: demo, train, eval"),
         (["--versoin"], 'Did you mean "--version"?'),
         (["encode", "a", "b", "--ckpt=small", "--tilng", "9"], 'Did you mean "--tiling"?'),
         (["encode", "a", "b", "--ckpt=small", "--dtype=bf61"], 'Did you mean "bf16"?'),
