@@ -245,7 +245,7 @@ def clip_of_pictures(
     things = []
     if rng.uniform() < 1 / 3:
         things = [cut_out(rng, second, size) for _ in range(rng.integers(1, 3))]
-    if rng.uniform() > 1 / 8:
+    if rng.uniform() > 1 / 8 or frames < 4:  # too few for two shots
         return scene(rng, first, things, frames=frames, size=size)
     cut = int(rng.integers(frames // 4, 3 * frames // 4 + 1))
     shots = [

@@ -37,6 +37,12 @@ def test_a_stride_takes_frames_of_the_same_clip(pictures):
     np.testing.assert_array_equal(half, whole[::2])
 
 
+def test_single_frames_can_be_had(pictures):
+    source = open_source(f"motion:{pictures}")
+    clips = [source.read(0, Sampling(1, 32), 1, lambda _, at=at: at) for at in range(40)]
+    assert {clip.shape for clip in clips} == {(1, 32, 32, 3)}  # one in eight would have a cut
+
+
 def test_clips_of_another_aspect_are_cut_from_the_centre(pictures):
     source = open_source(f"motion:{pictures}")
     assert source.read(0, Sampling(2, cover=(24, 40)), 1, lambda _: 0).shape == (2, 24, 40, 3)
