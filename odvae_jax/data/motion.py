@@ -247,7 +247,7 @@ def clip_of_pictures(
         things = [cut_out(rng, second, size) for _ in range(rng.integers(1, 3))]
     if rng.uniform() > 1 / 8 or frames < 4:  # too few for two shots
         return scene(rng, first, things, frames=frames, size=size)
-    cut = int(rng.integers(frames // 4, 3 * frames // 4 + 1))
+    cut = int(rng.integers(int(0.25 * frames), int(0.75 * frames) + 1))
     shots = [
         scene(rng, first, things, frames=cut, size=size),
         scene(rng, second, [], frames=frames - cut, size=size),

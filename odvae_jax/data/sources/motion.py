@@ -19,6 +19,7 @@ from odvae_jax.data.video import VideoError
 from odvae_jax.files import one_line
 
 _SIZE = 256
+_ENOUGH = 1024  # pixels of a side: a larger JPEG is decoded at a lower size, if it allows that
 _PLACES = 2**31 - 1
 
 
@@ -65,7 +66,7 @@ class Motion(Source):
     def _picture(self, index: int) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(self._pictures.content(index)))
-            image.draft("RGB", (4 * _SIZE, 4 * _SIZE))  # a large JPEG is decoded at a lower size
+            image.draft("RGB", (_ENOUGH, _ENOUGH))
             return image.convert("RGB")
         except IMAGE_ERRORS as error:
             name = self._pictures.name(index)
