@@ -6,20 +6,16 @@ were made of them once.
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
 from odvae_jax.data.motion import FPS, clip_of_pictures
-from odvae_jax.data.sources.base import Source
-from odvae_jax.data.sources.images import IMAGE_ERRORS, scale_image
+from odvae_jax.data.sources.base import Sampling, Source
+from odvae_jax.data.sources.images import scale_image
 from odvae_jax.data.sources.pictures import Pictures, open_pictures
 from odvae_jax.data.video import VideoError
-from odvae_jax.files import one_line
 
 _SIZE = 256
-_ENOUGH = 1024  # pixels of a side: a larger JPEG is decoded at a lower size, if it allows that
 _PLACES = 2**31 - 1
 
 
@@ -64,13 +60,7 @@ class Motion(Source):
         return [scale_image(frame, None, sampling.cover) for frame in clip[::stride]]
 
     def _picture(self, index: int) -> Image.Image:
-        try:
-            image = Image.open(io.BytesIO(self._pictures.content(index)))
-            image.draft("RGB", (_ENOUGH, _ENOUGH))
-            return image.convert("RGB")
-        except IMAGE_ERRORS as error:
-            name = self._pictures.name(index)
-            raise VideoError(f"{name} cannot be read as an image: {one_line(error)}.") from error
+        return Image.fromarray(self._pictures.frames(index, Sampling(1), 1, lambda _: 0)[0])
 
 
 def open_motion(text: str, *, in_memory: bool = False) -> Motion:

@@ -60,7 +60,7 @@ class Pictures(Source):
         """Returns what a function makes of a picture's file."""
         name = self.name(index)
         try:
-            content = within(self.timeout, name, self.content, index)
+            content = within(self.timeout, name, self._content, index)
             return function(io.BytesIO(content), *arguments)
         except VideoError:
             raise
@@ -68,12 +68,7 @@ class Pictures(Source):
             reason = getattr(error, "strerror", None) or one_line(error)
             raise VideoError(f"{name} cannot be read as an image: {reason}.") from error
 
-    def content(self, index: int) -> bytes:
-        """Returns what the file of a picture holds.
-
-        Raises:
-          OSError: if it cannot be read.
-        """
+    def _content(self, index) -> bytes:
         if is_url(self._paths[index]):
             return read_url(self._paths[index])
         with open_regular(self._paths[index]) as file:
