@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
         "--cache",
         type=path,
         metavar="FOLDER",
-        help="Where unpacked packages are kept, about 3 GB. The default is "
+        help="Where unpacked packages are kept, about 2 GB. The default is "
         "~/.cache/odvae/packages.",
     )
     group.add_argument(

@@ -246,7 +246,6 @@ def _opened(path: str) -> Image.Image:
 
 
 def _encoded(image: Image.Image, lossless: bool) -> bytes:
-
     file = io.BytesIO()
     if lossless:
         image.save(file, "PNG")
