@@ -26,6 +26,7 @@ install_import_hook("odvae_jax", "tests.typechecker.check")
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 from odvae_jax import (  # noqa: E402
@@ -35,6 +36,7 @@ from odvae_jax import (  # noqa: E402
 )
 from odvae_jax.lowering import norm_kernels  # noqa: E402
 
+MOST_MEMORY = 3e9  # bytes, of a process of tests, after which it forgets its programs
 SMALL = {"width": 8, "groups": 4, "precision": "highest"}
 
 
@@ -79,6 +81,14 @@ def gpu(monkeypatch):
 def full(*values):
     """Parameters that only `make test-full` runs."""
     return [pytest.param(value, marks=pytest.mark.full) for value in values]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """Frees compiled programs if they fill the memory; the cache still has them."""
+    yield
+    if psutil.Process().memory_info().rss > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @functools.cache

@@ -434,10 +434,17 @@ class RayEngine:
         self._actors.append(_Actor(handle, handle.begin.remote(self._work)))
 
     def _stop(self) -> None:
-        """Lets all actors finish their shards and end."""
-        last = [a.handle.stop.remote() for a in self._actors if a.room]
-        if last:
-            self._ray.wait(last, num_returns=len(last), timeout=_PATIENCE)
+        """Lets all actors finish their shards and end.
+
+        What fails here, with a Ray that is told to end at the same time, must not hide why the work
+        ended.
+        """
+        try:
+            last = [a.handle.stop.remote() for a in self._actors if a.room]
+            if last:
+                self._ray.wait(last, num_returns=len(last), timeout=_PATIENCE)
+        except Exception as error:
+            logger.warning("the actors could not be told to finish: %s", one_line(error, 200))
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor.handle)
