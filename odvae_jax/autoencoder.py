@@ -17,7 +17,7 @@ from odvae_jax import checks, registry
 from odvae_jax.config import IMAGE_CHANNELS, Kind, ODVAEConfig
 from odvae_jax.layers.attention import Attention
 from odvae_jax.layers.carry import START, WHOLE, Carry, State, run
-from odvae_jax.layers.causal_conv import CausalConv, Generator
+from odvae_jax.layers.causal_conv import CausalConv, Generator, generator
 from odvae_jax.layers.group_norm import GroupNorm
 from odvae_jax.layers.resample import Downsample, Upsample
 from odvae_jax.layers.residual_block import ResidualBlock
@@ -230,14 +230,15 @@ class ODVAE(nnx.Module):
                 f"config is a {type(config).__name__}, not an ODVAEConfig: "
                 "use ODVAEConfig.variant(4)."
             )
-        rng = _generator(rngs)
+        rng = generator(rngs)
         self.config = config
         z = config.latent_channels
         self.encoder = Encoder(config, rng=rng)
         # In float32, so that the posterior is more than its last bfloat16 rounding.
         precise = dataclasses.replace(config, dtype="float32")
-        self.quant_conv = CausalConv(2 * z, 2 * z, (1, 1), config=precise, rng=rng)
-        self.post_quant_conv = CausalConv(z, z, (1, 1), config=config, rng=rng)
+        make = CausalConv if config.parts.quant else _no_convolution
+        self.quant_conv = make(2 * z, 2 * z, (1, 1), config=precise, rng=rng)
+        self.post_quant_conv = make(z, z, (1, 1), config=config, rng=rng)
         self.decoder = Decoder(config, rng=rng)
 
     def moments(self, video: Float[AnyArray, "b t h w 3"]) -> Float[Array, "b u v x c2"]:
@@ -468,16 +469,13 @@ class ODVAE(nnx.Module):
         return model
 
 
-def _generator(rngs: nnx.Rngs | int | None) -> Generator:
-    """Returns what draws initial kernels: NumPy, or JAX under a trace."""
-    if rngs is None or isinstance(rngs, int):
-        return None if rngs is None else np.random.default_rng(rngs)
-    if not isinstance(rngs, nnx.Rngs):
-        raise ValueError(f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None.")
-    key = jax.random.key_data(rngs.params())
-    if isinstance(key, jax.core.Tracer):
-        return rngs.params
-    return np.random.default_rng(np.asarray(key))
+def _no_convolution(*sizes, config, rng):
+    """Returns what stands for the quant convolutions of a model that has none."""
+    return _unchanged
+
+
+def _unchanged(x):
+    return x
 
 
 @jax.jit

@@ -80,10 +80,22 @@ def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bo
             "For floats in [-1, 1] there is encode."
         )
     if not uint8:
-        _check_floats(video)
+        _check_dtype(video)
     if pad and 0 not in shape:
         shape = (shape[0], *config.clip_size(*shape[1:4]), shape[4])
     check_video_shape(shape, config)
+
+
+def check_floats(video: Any) -> tuple[int, ...]:
+    """Checks that a video is a floating-point array with five axes, and returns its shape.
+
+    Raises:
+      ValueError: if the video is no array, or has other axes or another dtype.
+    """
+    check_array("video", video)
+    _check_axes(video)
+    _check_dtype(video)
+    return tuple(jnp.shape(video))
 
 
 def _check_axes(video):
@@ -92,7 +104,7 @@ def _check_axes(video):
         raise ValueError(f"video has shape {shape}; expected five axes, [B, T, H, W, 3].")
 
 
-def _check_floats(video):
+def _check_dtype(video):
     dtype = jnp.result_type(video)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
@@ -107,11 +119,25 @@ def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
     Raises:
       ValueError: if it cannot. The message has the nearest shape that can.
     """
+    check_clip_shape(shape, config.time_compression, 1, config.space_compression)
+
+
+def check_clip_shape(shape: tuple[int, ...], step: int, first: int, side: int) -> None:
+    """Checks that a clip [B, T, H, W, C] has a shape that a model takes.
+
+    Args:
+      shape: the shape of the clip.
+      step: the numbers of frames that the model takes are multiples of it, plus `first`.
+      first: the frames that a clip has beside a multiple of `step`: 1 or 0.
+      side: rows and columns must be multiples of it.
+
+    Raises:
+      ValueError: if the model does not take it. The message has the nearest shape that it takes.
+    """
     b, t, h, w, c = shape
-    step, side = config.time_compression, config.space_compression
     nearest = (
         max(b, 1),
-        step * max(round((t - 1) / step), 0) + 1,
+        step * max(round((t - first) / step), 1 - first) + first,
         *(side * max(round(s / side), 1) for s in (h, w)),
         IMAGE_CHANNELS,
     )
@@ -120,8 +146,10 @@ def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
     wrong = []
     if b != nearest[0]:
         wrong.append("B must be at least 1")
-    if t != nearest[1]:
-        wrong.append(f"T must be {step}k + 1" if step > 1 else "T must be at least 1")
+    if t != nearest[1] and step == 1:
+        wrong.append("T must be at least 1")
+    elif t != nearest[1]:
+        wrong.append(f"T must be {step}k + 1" if first else f"T must be a multiple of {step}")
     wrong += [
         f"{n} must be a multiple of {side}"
         for n, s, m in zip("HW", (h, w), nearest[2:4], strict=True)
@@ -146,13 +174,24 @@ def check_latents(latents: Any, config: ODVAEConfig) -> None:
     Raises:
       ValueError: if the latents are no array, or have another dtype or shape.
     """
+    check_channels(latents, config.latent_channels)
+
+
+def check_channels(latents: Any, channels: int) -> None:
+    """Checks that latents are floating point and have five axes, the last of a known length.
+
+    Args:
+      latents: the latents, [B, t, h, w, C].
+      channels: the number of channels C that they must have.
+
+    Raises:
+      ValueError: if the latents are no array, or have another dtype or shape.
+    """
     check_array("latents", latents)
     shape = tuple(jnp.shape(latents))
-    expected = f"[B, t, h, w, {config.latent_channels}]"
-    if len(shape) != 5 or shape[-1] != config.latent_channels or 0 in shape:
-        near = (
-            (*(max(s, 1) for s in shape[:-1]), config.latent_channels) if len(shape) == 5 else None
-        )
+    expected = f"[B, t, h, w, {channels}]"
+    if len(shape) != 5 or shape[-1] != channels or 0 in shape:
+        near = (*(max(s, 1) for s in shape[:-1]), channels) if len(shape) == 5 else None
         raise ValueError(
             f"latents have shape {shape}; this model decodes {expected}"
             + (f": the nearest is {near}." if near else ".")
@@ -172,10 +211,7 @@ def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
     Raises:
       ValueError: if the chunk is no array or has another shape.
     """
-    check_array("video", video)
-    _check_axes(video)
-    _check_floats(video)
-    b, t, *rest = jnp.shape(video)
+    b, t, *rest = check_floats(video)
     if first:
         check_video_shape((b, t, *rest), config)
     elif t == 0 or t % config.time_compression:

@@ -50,6 +50,8 @@ class Structure:
       encoder_blocks: residual blocks per level of the encoder.
       decoder_blocks: residual blocks per level of the decoder.
       decoder_width: channels of the decoder's level 0; None for those of the encoder.
+      quant: whether a 1×1 convolution stands between the encoder and the moments, and another one
+        between the latents and the decoder, as in SD-VAE.
 
     Raises:
       ValueError: for a row that no model can have, naming the field and what it may be.
@@ -68,6 +70,7 @@ class Structure:
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     decoder_width: int | None = None
+    quant: bool = True
 
     def __post_init__(self):
         for name in _TUPLES:
@@ -93,6 +96,8 @@ class Structure:
             if not _is_positive(self.decoder_width):
                 _refuse("decoder_width", self.decoder_width, "a positive integer or None")
             object.__setattr__(self, "decoder_width", int(self.decoder_width))
+        if not isinstance(self.quant, bool):
+            _refuse("quant", self.quant, "True or False")
         for names, count, may_be in (
             (("encoder_levels", "decoder_levels"), levels, ("2d", "3d", "mixed")),
             (("downsample", "upsample"), levels - 1, ("2d", "3d")),
@@ -149,6 +154,7 @@ class Structure:
 _TUPLES = ("encoder_levels", "downsample", "decoder_levels", "upsample")
 _TUPLES += ("time_strides", "space_strides", "width_multipliers")
 LEVELS = ("width_multipliers", "space_strides", "encoder_blocks", "decoder_blocks", "decoder_width")
+LEVELS += ("quant",)
 """Fields of a `Structure` in which a 2D model and the model inflated from it must agree."""
 
 
@@ -203,9 +209,99 @@ _CHOICES = {
     "upsample": ("nearest", "linear"),
     "norm": ("clip", "frame"),
     "time_upsample": ("linear", "nearest"),
-    "precision": ("default", "high", "highest"),
     "remat": ("none", "blocks", "convolutions"),
 }
+
+
+def one_of(config: Any, name: str, choices: tuple[Any, ...]) -> None:
+    """Checks that a field of a config has one of a few values.
+
+    Raises:
+      ValueError: if it has another one. The message lists them.
+    """
+    if getattr(config, name) not in choices:
+        raise ValueError(
+            f"{name}={getattr(config, name)!r} is not known; it may be one of {list(choices)}."
+        )
+
+
+def numeric(config: Any) -> None:
+    """Checks the fields of a config that say how a model computes: dtypes and the precision.
+
+    The dtypes, `dtype` and `param_dtype`, become their names.
+
+    Raises:
+      ValueError: if a field has a value that is not supported. The message names the field.
+    """
+    one_of(config, "precision", ("default", "high", "highest"))
+    for name in ("dtype", "param_dtype"):
+        value = getattr(config, name)
+        try:
+            dtype = jnp.dtype(value)
+        except TypeError as error:
+            near = difflib.get_close_matches(str(value), _DTYPES, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{name}={value!r} names no dtype.{hint} There are {list(_DTYPES)}."
+            ) from error
+        if dtype.name not in _DTYPES:
+            raise ValueError(f"{name}={dtype.name!r} is not supported; there are {list(_DTYPES)}.")
+        object.__setattr__(config, name, dtype.name)
+
+
+def positive_integers(config: Any, *names: str) -> None:
+    """Checks that fields of a config are positive integers, and makes them plain ones.
+
+    Raises:
+      ValueError: if one is not. The message names the field.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not _is_positive(value):
+            raise ValueError(f"{name}={value!r} must be a positive integer.")
+        object.__setattr__(config, name, int(value))
+
+
+def check_scale(config: Any) -> None:
+    """Checks the scale of a config's latents, and makes mean and deviation tuples of floats.
+
+    Args:
+      config: a config with the fields `latent_channels`, `scaling_factor`, `latents_mean` and
+        `latents_std`.
+
+    Raises:
+      ValueError: if the factor is not a positive number, or mean and deviation are not one number
+        per channel each.
+    """
+    factor = config.scaling_factor
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
+        raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
+    try:
+        scale = Scale(config.latents_mean, config.latents_std, factor)
+    except ValueError as error:
+        raise ValueError(f"latents_mean and latents_std: {error}") from error
+    if scale.measured and len(scale.mean) != config.latent_channels:
+        raise ValueError(
+            f"latents_mean and latents_std have {len(scale.mean)} values; expected "
+            f"latent_channels={config.latent_channels}, one per channel."
+        )
+    object.__setattr__(config, "latents_mean", scale.mean)
+    object.__setattr__(config, "latents_std", scale.std)
+
+
+def fields_of(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields of a config as JSON holds them, with tuples for lists.
+
+    Raises:
+      ValueError: if the config has no such field. The message has the nearest that it has.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"model config field {name!r} is not known; {_nearest(name, known)}")
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,37 +360,10 @@ class ODVAEConfig:
     def __post_init__(self):
         object.__setattr__(self, "structure", _known(self.structure))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not known; "
-                    f"it may be one of {list(choices)}."
-                )
-        for name in ("dtype", "param_dtype"):
-            try:
-                dtype = jnp.dtype(getattr(self, name))
-            except TypeError as error:
-                near = difflib.get_close_matches(str(getattr(self, name)), _DTYPES, n=1, cutoff=0.4)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} names no dtype.{hint} There are "
-                    f"{list(_DTYPES)}."
-                ) from error
-            if dtype.name not in _DTYPES:
-                raise ValueError(
-                    f"{name}={dtype.name!r} is not supported; there are {list(_DTYPES)}."
-                )
-            object.__setattr__(self, name, dtype.name)
-        for name in ("width", "latent_channels", "groups"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a positive integer.")
-            object.__setattr__(self, name, int(value))
-        factor = self.scaling_factor
-        if not isinstance(factor, (int, float)) or isinstance(factor, bool):
-            raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
-        if not 0 < factor < float("inf"):
-            raise ValueError(f"scaling_factor={factor!r} must be a positive number.")
-        self._check_scale()
+            one_of(self, name, choices)
+        numeric(self)
+        positive_integers(self, "width", "latent_channels", "groups")
+        check_scale(self)
         if max(self.encoder_widths + self.decoder_widths) > MOST_CHANNELS:
             raise ValueError(
                 f"width={self.width} makes a layer of more than {MOST_CHANNELS} channels."
@@ -313,20 +382,6 @@ class ODVAEConfig:
                 f"structure.decoder_width={self.decoder_width} is not a multiple of "
                 f"groups={self.groups}: choose a width that is, or fewer groups."
             )
-
-    def _check_scale(self):
-        """Checks the measured mean and deviation, and makes them tuples of floats."""
-        try:
-            scale = Scale(self.latents_mean, self.latents_std, self.scaling_factor)
-        except ValueError as error:
-            raise ValueError(f"latents_mean and latents_std: {error}") from error
-        if scale.measured and len(scale.mean) != self.latent_channels:
-            raise ValueError(
-                f"latents_mean and latents_std have {len(scale.mean)} values; expected "
-                f"latent_channels={self.latent_channels}, one per channel."
-            )
-        object.__setattr__(self, "latents_mean", scale.mean)
-        object.__setattr__(self, "latents_std", scale.std)
 
     @classmethod
     def variant(cls, n: int, **overrides: Any) -> ODVAEConfig:
@@ -361,17 +416,11 @@ class ODVAEConfig:
         Raises:
           ValueError: if a field does not exist. The message has the nearest that does.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise ValueError(
-                    f"model config field {name!r} is not known; {_nearest(name, known)}"
-                )
+        fields = fields_of(cls, fields)
         row = fields.get("structure")
         if isinstance(row, dict):
-            fields = {**fields, "structure": Structure.from_dict(row)}
-        lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
-        return cls(**fields | lists)
+            fields["structure"] = Structure.from_dict(row)
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field, as values that JSON can hold.
@@ -379,6 +428,8 @@ class ODVAEConfig:
         The mean and the deviation of latents are there only if they were measured.
         """
         fields = dataclasses.asdict(self)
+        if self.parts.quant and isinstance(self.structure, Structure):
+            del fields["structure"]["quant"]  # as rows were written before there was the field
         return fields if self.scale.measured else without_scale(fields)
 
     @property

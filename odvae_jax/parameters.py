@@ -11,10 +11,14 @@ import numpy as np
 from flax import nnx
 
 from odvae_jax.autoencoder import ODVAE
+from odvae_jax.baselines import model_class
+from odvae_jax.baselines.base import Baseline, BaselineConfig
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.files import one_line, printable
 
 Module = TypeVar("Module", bound=nnx.Module)
+Autoencoder = ODVAE | Baseline
+Config = ODVAEConfig | BaselineConfig
 
 
 def named_parameters(module: nnx.Module) -> dict[str, Any]:
@@ -23,9 +27,10 @@ def named_parameters(module: nnx.Module) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def abstract_model(config: ODVAEConfig) -> ODVAE:
+def abstract_model(config: Config) -> Any:
     """Returns the model of a config with shapes in place of parameters, which takes no memory."""
-    return nnx.eval_shape(lambda: ODVAE(config, rngs=None))
+    cls = ODVAE if isinstance(config, ODVAEConfig) else model_class(config.model)
+    return nnx.eval_shape(lambda: cls(config, rngs=None))
 
 
 def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
@@ -47,7 +52,7 @@ def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def with_config(vae: ODVAE, **fields: Any) -> ODVAE:
+def with_config(vae: Autoencoder, **fields: Any) -> Any:
     """Returns a model with other values of config fields that change no parameter.
 
     Args:
@@ -57,7 +62,7 @@ def with_config(vae: ODVAE, **fields: Any) -> ODVAE:
     Raises:
       ValueError: if a field is unknown or has an impossible value, or changes a parameter's shape.
     """
-    config = ODVAEConfig.from_dict({**vae.config.to_dict(), **fields})
+    config = type(vae.config).from_dict({**vae.config.to_dict(), **fields})
     return with_parameters(abstract_model(config), named_parameters(vae))
 
 

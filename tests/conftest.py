@@ -117,6 +117,16 @@ def unchecked_types():
 
 
 @pytest.fixture
+def offline_hub(tmp_path, monkeypatch):
+    """The hub as an offline machine has it: what is in the cache, and no network."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
 def own_log():
     """For programs that run in this process: afterwards, messages go where they went before."""
     loggers = [logging.getLogger(name) for name in (None, "odvae_jax", "absl", "asyncio")]

@@ -13,6 +13,7 @@ LAYERS = [
     {"pixels", "lowering"},
     {"posterior", "checks", "layers", "compilation"},
     {"autoencoder"},
+    {"baselines"},
     {"parameters", "tiling"},
     {"inference", "inflation", "checkpoints"},
     {"data", "metrics"},

@@ -94,6 +94,7 @@ def test_a_row_of_the_table_is_known_by_its_name():
         ({"width_multipliers": (1, 2, 0, 4)}, r"structure\.width_multipliers.*positive"),
         ({"decoder_blocks": 0}, r"structure\.decoder_blocks=0.*positive"),
         ({"decoder_width": -8}, r"structure\.decoder_width=-8"),
+        ({"quant": 0}, r"structure\.quant=0 cannot be; expected True or False"),
         ({"time_strides": (1.0, 2.0, 2.0)}, r"structure\.time_strides.*integers"),
         ({"space_strides": (True, 2, 2)}, r"structure\.space_strides.*integers"),
         ({"middle": "4d"}, r"structure\.middle='4d'"),
@@ -135,6 +136,9 @@ def test_what_cannot_hold_a_row_refuses_it_by_field(tmp_path):
     blocks = dataclasses.replace(V4, encoder_blocks=3)
     with pytest.raises(ValueError, match="structure.encoder_blocks is 2 in the 2D model and 3"):
         inflate(image, ODVAEConfig(structure=blocks, **SMALL))
+    bare = dataclasses.replace(V4, quant=False)
+    with pytest.raises(ValueError, match="structure.quant is True in the 2D model and False"):
+        inflate(image, ODVAEConfig(structure=bare, **SMALL))
     with pytest.raises(ValueError, match="structure.width_multipliers is"):
         open_sora_plan.save(ODVAE(own, rngs=None), tmp_path / "released")
     with pytest.raises(ValueError, match=r"structure\.encoder_levels is.*AutoencoderKL has"):
@@ -145,6 +149,16 @@ def test_a_2d_model_inflates_to_rows_with_its_levels():
     image, frame = small_model("image"), random_video(1, 16, 16)
     vae = inflate(image, ODVAEConfig(structure=EIGHT, **SMALL))
     np.testing.assert_allclose(vae.encode(frame).mean, image.encode(frame).mean, atol=1e-4)
+
+
+@pytest.mark.full
+def test_a_2d_model_without_quant_convolutions_inflates_to_one_without():
+    row = dataclasses.replace(STRUCTURES["image"], quant=False)
+    image, frame = small_model(row), random_video(1, 16, 16)
+    video = ODVAEConfig(structure=dataclasses.replace(V4, quant=False), **SMALL)
+    vae = inflate(image, video)
+    assert ODVAEConfig.from_dict(video.to_dict()) == video
+    np.testing.assert_allclose(vae.reconstruct(frame), image.reconstruct(frame), atol=1e-4)
 
 
 OTHER_FOURS = ("self.tile // 4", "arguments.tile // (4", "rotation / 90) % 4")

@@ -71,8 +71,66 @@ class _Safetensors(Mapping):
         return len(self._names)
 
 
+class _Shards(Mapping):
+    """Tensors of several safetensors files, each read when it is looked up."""
+
+    def __init__(self, homes: Mapping[str, _Safetensors]):
+        self._homes = homes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._homes[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+
+_LAZY = (_Safetensors, _Shards)
+INDEX = ".index.json"
+"""How the name of a file ends that lists the files over which weights are spread."""
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """Returns the file of each tensor by the tensor's name, as an index lists them.
+
+    Raises:
+      ValueError: if the index is damaged, or names what is no safetensors file beside it.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{printable(index)} has no weight_map; expected files by tensor.")
+    for file in listed.values():
+        plain = isinstance(file, str) and Path(file).name == file
+        if not plain or not file.endswith(".safetensors"):
+            raise ValueError(
+                f"{printable(index)} names {shown(file)}; expected safetensors files beside it."
+            )
+    return listed
+
+
+def _read_shards(index: Path) -> WeightFile:
+    listed = shards_of(index)
+    files = {name: read_weight_file(index.parent / name).content for name in set(listed.values())}
+    if absent := [name for name, file in listed.items() if name not in files[file]]:
+        raise ValueError(
+            f"{printable(index)} lists {[shown(n) for n in absent[:4]]} in files that do not hold "
+            "them: copy or download all files anew."
+        )
+    more = [n for file, content in files.items() for n in content if listed.get(n) != file]
+    if more:
+        raise ValueError(
+            f"{printable(index)} does not list {[shown(n) for n in more[:4]]}, which its files "
+            "hold: copy or download all files anew."
+        )
+    return WeightFile(index, _Shards({name: files[file] for name, file in listed.items()}))
+
+
 def read_weight_file(path: str | os.PathLike) -> WeightFile:
-    """Opens a safetensors file or a pickle of tensors; nothing in a pickle is executed.
+    """Opens a safetensors file, the index of several, or a pickle of tensors.
+
+    Nothing in a pickle is executed.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -89,6 +147,8 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
             f"{name} is a Git LFS pointer, not the weights themselves: "
             "run `git lfs pull` where it was cloned."
         )
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     if path.suffix == ".safetensors":
         try:
             return WeightFile(path, _Safetensors(path))
@@ -110,7 +170,7 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
 
 def tensors(content: Mapping[str, Any]) -> dict[str, Any] | Mapping[str, Any]:
     """Returns those entries of a mapping whose names are text and whose values are arrays."""
-    if isinstance(content, _Safetensors):
+    if isinstance(content, _LAZY):
         return content
     return {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, np.ndarray)}
 
@@ -122,7 +182,7 @@ def others(content: Mapping[str, Any], chosen: str | None = None) -> list[str]:
       content: the mapping.
       chosen: the name of one entry that is left out too, because its content is used.
     """
-    if isinstance(content, _Safetensors):
+    if isinstance(content, _LAZY):
         return []
     taken = {chosen, *tensors(content)}
     return [shown(name) for name in content if name not in taken]

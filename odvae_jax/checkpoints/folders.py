@@ -11,7 +11,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +30,7 @@ except ImportError:  # not on this platform
 CONFIG_FILE = "config.json"
 SCALE_FILE = "odvae_latents_scale.json"
 """The file with the scale of the latents of weights whose own layout cannot hold it."""
-_WEIGHTS = re.compile(r"[\w-]+\.safetensors")
+_WEIGHTS = re.compile(r"[\w-]+\.(safetensors|ckpt|yaml)")
 _LONGEST = 240  # bytes of a name that leaves room for a suffix
 
 
@@ -68,23 +68,55 @@ def write_folder(
         holds files of other names and `others_stay` is not set.
       OSError: if the folder cannot be written.
     """
-    ours = None if others_stay else (CONFIG_FILE, weights_file, *beside)
-    texts = {name: text for name, text in beside.items() if text is not None}
-    names = (CONFIG_FILE, weights_file, *texts)
+
+    def write_weights(file: Path) -> None:
+        digests = {integrity.KEY: integrity.recorded(config, arrays)}
+        save_file(arrays, file, metadata={**metadata, **digests})
+        _sort_metadata(file)
+        # safetensors lets nobody else read what it writes.
+        file.chmod((file.parent / CONFIG_FILE).stat().st_mode)
+
+    files = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", weights_file: write_weights}
+    write_files(path, files, overwrite=overwrite, beside=beside, others_stay=others_stay)
+
+
+def write_files(
+    path: str | os.PathLike,
+    files: Mapping[str, str | Callable[[Path], None]],
+    *,
+    overwrite: bool,
+    beside: Mapping[str, str | None] = MappingProxyType({}),
+    others_stay: bool = False,
+) -> None:
+    """Writes the files of a model into a folder, as `write_folder` does.
+
+    Args:
+      path: the folder.
+      files: the content of each file by its name: a text, or a function that writes the file to a
+        path.
+      overwrite: whether files of these names are replaced.
+      beside: texts of further files of the model by their names; None for one that a model which
+        was there may have, and this one has not.
+      others_stay: whether the folder may hold files of other names, which stay as they are.
+
+    Raises:
+      FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
+        holds files of other names and `others_stay` is not set.
+      OSError: if the folder cannot be written.
+    """
+    ours = None if others_stay else (*files, *beside)
+    files = {**files, **{name: text for name, text in beside.items() if text is not None}}
     path = check_destination(path, ours, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path)
     with _building(path) as folder:
         folder.chmod(0o755)  # mkdtemp lets nobody else in
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        for name, text in texts.items():
-            (folder / name).write_text(text)
-        metadata = {**metadata, integrity.KEY: integrity.recorded(config, arrays)}
-        save_file(arrays, folder / weights_file, metadata=metadata)
-        _sort_metadata(folder / weights_file)
-        # safetensors lets nobody else read what it writes.
-        (folder / weights_file).chmod((folder / CONFIG_FILE).stat().st_mode)
-        for name in names:
+        for name, content in files.items():
+            if isinstance(content, str):
+                (folder / name).write_text(content)
+            else:
+                content(folder / name)
+        for name in files:
             _sync(folder / name)
         try:
             folder.rename(path)
@@ -96,7 +128,7 @@ def write_folder(
             with _locked(path):
                 for name in beside:  # what is said of other weights goes first
                     (path / name).unlink(missing_ok=True)
-                for name in names:
+                for name in files:
                     os.replace(folder / name, path / name)
         _sync(path.parent)
 

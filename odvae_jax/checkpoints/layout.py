@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from odvae_jax.autoencoder import ODVAE
-from odvae_jax.config import ODVAEConfig
+from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.files import printable
 from odvae_jax.parameters import (
+    Config,
     abstract_model,
     check_finite,
     converted,
@@ -63,6 +63,32 @@ def length_of(weight: np.ndarray, name: str, source: Path) -> int:
     return weight.shape[0]
 
 
+def names_in(file: WeightFile) -> Mapping[str, Any]:
+    """Returns a mapping of the names in a training checkpoint, or in a bare file; none is read."""
+    inner = file.content.get("state_dict")
+    return inner if isinstance(inner, Mapping) else file.content
+
+
+def lightning_state(
+    file: WeightFile, ignored: tuple[str, ...]
+) -> tuple[Mapping[str, Any], list[str]]:
+    """Returns the tensors of a training checkpoint, or of a bare file, and the names left out.
+
+    Args:
+      file: the opened file. If it has a `state_dict`, its tensors are taken.
+      ignored: how the names of tensors begin that are left out.
+    """
+    content = file.content
+    inner = content.get("state_dict")
+    nested = isinstance(inner, Mapping)
+    left_out = others(content, "state_dict") if nested else []
+    content = inner if nested else content
+    state = tensors(content)
+    unused = [name for name in state if name.startswith(ignored)]
+    kept = {n: state[n] for n in state if not n.startswith(ignored)} if unused else state
+    return kept, [*unused, *left_out, *others(content)]
+
+
 def torch_leaf(name: str) -> tuple[str, str]:
     """Returns the layer and PyTorch's name of a parameter of this package.
 
@@ -73,12 +99,12 @@ def torch_leaf(name: str) -> tuple[str, str]:
 
 
 def build(
-    config: ODVAEConfig,
+    config: Config,
     state: Mapping[str, Any],
     their_name: Callable[[str], tuple[str, ...]],
     source: Path,
     progress: Progress = iter,
-) -> ODVAE:
+) -> Any:
     """Builds the model of a config from PyTorch's tensors.
 
     The tensors must be exactly the model's parameters, neither more nor fewer.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from odvae_jax.autoencoder import ODVAE
+from odvae_jax.baselines import model_class
 from odvae_jax.checkpoints import integrity
 from odvae_jax.checkpoints.files import metadata_of, read_json, read_weight_file
 from odvae_jax.checkpoints.folders import CONFIG_FILE, write_folder
@@ -22,6 +22,8 @@ from odvae_jax.checkpoints.scale_file import as_fields
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.files import one_line, printable
 from odvae_jax.parameters import (
+    Autoencoder,
+    Config,
     abstract_model,
     check_finite,
     check_shapes,
@@ -33,6 +35,8 @@ from odvae_jax.scale import Scale
 
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
+MODEL = "model"
+"""The field of `config.json` that says which baseline a model is; OD-VAE has none."""
 ENCODER = ("encoder.", "quant_conv.")
 """The first part of the names of all parameters that decide what the latents are."""
 Module = TypeVar("Module", bound=nnx.Module)
@@ -64,7 +68,7 @@ def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
-def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+def save(vae: Autoencoder, path: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Writes a model into a folder, as `config.json` and `model.safetensors`.
 
     Args:
@@ -76,7 +80,8 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
       FileExistsError: if the folder holds something already and `overwrite` is not set, or if it
         holds files that are not a model's.
     """
-    config = {"format": FORMAT, **vae.config.to_dict()}
+    of_another_class = {} if isinstance(vae.config, ODVAEConfig) else {MODEL: vae.config.model}
+    config = {"format": FORMAT, **of_another_class, **vae.config.to_dict()}
     arrays = {n: np.asarray(jax.device_get(v)) for n, v in named_parameters(vae).items()}
     metadata = {"format": FORMAT}
     write_folder(path, config, WEIGHTS_FILE, arrays, overwrite=overwrite, metadata=metadata)
@@ -112,7 +117,7 @@ def load(
     progress: Callable[[Iterable], Iterable] = iter,
     verify: bool = True,
     **overrides: Any,
-) -> ODVAE:
+) -> Any:
     """Loads a model from a folder of the package's own layout.
 
     Args:
@@ -154,7 +159,7 @@ def load(
     return with_parameters(model, {name: jnp.array(value) for name, value in parameters.items()})
 
 
-def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
+def read_config(path: Path, **overrides: Any) -> Config:
     """Reads the config of a model from a `config.json` of the package's own layout.
 
     Args:
@@ -171,16 +176,18 @@ def read_config(path: Path, **overrides: Any) -> ODVAEConfig:
             f"{printable(path)} is not the config of an odvae_jax model "
             f'("format": "{FORMAT}" is missing).'
         )
-    if missing := [name for name in ODVAEConfig().to_dict() if name not in fields]:
-        raise ValueError(f"{printable(path)}: the fields {missing} are missing.")
     try:
-        config = ODVAEConfig.from_dict(fields)
+        named = MODEL in fields
+        cls = model_class(fields.pop(MODEL)).config_class if named else ODVAEConfig
+        if missing := [name for name in cls().to_dict() if name not in fields]:
+            raise ValueError(f"the fields {missing} are missing.")
+        config = cls.from_dict(fields)
     except (ValueError, TypeError, OverflowError) as error:  # JSON may hold anything
         raise ValueError(f"{printable(path)}: {one_line(error)}") from error
     return with_overrides(config, path, overrides)
 
 
-def with_overrides(config: ODVAEConfig, source: Path, overrides: dict[str, Any]) -> ODVAEConfig:
+def with_overrides(config: Config, source: Path, overrides: dict[str, Any]) -> Any:
     """Returns a config with some fields changed that the weights do not decide.
 
     Args:
@@ -191,9 +198,10 @@ def with_overrides(config: ODVAEConfig, source: Path, overrides: dict[str, Any])
     Raises:
       ValueError: if a field is unknown, or the weights decide it.
     """
-    if fixed := [n for n in overrides if hasattr(config, n) and n not in _CHANGEABLE]:
+    changeable = _CHANGEABLE if isinstance(config, ODVAEConfig) else config.changeable
+    if fixed := [n for n in overrides if hasattr(config, n) and n not in changeable]:
         raise ValueError(
             f"{fixed} cannot be changed while loading {printable(source)}: the weights are made "
-            f"for them. What can is {list(_CHANGEABLE)}."
+            f"for them. What can is {list(changeable)}."
         )
-    return ODVAEConfig.from_dict({**config.to_dict(), **overrides})
+    return type(config).from_dict({**config.to_dict(), **overrides})

@@ -17,7 +17,7 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
-from odvae_jax.checkpoints.folders import SCALE_FILE, write_folder
+from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
 from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.checkpoints.scale_file import text_of
@@ -26,6 +26,8 @@ from odvae_jax.parameters import named_parameters
 
 CLASS_NAME = "CausalVAEModel"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+FILES = (WEIGHTS_FILE, CONFIG_FILE, SCALE_FILE)
+"""The files of a model, the weights first."""
 HOLDABLE = ("v1", "v3", "v4")
 """The structures that its classes can hold; they cannot hold variant 2's mixed blocks."""
 _FUNCTION = {"upsample": "linear", "norm": "clip", "time_upsample": "linear"}
@@ -130,16 +132,9 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
       source: the path of `config.json`, for error messages.
 
     Raises:
-      ValueError: if no variant has the structure; if a field is unknown, or is missing and would
-        take its class's default, which is not version 1.2's; or if a layer is AttnBlock3D, which
-        mixes frames and channels by mistake.
+      ValueError: if no variant has the structure, or if a field is unknown, or is missing and would
+        take its class's default, which is not version 1.2's.
     """
-    for name in ("encoder_attention", "decoder_attention"):
-        if fields.get(name) == "AttnBlock3D":
-            raise ValueError(
-                f"{source}: {name} is AttnBlock3D, which mixes frames and channels by a known "
-                "mistake; only AttnBlock3DFix is supported."
-            )
     fields = {**_DEFAULTS, **fields}
     sizes = {
         "width": fields.get("hidden_size"),
@@ -221,7 +216,9 @@ def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
 
 def is_released(file: WeightFile) -> bool:
     """Returns whether the names in a file are those of a released OD-VAE."""
-    return any(name.endswith(".conv.weight") for name in _state(file)[0] if ".mid.attn_1." in name)
+    return any(
+        name.endswith(".conv.weight") for name in state_of(file)[0] if ".mid.attn_1." in name
+    )
 
 
 def load(
@@ -243,7 +240,7 @@ def load(
     Raises:
       ValueError: if the parameters are not exactly those of the model.
     """
-    state, ignored = _state(file)
+    state, ignored = state_of(file)
     config = config or infer_config(state, file.path)
     model = with_overrides(config, file.path, overrides)
     vae = build(model, state, lambda n: (released_name(n, config),), file.path, progress)
@@ -295,7 +292,7 @@ def _is_2d(layer: str, config: ODVAEConfig) -> bool:
     return False
 
 
-def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
+def state_of(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
     """Returns the model's tensors, those of the EMA if there are any, and the names left out."""
     content, left_out = file.content, []
     for keys in (("ema_state_dict",), ("state_dict", "gen_model"), ("gen_model",), ("state_dict",)):

@@ -102,6 +102,18 @@ class _Name(Sealed):
     """A class that is known and of which nothing is needed."""
 
 
+class _Namespace(Sealed):
+    """The fields of an `argparse.Namespace`, which becomes a dictionary when they come."""
+
+    def __init__(self, *_):
+        pass
+
+    def build(self, machine, state):
+        if not isinstance(state, dict):
+            raise PickleError("a Namespace whose fields are no dictionary")
+        return state
+
+
 class _StorageType(Sealed):
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
@@ -244,6 +256,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     **{("builtins", name): _Name() for name in _NAMES},
     **{("builtins", name): Function(_bytes) for name in ("bytes", "bytearray")},
     ("_codecs", "encode"): Function(_encode),
+    ("argparse", "Namespace"): Function(_Namespace),
     ("numpy", "ndarray"): _Name(),
     ("numpy", "dtype"): Function(_NumpyDtype),
     ("torch", "Size"): Function(_torch_size),

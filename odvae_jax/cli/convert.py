@@ -29,10 +29,11 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("destination", type=path, help="The folder to write.")
     group.add_argument(
         "--to",
-        choices=["native", "open-sora-plan", "diffusers"],
+        choices=["native", "open-sora-plan", "diffusers", "published"],
         default="native",
         help="The layout to write: ours (native, the default), the released OD-VAE's "
-        "(open-sora-plan), or an image model as diffusers has it (diffusers).",
+        "(open-sora-plan), an image model as diffusers has it (diffusers), or that in which a "
+        "baseline was published, such as VQGAN or SVD-VAE (published).",
     )
     group.add_argument(
         "--overwrite", action="store_true", help="Replace what is at the destination."
@@ -85,20 +86,20 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from odvae_jax.checkpoints import native, open_sora_plan, sd_vae
-    from odvae_jax.checkpoints.folders import SCALE_FILE, check_destination
-    from odvae_jax.checkpoints.pretrained import load_pretrained
+    from odvae_jax.checkpoints.folders import check_destination
+    from odvae_jax.checkpoints.pretrained import load_pretrained, save_published
     from odvae_jax.parameters import named_parameters
 
     if arguments.init and not arguments.variant:
         message = "--init says how a --variant is made from an image model: give both."
         raise UsageError(f"odvae convert: {message}", "odvae convert")
-    weights, save = {
-        "native": (native.WEIGHTS_FILE, native.save),
-        "open-sora-plan": (open_sora_plan.WEIGHTS_FILE, open_sora_plan.save),
-        "diffusers": (sd_vae.WEIGHTS_FILE, sd_vae.save),
+    files, save = {
+        "native": ((native.CONFIG_FILE, native.WEIGHTS_FILE), native.save),
+        "open-sora-plan": (open_sora_plan.FILES, open_sora_plan.save),
+        "diffusers": (sd_vae.FILES, sd_vae.save),
+        "published": (None, save_published),  # which files they are depends on the model
     }[arguments.to]
-    written = (native.CONFIG_FILE, weights, *(() if arguments.to == "native" else (SCALE_FILE,)))
-    check_destination(arguments.destination, written, overwrite=arguments.overwrite)
+    check_destination(arguments.destination, files, overwrite=arguments.overwrite)
     switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
     switches = {name: value for name, value in switches.items() if value is not None}
     loaded = load_pretrained(
@@ -110,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
         **({} if arguments.variant else switches),
     )
     vae, taken = loaded.vae, set(named_parameters(loaded.vae))
+    if arguments.variant or arguments.to in ("open-sora-plan", "diffusers"):
+        vae = loaded.odvae
     inflated: set[str] = set()
     if arguments.variant:
         vae = _inflated(vae, arguments, switches)

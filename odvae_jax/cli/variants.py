@@ -1,4 +1,8 @@
-"""Prints the models of the paper: which levels are 3D, and how many parameters each part has."""
+"""Prints the models of the paper: which levels are 3D, and how many parameters each part has.
+
+Below stand the other autoencoders of Table 1, as they were released: parameters as each reference
+counts them, which the paper gives, and those of the autoencoder alone, its codebook included.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=128,
         metavar="N",
-        help="The base width, which is the number of channels at full resolution. The default is "
-        "128, the paper's.",
+        help="The base width of the paper's own models, which is the number of channels at full "
+        "resolution. The default is 128, the paper's.",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the table."""
+    """Prints the tables."""
     from odvae_jax.checkpoints.native import ENCODER
     from odvae_jax.config import STRUCTURES, ODVAEConfig
     from odvae_jax.parameters import abstract_model, named_parameters
@@ -42,3 +46,18 @@ def run(arguments: argparse.Namespace) -> None:
         total = sum(sizes.values())
         levels = [" ".join(kinds) for kinds in (parts.encoder_levels, parts.decoder_levels)]
         print(f"{name:8}{levels[0]:24}{levels[1]:24}{encoder:13,}{total - encoder:13,}{total:13,}")
+    _print_baselines()
+
+
+def _print_baselines() -> None:
+    from odvae_jax.baselines import MODELS, model_class
+    from odvae_jax.baselines.base import parameter_counts
+    from odvae_jax.parameters import abstract_model
+
+    print(f"\n{'baseline':12}{'compression':14}{'latents':20}{'counted':>13}{'alone':>13}")
+    for model in MODELS:
+        config = model_class(model).config_class()
+        counted, alone = parameter_counts(abstract_model(config))
+        sides = f"{config.time_compression}×" + "×".join([str(config.space_compression)] * 2)
+        latents = f"{config.codes} codes" if config.codes else f"{config.latent_channels} channels"
+        print(f"{config.name:12}{sides:14}{latents:20}{counted:13,}{alone:13,}")

@@ -24,6 +24,25 @@ Generator = np.random.Generator | nnx.RngStream | None
 """What draws initial kernels; None makes them zero, for models of which only shapes matter."""
 
 
+def generator(rngs: nnx.Rngs | int | None) -> Generator:
+    """Returns what draws a model's initial kernels: NumPy, or JAX under a trace.
+
+    Args:
+      rngs: the random numbers of the model, or a seed; None makes all kernels zero.
+
+    Raises:
+      ValueError: if `rngs` is something else.
+    """
+    if rngs is None or isinstance(rngs, int):
+        return None if rngs is None else np.random.default_rng(rngs)
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None.")
+    key = jax.random.key_data(rngs.params())
+    if isinstance(key, jax.core.Tracer):
+        return rngs.params
+    return np.random.default_rng(np.asarray(key))
+
+
 def gaussian_kernel(
     rng: Generator, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "..."]:

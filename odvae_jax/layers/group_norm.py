@@ -36,18 +36,28 @@ class Normed:
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over [B, T, H, W, C], with epsilon 1e-6 and statistics in float32.
+    """Group normalisation over [B, T, H, W, C], with statistics in float32.
 
     Args:
       features: the number of channels.
       over_time: whether statistics are taken over all frames of a clip together; otherwise they are
         taken per frame. With `config.norm == "frame"` they are always taken per frame.
       activation: whether SiLU follows.
+      epsilon: what is added to the variance; 1e-6 by default.
       config: gives the groups, the norm and the dtypes.
     """
 
-    def __init__(self, features: int, *, over_time: bool, activation: bool, config: ODVAEConfig):
+    def __init__(
+        self,
+        features: int,
+        *,
+        over_time: bool,
+        activation: bool,
+        epsilon: float = GROUP_NORM_EPSILON,
+        config: ODVAEConfig,
+    ):
         self.groups = config.groups
+        self.epsilon = epsilon
         self.over_time = over_time and config.norm == "clip"
         self.activation = activation
         self.scale = nnx.Param(jnp.ones((features,), config.param_dtype))
@@ -61,7 +71,7 @@ class GroupNorm(nnx.Module):
     def _scales(self, x):
         axes = (1, 2, 3) if self.over_time else (2, 3)
         mean, variance = _group_statistics(x, axes, self.groups)
-        deviation = jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)
+        deviation = jax.lax.rsqrt(variance + self.epsilon)
         scale, bias = (
             jax.lax.broadcast_to_rank(p[...].astype(jnp.float32), x.ndim)
             for p in (self.scale, self.bias)

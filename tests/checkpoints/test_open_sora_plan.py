@@ -135,7 +135,7 @@ def rewrite_config(folder, **fields):
         ({"num_res_blocks": 3}, "closest, v4, differs in num_res_blocks"),
         ({"use_wavelets": True}, r"\['use_wavelets'\] are not fields"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
-        ({"_class_name": "WFVAEModel"}, "config of 'WFVAEModel'; known are"),
+        ({"_class_name": "OtherModel"}, "config of 'OtherModel'; known are"),
     ],
     ids=str,
 )

@@ -1,3 +1,4 @@
+import argparse
 import fractions
 import os
 import pickle
@@ -187,3 +188,22 @@ def test_a_truncated_file_is_refused(tmp_path, zipped):
         (tmp_path / "a.ckpt").write_bytes(whole[: len(whole) * tenth // 10])
         with pytest.raises(PickleError):
             read_pickle(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_namespace_is_read_as_its_fields_and_executes_nothing(tmp_path, protocol):
+    fields = {"n": 3, "sizes": (4, 8, 8), "harm": Harmful(tmp_path / "made")}
+    content = {"args": argparse.Namespace(**fields), "twice": [argparse.Namespace(a=1)] * 2}
+    found = read_pickle(dump(tmp_path / "a.pkl", content, protocol))
+    args = found.content["args"]
+    assert {n: args[n] for n in ("n", "sizes")} == {"n": 3, "sizes": (4, 8, 8)}
+    assert isinstance(args["harm"], Inert) and not (tmp_path / "made").exists()
+    assert found.content["twice"] == [{"a": 1}, {"a": 1}]
+    assert len(found.inert) == 1
+
+
+def test_a_namespace_whose_state_is_no_dictionary_is_refused(tmp_path):
+    program = b"\x80\x02cargparse\nNamespace\n)\x81K\x01b."
+    (tmp_path / "a.pkl").write_bytes(program)
+    with pytest.raises(PickleError, match="Namespace whose fields are no dictionary"):
+        read_pickle(tmp_path / "a.pkl")

@@ -3,7 +3,6 @@
 import os
 import shutil
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -32,14 +31,6 @@ def cached_repository(cache, name, files):
     (root / "refs").mkdir()
     for ref in ("main", "v2"):
         (root / "refs" / ref).write_text(commit)
-
-
-@pytest.fixture
-def offline_hub(tmp_path, monkeypatch):
-    """The hub as an offline machine has it: what is in the cache, and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 @pytest.mark.usefixtures("offline_hub")

@@ -1,5 +1,6 @@
 """SD-VAE against diffusers' AutoencoderKL, in every layout that it comes in."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from odvae_jax import ODVAE
 from odvae_jax.checkpoints import sd_vae
 from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax.config import STRUCTURES
 from odvae_jax.parameters import named_parameters
 from tests.conftest import random_video, small_model
 
@@ -17,9 +19,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 
-@functools.lru_cache(maxsize=2)
-def autoencoder(width=32):
-    """SD2.1's architecture with random weights."""
+@functools.lru_cache(maxsize=3)
+def autoencoder(width=32, latent_channels=4, **fields):
+    """SD2.1's architecture with random weights, or another of the same plan."""
     torch.manual_seed(0)
     levels = 4
     model = diffusers.AutoencoderKL(
@@ -27,8 +29,9 @@ def autoencoder(width=32):
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
         layers_per_block=2,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=32,
+        **fields,
     )
     for parameter in model.parameters():
         if parameter.ndim == 1:
@@ -103,6 +106,52 @@ def test_full_width_is_the_same_function(tmp_path):
     assert_same_function(
         ODVAE.from_pretrained(tmp_path / "vae", precision="highest"), autoencoder(128)
     )
+
+
+SD3 = {
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+}
+
+
+def test_stable_diffusion_3s_is_the_same_function_and_goes_back_bit_for_bit(tmp_path):
+    autoencoder(**SD3).save_pretrained(tmp_path / "vae")
+    vae = ODVAE.from_pretrained(tmp_path / "vae", precision="highest")
+    assert vae.config.latent_channels == 16 and not vae.config.parts.quant
+    assert_same_function(vae, autoencoder(**SD3))
+    latents = np.linspace(-2, 2, 32, dtype=np.float32).reshape(2, 16)
+    np.testing.assert_allclose(vae.normalise(latents), (latents - 0.0609) * 1.5305, rtol=1e-5)
+    sd_vae.save(vae, tmp_path / "again")
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = (load_file(tmp_path / folder / name) for folder in ("vae", "again"))
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {name: config[name] for name in SD3} == SD3
+    vae.save_pretrained(tmp_path / "ours")
+    ours = ODVAE.from_pretrained(tmp_path / "ours")
+    assert ours.config == vae.config
+    np.testing.assert_array_equal(ours.decoder.conv_in.kernel[...], vae.decoder.conv_in.kernel[...])
+
+
+def test_a_bare_file_without_quant_convolutions_is_the_same_function(tmp_path):
+    structure = dataclasses.replace(STRUCTURES["image"], quant=False)
+    vae = small_model(structure, width=32, groups=32, latent_channels=16)
+    state = {}
+    for ours, value in named_parameters(vae).items():
+        (name,) = sd_vae.original_names(ours)
+        state[name] = np.asarray(value)
+        if value.ndim == 5:
+            state[name] = np.ascontiguousarray(state[name][0].transpose(3, 2, 0, 1))
+    save_file(state, tmp_path / "ae.safetensors")
+    again = ODVAE.from_pretrained(tmp_path / "ae.safetensors", precision="highest")
+    assert again.config == vae.config
+    for name, value in named_parameters(again).items():
+        np.testing.assert_array_equal(value, named_parameters(vae)[name])
 
 
 def original_file(path, prefix="", wrap=None, extra=()):

@@ -473,7 +473,7 @@ def _pretrained(config) -> ODVAE:
         revision=init.revision or None,
         subfolder=init.subfolder or None,
         param_dtype="float32",
-    ).vae
+    ).odvae
 
 
 def _initial_model(config) -> ODVAE:
