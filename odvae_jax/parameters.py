@@ -14,11 +14,25 @@ from odvae_jax.autoencoder import ODVAE
 from odvae_jax.baselines import model_class
 from odvae_jax.baselines.base import Baseline, BaselineConfig
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.diffusion.config import LatteConfig
+from odvae_jax.diffusion.denoiser import Latte
 from odvae_jax.files import one_line, printable
 
 Module = TypeVar("Module", bound=nnx.Module)
 Autoencoder = ODVAE | Baseline
-Config = ODVAEConfig | BaselineConfig
+Config = ODVAEConfig | BaselineConfig | LatteConfig
+
+
+def class_of(model: str) -> Any:
+    """Returns the class of a model, whose config's class is its `config_class`.
+
+    Args:
+      model: the name that `config.json` gives the model.
+
+    Raises:
+      ValueError: if there is no such model.
+    """
+    return Latte if model == LatteConfig.model else model_class(model)
 
 
 def named_parameters(module: nnx.Module) -> dict[str, Any]:
@@ -29,7 +43,7 @@ def named_parameters(module: nnx.Module) -> dict[str, Any]:
 
 def abstract_model(config: Config) -> Any:
     """Returns the model of a config with shapes in place of parameters, which takes no memory."""
-    cls = ODVAE if isinstance(config, ODVAEConfig) else model_class(config.model)
+    cls = ODVAE if isinstance(config, ODVAEConfig) else class_of(config.model)
     return nnx.eval_shape(lambda: cls(config, rngs=None))
 
 

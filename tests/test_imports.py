@@ -12,7 +12,7 @@ LAYERS = [
     {"types", "config", "digests", "flops", "registry", "shipped", "sharding"},
     {"pixels", "lowering"},
     {"posterior", "checks", "layers", "compilation"},
-    {"autoencoder"},
+    {"autoencoder", "diffusion"},
     {"baselines"},
     {"parameters", "tiling"},
     {"inference", "inflation", "checkpoints"},

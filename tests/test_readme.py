@@ -144,6 +144,16 @@ def test_the_training_step_that_the_page_about_training_prints_runs_and_trains_n
     assert not any(np.any(np.asarray(leaf, np.float32)) for leaf in jax.tree.leaves(gradient))
 
 
+def test_what_the_page_about_diffusion_prints_runs():
+    use, training = blocks(ROOT / "docs" / "diffusion.md", "python")
+    small = re.sub(r'\.of\(\s*"S/2",', "(depth=2, width=8, heads=2,", use)
+    assert small != use
+    exec(compile(f"{small}\n{training}", "diffusion.md", "exec"), names := {})
+    assert names["z"].shape == (2, 3, 4, 4, 4) and names["video"].shape == (2, 9, 32, 32, 3)
+    loss = jax.jit(names["loss"])
+    assert np.isfinite(loss(names["model"], names["z"], jnp.array([3, 5]), jax.random.key(0)))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_path_that_a_page_names_exists(page):
     missing = []

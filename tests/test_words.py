@@ -12,7 +12,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if not re.match(r"_[^_]", path.name)
 }
-NUMERIC = ("layers/", "tiling/", "metrics/", "lowering/__init__", "training/losses")
+NUMERIC = ("layers/", "tiling/", "diffusion/", "metrics/", "lowering/__init__", "training/losses")
 NUMERIC += ("autoencoder", "inference", "pixels", "posterior")
 
 UNIT = r"(second|frame|clip|channel|video|step|device|call|model|file|iteration|batch|side)"

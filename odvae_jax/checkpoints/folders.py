@@ -30,7 +30,7 @@ except ImportError:  # not on this platform
 CONFIG_FILE = "config.json"
 SCALE_FILE = "odvae_latents_scale.json"
 """The file with the scale of the latents of weights whose own layout cannot hold it."""
-_WEIGHTS = re.compile(r"[\w-]+\.(safetensors|ckpt|yaml)")
+_WEIGHTS = re.compile(r"[\w-]+\.(safetensors|ckpt|pt|yaml)")
 _LONGEST = 240  # bytes of a name that leaves room for a suffix
 
 

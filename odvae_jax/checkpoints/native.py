@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from odvae_jax.baselines import model_class
 from odvae_jax.checkpoints import integrity
 from odvae_jax.checkpoints.files import metadata_of, read_json, read_weight_file
 from odvae_jax.checkpoints.folders import CONFIG_FILE, write_folder
 from odvae_jax.checkpoints.scale_file import as_fields
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.diffusion.denoiser import Latte
 from odvae_jax.files import one_line, printable
 from odvae_jax.parameters import (
     Autoencoder,
@@ -27,6 +27,7 @@ from odvae_jax.parameters import (
     abstract_model,
     check_finite,
     check_shapes,
+    class_of,
     converted,
     named_parameters,
     with_parameters,
@@ -36,7 +37,7 @@ from odvae_jax.scale import Scale
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "odvae_jax"
 MODEL = "model"
-"""The field of `config.json` that says which baseline a model is; OD-VAE has none."""
+"""The field of `config.json` that says which model it is; OD-VAE has none."""
 ENCODER = ("encoder.", "quant_conv.")
 """The first part of the names of all parameters that decide what the latents are."""
 Module = TypeVar("Module", bound=nnx.Module)
@@ -68,7 +69,7 @@ def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
-def save(vae: Autoencoder, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+def save(vae: Autoencoder | Latte, path: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Writes a model into a folder, as `config.json` and `model.safetensors`.
 
     Args:
@@ -178,7 +179,7 @@ def read_config(path: Path, **overrides: Any) -> Config:
         )
     try:
         named = MODEL in fields
-        cls = model_class(fields.pop(MODEL)).config_class if named else ODVAEConfig
+        cls = class_of(fields.pop(MODEL)).config_class if named else ODVAEConfig
         if missing := [name for name in cls().to_dict() if name not in fields]:
             raise ValueError(f"the fields {missing} are missing.")
         config = cls.from_dict(fields)

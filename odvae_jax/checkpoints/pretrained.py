@@ -18,6 +18,7 @@ from odvae_jax.baselines.base import Baseline
 from odvae_jax.checkpoints import (
     cv_vae,
     integrity,
+    latte,
     native,
     open_sora_plan,
     ops_vae,
@@ -38,6 +39,7 @@ from odvae_jax.checkpoints.files import (
 from odvae_jax.checkpoints.folders import SCALE_FILE
 from odvae_jax.checkpoints.layout import Progress
 from odvae_jax.checkpoints.scale_file import as_fields, read_beside, write_beside
+from odvae_jax.diffusion.denoiser import Latte
 from odvae_jax.files import one_line, printable
 from odvae_jax.parameters import Autoencoder, with_config
 from odvae_jax.scale import Scale
@@ -55,8 +57,10 @@ _FOREIGN = {
     "tats": tats,
     "cv-vae": cv_vae,
     "ops-vae": ops_vae,
+    "latte": latte,
     "sd-vae": sd_vae,
 }
+_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")
 _FOREIGN_WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
@@ -78,7 +82,7 @@ class Loaded:
       inert: the globals of a pickle that were not looked up, each as "module.name".
     """
 
-    vae: Autoencoder
+    vae: Autoencoder | Latte
     layout: str
     source: Path
     ignored: tuple[str, ...] = ()
@@ -92,8 +96,9 @@ class Loaded:
           ValueError: if it is another model.
         """
         if not isinstance(self.vae, ODVAE):
+            kind = "a denoiser" if isinstance(self.vae, Latte) else "a baseline"
             raise ValueError(
-                f"{printable(self.source)} holds {self.vae.config.name}, a baseline; an OD-VAE or "
+                f"{printable(self.source)} holds {self.vae.config.name}, {kind}; an OD-VAE or "
                 "an SD-VAE is needed here."
             )
         return self.vae
@@ -113,8 +118,8 @@ def from_pretrained(
       source: a folder that `save_pretrained` or a training run wrote; the folder or the training
         `.ckpt` of a released OD-VAE; the folder of a diffusers SD-VAE; a file of SD-VAE weights in
         either layout, or a whole Stable Diffusion checkpoint; a baseline's published files
-        (docs/weights.md); the name of a model that comes with the package; or the hub id of such a
-        folder.
+        (docs/weights.md); a released `.pt` of Latte; the name of a model that comes with the
+        package; or the hub id of such a folder.
       revision: the branch, tag or commit of the hub's repository.
       subfolder: the folder inside the repository, or inside the local folder, such as "vae".
       verify: whether the files are compared with the digests that this package writes with a model
@@ -123,7 +128,8 @@ def from_pretrained(
         `dtype="bfloat16"`.
 
     Returns:
-      The model. Every model has `encode`, `decode` and `reconstruct`.
+      The model. Every autoencoder has `encode`, `decode` and `reconstruct`; the other kind is a
+      denoiser, `odvae_jax.diffusion.Latte`.
 
     Raises:
       FileNotFoundError: if the source or one of its files is missing.
@@ -174,7 +180,7 @@ def load_pretrained(
         return _load_file(path, progress, verify, overrides)
     config_path = path / native.CONFIG_FILE
     if not config_path.is_file():
-        files = [p for p in path.iterdir() if p.suffix in (".safetensors", ".ckpt", ".bin")]
+        files = [p for p in path.iterdir() if p.suffix in _WEIGHTS]
         if len(files) == 1:
             return _load_file(files[0], progress, verify, overrides)
         held = sorted(p.name for p in path.iterdir())
@@ -301,8 +307,10 @@ def _load_foreign(layout, file, config, progress, overrides) -> Loaded:
     return Loaded(vae, layout, file.path, tuple(ignored), file.inert)
 
 
-def save_published(model: Autoencoder, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Writes a baseline as a folder in the layout in which it was published.
+def save_published(
+    model: Autoencoder | Latte, path: str | os.PathLike, *, overwrite: bool = False
+) -> None:
+    """Writes a baseline or a denoiser as a folder in the layout in which it was published.
 
     Args:
       model: the model.
@@ -314,9 +322,9 @@ def save_published(model: Autoencoder, path: str | os.PathLike, *, overwrite: bo
         cannot hold it.
       FileExistsError: if the folder holds something already and `overwrite` is not set.
     """
-    if not isinstance(model, Baseline):
+    if not isinstance(model, Baseline | Latte):
         raise ValueError(
-            f"a {model.config.name!r} model is no baseline: write it with "
+            f"a {model.config.name!r} model has several layouts: write it with "
             "--to=open-sora-plan, or an image model with --to=diffusers."
         )
     layout = _FOREIGN[model.config.model.replace("_", "-")]
