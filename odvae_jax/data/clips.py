@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from odvae_jax.data.deaths import Deaths
 from odvae_jax.data.order import shuffled, turn
 from odvae_jax.data.processes import Again, InOrder, doing
-from odvae_jax.data.sources import Sampling, open_sources, problem_of, workers_for
+from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of, workers_for
 from odvae_jax.data.video import (
     READ_TIMEOUT,
     PartError,
@@ -27,6 +27,7 @@ from odvae_jax.data.video import (
     centre_crop,
     within,
 )
+from odvae_jax.files import one_line
 
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 64
@@ -47,11 +48,13 @@ class Drawn(NamedTuple):
       clip: RGB, uint8 [T, size, size, 3].
       video: the name of the video.
       passed_over: the name of every video that was tried before and could not be used, and why.
+      label: the number of the video's class; None if no labels were asked for.
     """
 
     clip: UInt8[np.ndarray, "t s s 3"]
     video: str
     passed_over: tuple[tuple[str, str], ...]
+    label: int | None = None
 
 
 class RandomClips:
@@ -85,11 +88,14 @@ class RandomClips:
       in_memory: whether decoded and scaled videos are kept in memory; for a few short ones.
       timeout: the seconds that one read may take; None for no limit. A video that takes longer
         cannot be used.
+      label: the column of the sources that holds the number of a video's class, such as "label"; a
+        video without one cannot be used. An empty name reads no labels.
 
     Attributes:
       timeout: the seconds that one read may take; None for no limit.
       sources: the sources that `path` names.
       sampling: how clips are cut out of videos.
+      label: the column that holds the number of a video's class; empty if no labels are read.
       skipped: the reason why a video cannot be used, by the video's name.
       avoided: the reason why a video is passed over without being opened, by the video's name.
 
@@ -116,6 +122,7 @@ class RandomClips:
         max_unusable: float = 1.0,
         in_memory: bool = False,
         timeout: float | None = READ_TIMEOUT,
+        label: str = "",
     ):
         sides = short_side or size, short_side_max or short_side or size
         if sides[1] < sides[0]:
@@ -136,6 +143,7 @@ class RandomClips:
         self._sides = sides
         self.size = size
         self.seed = seed
+        self.label = label
         self._crop, self._flip = crop, flip
         self._max_unusable = max_unusable
         self.skipped: dict[str, str] = {}
@@ -191,8 +199,11 @@ class RandomClips:
                 if name in self.avoided:
                     raise VideoError(self.avoided[name])
                 doing(name)
+                label = None
+                if self.label:
+                    label = within(self.timeout, name, label_of, source, video, self.label)
                 clip = self._first_part(source, video, rng)
-                return Drawn(clip, name, tuple(passed_over.items()))
+                return Drawn(clip, name, tuple(passed_over.items()), label)
             except Exception as error:
                 passed_over.setdefault(name, problem_of(name, error))
                 blocked += isinstance(error, TimeLimitError)
@@ -329,6 +340,31 @@ class RandomClips:
         return np.stack([frame[rows, columns][:, ::mirrored] for frame in frames])
 
 
+def label_of(source: Source, video: int, column: str) -> int:
+    """Returns the number of a video's class, from a column of its source.
+
+    Args:
+      source: the source.
+      video: the number of the video.
+      column: the name of the column. It holds whole numbers from 0 on; they may be written as text,
+        as in a manifest .csv.
+
+    Raises:
+      VideoError: if the video has no such column, or something else stands in it.
+    """
+    columns = source.columns(video)
+    value = columns.get(column)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if column in columns and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    found = f"it holds {value!r}" if column in columns else f"its columns are {list(columns)}"
+    raise VideoError(
+        f"{source.name(video)} has no label in a column {column!r}: {one_line(Exception(found))}; "
+        "expected a whole number from 0 on."
+    )
+
+
 def batches(
     clips: RandomClips,
     batch_size: int,
@@ -340,6 +376,8 @@ def batches(
     timeout: float | Literal["clips"] | None = "clips",
 ) -> Batches:
     """Returns endless batches of clips, uint8 [n, T, size, size, 3], which are read ahead.
+
+    If `clips` were made with `label`, a batch is a pair of the clips and their labels, int32 [n].
 
     The batches are the same for any number of threads and workers. They are the same, too, if the
     system kills a worker, which is then started again. A video that two workers died of, the second
@@ -400,7 +438,12 @@ class Batches:
     def __iter__(self) -> Batches:
         return self
 
-    def __next__(self) -> UInt8[np.ndarray, "n t s s 3"]:
+    def __next__(
+        self,
+    ) -> (
+        UInt8[np.ndarray, "n t s s 3"]
+        | tuple[UInt8[np.ndarray, "n t s s 3"], Int32[np.ndarray, " n"]]
+    ):
         try:
             while len(self._pending) < self._rows:
                 self._pending.append(next(self._drawn))
@@ -411,8 +454,9 @@ class Batches:
             self.close()
             raise
         batch = np.stack([drawn.clip for drawn in self._pending])
+        labels = [drawn.label for drawn in self._pending]
         self._pending = []
-        return batch
+        return (batch, np.array(labels, np.int32)) if self._clips.label else batch
 
     def close(self) -> None:
         """Ends the threads and processes that read."""

@@ -320,6 +320,7 @@ def test_a_mistyped_kind_gets_the_nearest_that_exists():
 
 def test_the_table_lists_every_source_file():
     helpers = {"__init__", "base", "containers", "images", "packed_format", "parsing", "records"}
+    helpers |= {"options", "ucf101_classes"}
     files = {path.stem for path in Path(odvae_jax.data.sources.__file__).parent.glob("*.py")}
     listed = [opener.__module__.rsplit(".", 1) for opener in SOURCES.values()]
     assert {package for package, _ in listed} == {"odvae_jax.data.sources"}
@@ -386,6 +387,26 @@ class Moving(tfds.core.GeneratorBasedBuilder):
             others["picture"] = np.zeros((4, 4, 3), np.uint8)
             yield i, {"video": frames, "label": i % 2, **others}
 
+class Ucf101(tfds.core.GeneratorBasedBuilder):  # the real one downloads 6.5 GB
+    VERSION = tfds.core.Version("2.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n) for n in ("ucf101_1", "ucf101_1_256")]
+
+    def _info(self):
+        names = tfds.core.tfds_path("video/ucf101_labels.txt")
+        label = tfds.features.ClassLabel(names_file=names)
+        features = {"video": tfds.features.Video(shape=(None, None, None, 3)), "label": label}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples(2), "test": self._generate_examples(1)}
+
+    def _generate_examples(self, frames):
+        for name in ("Hammering", "HammerThrow", "JumpingJack", "JumpRope", "YoYo"):
+            yield name, {"video": np.zeros((frames, 24, 32, 3), np.uint8), "label": name}
+
+for name in ("ucf101_1", "ucf101_1_256"):
+    given = {"config": name, "file_format": "array_record"}
+    Ucf101(data_dir=f"{sys.argv[1]}/array_record", **given).download_and_prepare()
 for name in ("array_record", "tfrecord"):
     Moving(data_dir=f"{sys.argv[1]}/{name}", file_format=name).download_and_prepare()
 """
@@ -462,3 +483,18 @@ def test_a_tfds_dataset_becomes_latents_with_its_columns(tfds_data, tmp_path, mo
     found = encoded_columns("tfds:moving", tmp_path / "d")
     source = open_source("tfds:moving")
     assert found == {i: source.columns(i) for i in range(5)}
+
+
+def test_ucf101_from_tfds_has_the_labels_of_its_folder(tfds_data, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_data / "array_record"))
+    expected = {34: "HammerThrow", 35: "Hammering", 46: "JumpRope", 47: "JumpingJack", 100: "YoYo"}
+    for split, frames in (("train", 2), ("test", 1)):
+        source = open_source(f"tfds:ucf101/ucf101_1:{split}")
+        rows = [source.columns(i) for i in range(len(source))]
+        assert len(rows) == 5 and all(row.keys() == {"label", "class"} for row in rows)
+        assert {row["label"]: row["class"] for row in rows} == expected
+        assert source.read(0, Sampling(frames), 1, lambda n: n - 1).shape == (frames, 24, 32, 3)
+    with pytest.raises(
+        ValueError, match=r"320×240 .* squashed to 256×256.*tfds build ucf101/ucf10"
+    ):
+        open_source("tfds:ucf101/ucf101_1_256/2.0.0:train")

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from odvae_jax.data.video import centre_crop, scaled_size
 
+IMAGE_EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
+"""The extensions of image files, in lower case."""
 # What Pillow raises for broken images of one kind or another.
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 IMAGE_ERRORS += (Image.DecompressionBombError,)

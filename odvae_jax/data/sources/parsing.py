@@ -13,11 +13,14 @@ from odvae_jax.data.sources.base import Source
 from odvae_jax.data.sources.datasets import open_datasets
 from odvae_jax.data.sources.files import open_files
 from odvae_jax.data.sources.motion import open_motion
+from odvae_jax.data.sources.moving_shapes import MOVING_SHAPES, open_moving_shapes
 from odvae_jax.data.sources.packed import open_packed
 from odvae_jax.data.sources.pictures import open_pictures
 from odvae_jax.data.sources.sample_clips import SAMPLE_CLIPS, find_sample_clips, open_sample_clips
+from odvae_jax.data.sources.sky_timelapse import open_sky_timelapse
 from odvae_jax.data.sources.tables import open_parquet
 from odvae_jax.data.sources.tfds import open_tfds
+from odvae_jax.data.sources.ucf101 import open_ucf101
 from odvae_jax.data.urls import is_url
 from odvae_jax.data.video import READ_TIMEOUT, find_videos
 
@@ -26,10 +29,14 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "images:": open_pictures,
     "motion:": open_motion,
     "tfds:": open_tfds,
+    "ucf101:": open_ucf101,
+    "sky-timelapse:": open_sky_timelapse,
     "array_record:": open_packed,
     "parquet:": open_parquet,
     "datasets:": open_datasets,
     SAMPLE_CLIPS: open_sample_clips,
+    MOVING_SHAPES: open_moving_shapes,
+    f"{MOVING_SHAPES}:": open_moving_shapes,
 }
 """How each source is opened, by what its string begins with.
 

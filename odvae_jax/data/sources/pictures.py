@@ -7,13 +7,15 @@ import os
 
 from odvae_jax.data.finding import look_below, open_regular
 from odvae_jax.data.sources.base import Header, Source
-from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image, image_size
+from odvae_jax.data.sources.images import (
+    IMAGE_ERRORS,
+    IMAGE_EXTENSIONS,
+    decode_image,
+    image_size,
+)
 from odvae_jax.data.urls import is_here_only, is_url, read_url, size_of_url
 from odvae_jax.data.video import VideoError, within
 from odvae_jax.files import one_line, printable
-
-IMAGE_EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
-"""The extensions of image files, in lower case."""
 
 
 class Pictures(Source):

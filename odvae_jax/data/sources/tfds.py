@@ -1,6 +1,6 @@
 """TFDS datasets: `tfds:NAME[:SPLIT]`, with a Video feature and in array_record format.
 
-They are read without TensorFlow.
+They are read without TensorFlow. UCF101 has the same labels as from its official folder.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from odvae_jax.data.finding import open_regular
 from odvae_jax.data.sources.base import Extent, Header, as_json, cut
 from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image, image_size
 from odvae_jax.data.sources.records import Records
+from odvae_jax.data.sources.ucf101_classes import class_columns
 from odvae_jax.data.video import PartError, ReadBlocks, VideoError
 from odvae_jax.files import one_line, printable
 
@@ -37,7 +38,8 @@ class TFDS(Records):
 
     Raises:
       FileNotFoundError: if the folder is not a prepared dataset, or shards are missing.
-      ValueError: if the dataset has another format, no such split, or not one such feature.
+      ValueError: if the dataset has another format, no such split, or not one such feature, or if
+        it is UCF101 squashed to squares.
     """
 
     def __init__(
@@ -50,6 +52,13 @@ class TFDS(Records):
             raise ValueError(
                 f"{shown} is in {kind} format; expected array_record. Prepare it again with "
                 f"`tfds build {info.get('name', 'NAME')} --file_format=array_record`."
+            )
+        self._is_ucf101 = info.get("name") == "ucf101"
+        if self._is_ucf101 and (config := info.get("configName", "")).endswith("_256"):
+            raise ValueError(
+                f"{shown} holds videos of 320×240 that were squashed to 256×256; expected their "
+                f"own shape. Prepare it with `tfds build ucf101/{config.removesuffix('_256')} "
+                "--file_format=array_record`."
             )
         splits = {s["name"]: s for s in info.get("splits", [])}
         if split not in splits:
@@ -96,6 +105,14 @@ class TFDS(Records):
         found = {}
         for name, column in self._columns.items():
             found |= column.read(name, features[name])
+        if self._is_ucf101 and "label_name" in found:
+            name = found.pop("label_name")
+            try:
+                found |= class_columns(name or "")
+            except KeyError:
+                raise VideoError(
+                    f"{self.name(index)} has the label {name!r}, which is no class of UCF101."
+                ) from None
         return found
 
     def header(self, index):
