@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from odvae_jax.autoencoder import ODVAE
 from odvae_jax.inference import encode_uint8
 from odvae_jax.latents import Statistics
+from odvae_jax.parameters import Autoencoder
 
 
 def measure(
-    vae: ODVAE, batches: Iterator[UInt8[np.ndarray, "b t h w 3"]], clips: int | None = None
+    vae: Autoencoder, batches: Iterator[UInt8[np.ndarray, "b t h w 3"]], clips: int | None = None
 ) -> Statistics:
     """Encodes clips on one device, and returns the sums over their latents.
 

@@ -58,12 +58,12 @@ def check_array(name: str, value: Any) -> None:
             )
 
 
-def check_video(video: Any, config: ODVAEConfig, *, uint8: bool = False, pad: bool = False) -> None:
+def check_video(video: Any, config: Any, *, uint8: bool = False, pad: bool = False) -> None:
     """Checks that a video can be encoded.
 
     Args:
       video: the video, [B, T, H, W, 3].
-      config: the config of the model.
+      config: the config of the model, an OD-VAE or a baseline.
       uint8: whether the video must be uint8, from 0 to 255, instead of floating point in [-1, 1].
       pad: whether the video is padded before it is encoded, so that any length and sides will do.
 
@@ -113,13 +113,13 @@ def _check_dtype(video):
         )
 
 
-def check_video_shape(shape: tuple[int, ...], config: ODVAEConfig) -> None:
+def check_video_shape(shape: tuple[int, ...], config: Any) -> None:
     """Checks that a video of a shape [B, T, H, W, C] can be encoded.
 
     Raises:
       ValueError: if it cannot. The message has the nearest shape that can.
     """
-    check_clip_shape(shape, config.time_compression, 1, config.space_compression)
+    check_clip_shape(shape, config.frame_step, config.first_frames, config.space_compression)
 
 
 def check_clip_shape(shape: tuple[int, ...], step: int, first: int, side: int) -> None:
@@ -164,7 +164,7 @@ def check_clip_shape(shape: tuple[int, ...], step: int, first: int, side: int) -
     )
 
 
-def check_latents(latents: Any, config: ODVAEConfig) -> None:
+def check_latents(latents: Any, config: Any) -> None:
     """Checks that latents can be decoded.
 
     Args:
@@ -223,13 +223,47 @@ def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
         check_video_shape((b, t + 1, *rest), config)  # with a frame before it, it is a clip
 
 
-def check_size(size: VideoSize | None, shape: tuple[int, ...], config: ODVAEConfig) -> None:
+def check_continuous(config: Any) -> None:
+    """Checks that a model has continuous latents.
+
+    Args:
+      config: the config of an autoencoder.
+
+    Raises:
+      ValueError: if it encodes to codes.
+    """
+    if config.codes is not None:
+        raise ValueError(
+            f"{config.name} encodes clips to codes, each one of {config.codes} numbers, not to "
+            "continuous latents, which are needed here: take another model."
+        )
+
+
+def check_untiled(config: Any, tiling: Any) -> None:
+    """Checks that a model that takes clips whole is given no tiling.
+
+    Args:
+      config: the config of a baseline.
+      tiling: what was given as the tiling.
+
+    Raises:
+      ValueError: if it is a tiling.
+    """
+    if tiling:
+        raise ValueError(
+            f"{config.name} takes clips whole, and cuts them inside as its config says, so that it "
+            "cannot be tiled: leave out the tiling (--tiling, --streaming, --tile), and encode "
+            "shorter or smaller clips if memory does not suffice."
+        )
+
+
+def check_size(size: VideoSize | None, shape: tuple[int, ...], video: tuple[int, ...]) -> None:
     """Checks that latents hold at least a video of some size.
 
     Args:
       size: the frames, rows and columns of the video; None checks nothing.
       shape: the shape of the latents, [B, t, h, w, C].
-      config: the config of the model.
+      video: the shape of the video that they are decoded to, [B, T, H, W, 3].
 
     Raises:
       ValueError: if `size` is no `VideoSize`, or the video of the latents is smaller.
@@ -238,7 +272,7 @@ def check_size(size: VideoSize | None, shape: tuple[int, ...], config: ODVAEConf
         return
     if not isinstance(size, VideoSize):
         raise ValueError(f"size is {size!r:.100}; expected a VideoSize(frames, height, width).")
-    most = config.video_shape(shape)[1:4]
+    most = video[1:4]
     if any(n > m for n, m in zip(dataclasses.astuple(size), most, strict=True)):
         raise ValueError(
             f"latents of shape {tuple(shape)} are those of {most} frames, rows and columns, fewer "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -356,6 +356,9 @@ class ODVAEConfig:
     remat: Literal["none", "blocks", "convolutions"] = "none"
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
+    first_frames: ClassVar[int] = 1  # the frames that a clip has beside a multiple of `frame_step`
+    codes: ClassVar[None] = None  # latents are continuous
+    needs_frames: ClassVar[bool] = False  # the decoder is not told how many frames there were
 
     def __post_init__(self):
         object.__setattr__(self, "structure", _known(self.structure))
@@ -451,6 +454,11 @@ class ODVAEConfig:
     def time_compression(self) -> int:
         """The number of frames per latent frame after the first: 4, or 1 for the image model."""
         return self.parts.time_compression
+
+    @property
+    def frame_step(self) -> int:
+        """The step between the numbers of frames that the model takes, beside `first_frames`."""
+        return self.time_compression
 
     @property
     def space_compression(self) -> int:

@@ -10,10 +10,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Float, UInt8
 
-from odvae_jax.autoencoder import ODVAE, decode_clip, encode_clip
-from odvae_jax.checks import check_latents, check_size, check_video
+from odvae_jax.autoencoder import decode_clip, encode_clip
+from odvae_jax.baselines import base
+from odvae_jax.checks import (
+    check_continuous,
+    check_latents,
+    check_size,
+    check_untiled,
+    check_video,
+)
 from odvae_jax.config import IMAGE_CHANNELS
-from odvae_jax.pixels import VideoSize, pad_video
+from odvae_jax.parameters import Autoencoder
+from odvae_jax.pixels import VideoSize, pad_video, to_uint8, to_unit_range
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.sharding import (
     check_rows,
@@ -40,7 +48,7 @@ from odvae_jax.types import AnyArray
 
 
 def encode(
-    vae: ODVAE,
+    vae: Autoencoder,
     video: Float[AnyArray, "b t h w 3"],
     *,
     tiling: AnyTiling = None,
@@ -54,7 +62,7 @@ def encode(
     only one part at a time is on the device, and what is returned is NumPy too.
 
     Args:
-      vae: the model.
+      vae: the model: an OD-VAE, or a baseline with continuous latents, which takes no tiling.
       video: floating point in [-1, 1], [B, T, H, W, 3]. T is 4k + 1; H and W are multiples of 8.
       tiling: `TemporalTiling`, `Streaming` or `SpatialTiling`, or a tuple of one tiling in time and
         one in space; None takes the clip as a whole. "auto", or an `AutoTiling`, takes it as a
@@ -80,7 +88,7 @@ def encode(
 
 
 def encode_uint8(
-    vae: ODVAE,
+    vae: Autoencoder,
     video: UInt8[AnyArray, "b t h w 3"],
     *,
     tiling: AnyTiling = None,
@@ -108,7 +116,7 @@ def encode_uint8(
 
 
 def decode(
-    vae: ODVAE,
+    vae: Autoencoder,
     latents: Float[AnyArray, "b t h w c"],
     *,
     tiling: AnyTiling = None,
@@ -125,7 +133,7 @@ def decode(
       latents: floating point, [B, t, h, w, C].
       tiling: how the clip is cut; see `encode`.
       size: the frames, rows and columns that the video is cut to, such as the `size` of a
-        posterior; None cuts nothing.
+        posterior; None cuts nothing. OPS-VAE needs it, with the clip's own number of frames.
       mesh: the devices that share clips and rows; see `encode`.
 
     Raises:
@@ -137,7 +145,7 @@ def decode(
 
 
 def decode_uint8(
-    vae: ODVAE,
+    vae: Autoencoder,
     latents: Float[AnyArray, "b t h w c"],
     *,
     tiling: AnyTiling = None,
@@ -175,15 +183,18 @@ def _encoding(vae, video, tiling, mesh):
         run = functools.partial(_moments_in_blocks, time=time, space=space)
         return _on_automatic_axes, run, vae, video, mesh
     vae, video = _placed(vae, pad_video(video, padded), mesh)
+    if isinstance(vae, base.Baseline):
+        return _moments_of_whole, vae, video
     if time is space is None and video.dtype != jnp.uint8:
         return encode_clip, vae, video
     return _moments_in_parts, vae, video, time, space
 
 
 def _decode(vae, latents, tiling, size, mesh, *, uint8):
-    check_latents(latents, vae.config)
     time, space = _checked(vae, tiling, mesh)
-    check_size(size, latents.shape, vae.config)
+    check_latents(latents, vae.config)
+    shape = _decoded_shape(vae.config, latents.shape, size)
+    check_size(size, latents.shape, shape)
     _check_devices("latents", latents, latents.shape, 1, mesh)
     if (auto := AutoTiling.of(tiling)) is not None:
         _check_not_traced(vae, latents)
@@ -195,7 +206,9 @@ def _decode(vae, latents, tiling, size, mesh, *, uint8):
         video = _on_automatic_axes(run, vae, latents, mesh)
     else:
         vae, latents = _placed(vae, latents, mesh)
-        if time is space is None and not uint8:
+        if isinstance(vae, base.Baseline):
+            video = _video_of_whole(vae, latents, shape[1], uint8)
+        elif time is space is None and not uint8:
             video = decode_clip(vae, latents)
         else:
             video = _video_in_parts(vae, latents, time, space, uint8)
@@ -250,8 +263,37 @@ def _video_in_parts(vae, latents, time, space, uint8):
     return with_automatic_axes(run, (vae, latents), shape)(vae, latents)
 
 
+def _moments_of_whole(model, video):
+    return base.encode_clip(model, _to_unit_range(video) if video.dtype == jnp.uint8 else video)
+
+
+def _video_of_whole(model, latents, frames, uint8):
+    video = base.decode_clip(model, latents, frames)
+    return _to_uint8(video) if uint8 else video
+
+
+# Beside the model's programs, so that these are those of its own `encode` and `decode`.
+_to_unit_range = jax.jit(to_unit_range, inline=True)
+_to_uint8 = jax.jit(to_uint8, inline=True)
+
+
+def _decoded_shape(config, shape, size):
+    """Returns the shape of the video that latents are decoded to, before it is cut."""
+    if not config.needs_frames:
+        return config.video_shape(shape)
+    if not isinstance(size, VideoSize):
+        raise ValueError(
+            f"{config.name} cannot tell from {shape[1]} latent frames how many frames the clip "
+            "had: give its size, a VideoSize(frames, height, width)."
+        )
+    return config.video_shape(shape, size.frames)
+
+
 def _checked(vae, tiling, mesh):
     """Returns the tiling in time and in space, if the model and the mesh allow them."""
+    if isinstance(vae, base.Baseline):
+        check_continuous(vae.config)
+        check_untiled(vae.config, tiling)
     time, space = in_time_and_space(None if AutoTiling.of(tiling) else tiling)
     for one in filter(None, (time, space)):
         one.check(vae.config)

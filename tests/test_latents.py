@@ -185,6 +185,16 @@ def opens(path):
         return False
 
 
+def test_a_file_of_the_second_format_is_read_and_its_model_says_the_compression(encoded, tmp_path):
+    metadata, arrays = parts_of(encoded)
+    assert metadata.pop("time_compression") == "2"
+    metadata["format"] = "odvae_jax latents 2"
+    save_file(arrays, tmp_path / "a.safetensors", metadata)
+    file = LatentsFile(tmp_path / "a.safetensors")
+    assert file.info == LatentsFile(encoded).info and file.info.time_compression == 2
+    np.testing.assert_array_equal(file.read(), arrays["mean"])
+
+
 def test_a_file_normalises_as_the_model_did_that_made_it():
     info = LatentsFile(BEFORE).info
     assert info.scale == Scale(None, None, 0.18215)

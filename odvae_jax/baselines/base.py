@@ -76,8 +76,12 @@ class BaselineConfig:
     """The parameters that the reference counts, and that only its training needs."""
     latent_channels: ClassVar[int | None] = None
     """The channels of a latent; None for codes."""
+    needs_frames: ClassVar[bool] = False
+    """Whether the decoder must be told how many frames a clip had."""
     changeable: ClassVar[tuple[str, ...]] = ("dtype", "param_dtype", "precision")
     """Fields that weights do not decide."""
+    without_influence: ClassVar[tuple[str, ...]] = changeable
+    """Fields that do not decide what a clip is encoded to, but for rounding."""
 
     width: int = 128
     dtype: jax.typing.DTypeLike = "float32"
@@ -142,6 +146,15 @@ class BaselineConfig:
                 f"needs at least {least[0]} of {side}×{side}."
             )
         return t, h, w
+
+    def clip_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Returns the smallest size that the model takes that holds these frames, rows and columns.
+
+        `taken` is the largest size that they hold.
+        """
+        step, first, side = self.frame_step, self.first_frames, self.space_compression
+        t = max(-(-(frames - first) // step) * step, 0 if first else step) + first
+        return t, -(-height // side) * side, -(-width // side) * side
 
     def latent_frames(self, frames: int) -> int:
         """Returns the number of latent frames of a clip that the model takes."""
@@ -209,6 +222,7 @@ class ContinuousConfig(BaselineConfig):
         "latents_mean",
         "latents_std",
     )
+    without_influence: ClassVar[tuple[str, ...]] = changeable
 
     latent_channels: int = 4
     scaling_factor: float = 0.18215

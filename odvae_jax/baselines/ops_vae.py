@@ -60,9 +60,14 @@ class OPSVAEConfig(ContinuousConfig):
     model: ClassVar[str] = "ops_vae"
     name: ClassVar[str] = "OPS-VAE"
     time_compression: ClassVar[int] = _TIME
+    needs_frames: ClassVar[bool] = True
     changeable: ClassVar[tuple[str, ...]] = (
         *ContinuousConfig.changeable,
         "micro_frames",
+        "frames_at_a_time",
+    )
+    without_influence: ClassVar[tuple[str, ...]] = (
+        *ContinuousConfig.changeable,
         "frames_at_a_time",
     )
 

@@ -47,6 +47,7 @@ class SVDVAEConfig(ContinuousConfig):
     model: ClassVar[str] = "svd_vae"
     name: ClassVar[str] = "SVD-VAE"
     changeable: ClassVar[tuple[str, ...]] = (*ContinuousConfig.changeable, "decode_chunk")
+    without_influence: ClassVar[tuple[str, ...]] = changeable
 
     groups: int = 32
     decode_chunk: int | None = None

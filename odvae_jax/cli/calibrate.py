@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=25,
         metavar="N",
-        help="The number of frames of a clip, 4k + 1. The default is 25.",
+        help="The number of frames of a clip, of OD-VAE and CV-VAE 4k + 1. The default is 25.",
     )
     group.add_argument(
         "--size",
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from odvae_jax.calibration import measure
     from odvae_jax.checkpoints.pretrained import load_pretrained, write_scale
-    from odvae_jax.checks import check_video_shape
+    from odvae_jax.checks import check_continuous, check_video_shape
     from odvae_jax.compilation import use_compilation_cache
     from odvae_jax.data.clips import RandomClips, batches
     from odvae_jax.latents import Scale
@@ -91,9 +91,10 @@ def run(arguments: argparse.Namespace) -> None:
     use_compilation_cache()
     computed = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     loaded = load_pretrained(arguments.model, verify=arguments.verify, dtype=computed)
+    check_continuous(loaded.vae.config)
     _check_writable(loaded)
     shape = (arguments.batch, arguments.frames, arguments.size, arguments.size, 3)
-    check_video_shape(shape, loaded.odvae.config)
+    check_video_shape(shape, loaded.vae.config)
     drawn = RandomClips(
         arguments.source,
         frames=arguments.frames,

@@ -117,11 +117,17 @@ def _run_on_ray(arguments) -> int:
 
 def _loaded(arguments, on_cpu: bool):
     """Returns the model, the settings and the dtype of the computation."""
-    from odvae_jax.autoencoder import ODVAE
+    from odvae_jax import registry
+    from odvae_jax.baselines.base import Baseline
+    from odvae_jax.checks import check_continuous, check_untiled
 
     dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
-    vae = ODVAE.from_pretrained(arguments.ckpt, dtype=dtype, verify=arguments.verify)
-    return vae, _settings(arguments, vae.config), dtype
+    vae = registry.load(arguments.ckpt, dtype=dtype, verify=arguments.verify)
+    check_continuous(vae.config)
+    settings = _settings(arguments, vae.config)
+    if isinstance(vae, Baseline):
+        check_untiled(vae.config, settings.tiling)
+    return vae, settings, dtype
 
 
 def _settings(arguments, config):
@@ -130,7 +136,7 @@ def _settings(arguments, config):
 
     buckets = ()
     if arguments.buckets:
-        given = {"time": config.time_compression, "space": config.space_compression}
+        given = {"time": config.frame_step, "space": config.space_compression}
         buckets = parse_buckets(arguments.buckets, **given)
     cut = Cut(
         frames=arguments.frames,
@@ -177,10 +183,11 @@ def _dry_run(vae, source: str, settings) -> int:
     """Prints what would be encoded; returns 1 if some videos cannot be read."""
     from odvae_jax.data.sources import open_source
     from odvae_jax.transcoding.dataset import dataset_bytes, plan
+    from odvae_jax.transcoding.digest import described
 
     planned = plan(open_source(source, timeout=settings.read_timeout), settings, bar=True)
-    programs = sum(1 if bucket.frames else _PER_SIZE for bucket in planned.buckets)
-    size = dataset_bytes(planned, settings, vae.config.to_dict())
+    programs = sum(_programs(vae.config, bucket, planned) for bucket in planned.buckets)
+    size = dataset_bytes(planned, settings, described(vae.config))
     print(
         f"{len(planned.plan)} clips, {planned.seconds / 3600:.2f} hours, {programs} programs, "
         f"{size / 1e9:.6f} GB of latents"
@@ -192,6 +199,17 @@ def _dry_run(vae, source: str, settings) -> int:
     for problem in list(planned.unusable.values())[:20]:
         print(problem, file=sys.stderr)
     return int(bool(planned.unusable))
+
+
+def _programs(config, bucket, planned) -> int:
+    """The number of programs that a bucket needs, about."""
+    from odvae_jax.config import ODVAEConfig
+
+    if bucket.frames:
+        return 1
+    if isinstance(config, ODVAEConfig):
+        return _PER_SIZE
+    return len({config.clip_size(n, 1, 1)[0] for n in planned.frames[bucket.name]})
 
 
 def _print_left_out(counts: dict[str, int]) -> None:

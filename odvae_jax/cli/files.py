@@ -96,7 +96,8 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         metavar="N",
         help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
         "that cannot be streamed. auto takes, for all files, the largest groups or chunks for "
-        "which the device's memory suffices, and tiles if there are none.",
+        "which the device's memory suffices, and tiles if there are none. Baselines take clips "
+        "whole, without tiling.",
     )
     group.add_argument(
         "--memory",
@@ -269,8 +270,7 @@ def _terminated_like_interrupted():
 def _transcode(arguments: argparse.Namespace, work: str) -> int:
     import jax
 
-    from odvae_jax import transcoding
-    from odvae_jax.autoencoder import ODVAE
+    from odvae_jax import registry, transcoding
     from odvae_jax.compilation import use_compilation_cache
 
     use_compilation_cache()
@@ -288,7 +288,7 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     if not jobs or not model:
         return _report(work, transcoding.Outcome(problems=problems))
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    vae = ODVAE.from_pretrained(model, dtype=dtype, verify=arguments.verify)
+    vae = registry.load(model, dtype=dtype, verify=arguments.verify)
     device = jax.local_devices()[0].device_kind
     print(f"{printable(model)}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)

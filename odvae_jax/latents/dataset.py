@@ -16,7 +16,7 @@ import numpy as np
 from odvae_jax.latents.catalogue import Catalogue, Opened, open_dataset
 from odvae_jax.latents.description import Description
 from odvae_jax.latents.scale import Scale
-from odvae_jax.latents.schema import LatentsError, compression
+from odvae_jax.latents.schema import LatentsError, in_time
 from odvae_jax.latents.shards import total_statistics
 from odvae_jax.latents.storage import open_folder
 from odvae_jax.latents.views import View, frames_of
@@ -62,7 +62,8 @@ class LatentDataset:
     A decoder takes the first latent frame that it is given for the first frame of a clip. So a
     window of n latent frames decodes to c (n - 1) + 1 frames, where c is the compression in time:
     its first latent frame decodes to one frame instead of c, and what the decoder would have seen
-    of the latent frames before is missing. docs/latents.md says how far that reaches.
+    of the latent frames before is missing. docs/latents.md says how far that reaches. Windows of
+    OPS-VAE are of whole micro clips, and decode to their frames.
 
     A dataset that is still being written can be read; the log says so. Its items are those of the
     shards that were whole when it was opened, and its scale is that of these.
@@ -128,6 +129,8 @@ class LatentDataset:
         self.in_one_process: bool = folder.in_one_process
         self._damaged, self._seed = damaged, seed
         self._window, self._stride = window, stride or window
+        self._in_time = in_time(self.description.shared["config"])
+        self._check_micro_clips()
         self._lock = threading.Lock()
         self._given_scale = scale or _scale_of(opened)
         self._catalogue = Catalogue(opened, _numbers(opened.description, buckets))
@@ -135,7 +138,28 @@ class LatentDataset:
         self._say(opened)
         content = self.description.shared["content"]
         self._view = View(content, view, self.scale if normalised else None, dtype)
-        self._compression, _ = compression(self.description.shared["config"])
+
+    def _check_micro_clips(self) -> None:
+        """Checks that windows are of whole micro clips, where a model has them.
+
+        Raises:
+          LatentsError: if they are not: nothing decodes a part of a micro clip.
+        """
+        if self._window is None or self._in_time.micro_clip is None:
+            return
+        name = self.description.shared["config"]["model"]
+        if not (micro := self.description.shared["config"]["micro_frames"]):
+            raise LatentsError(
+                f"window={self._window}: {name} has encoded each clip as one micro clip, of which "
+                "no part can be decoded: leave out window, and encode shorter clips."
+            )
+        count = self._in_time.latents_per_micro_clip
+        if self._window % count or self._stride % count:
+            raise LatentsError(
+                f"window={self._window} and stride={self._stride}: {name} has micro clips of "
+                f"{micro} frames, of which no part can be decoded: take multiples of {count} "
+                "latent frames, or leave out window."
+            )
 
     def _count_items(self) -> None:
         lengths = self._catalogue.latent_frames
@@ -271,7 +295,7 @@ class LatentDataset:
         frames = int(catalogue.frames[record])
         return {
             "latents": self._view(latents, seed),
-            "frames": frames_of(self._compression, first, len(latents), frames),
+            "frames": frames_of(self._in_time, first, len(latents), frames),
             "first": first,
             "entry": found.entry,
             "bucket": self._bucket(record),

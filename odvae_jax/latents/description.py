@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int64
 from odvae_jax.files import one_line
 from odvae_jax.latents.records import SHARED
 from odvae_jax.latents.scale import Scale
-from odvae_jax.latents.schema import LatentsError, check_values
+from odvae_jax.latents.schema import LatentsError, check_tiling, check_values
 from odvae_jax.latents.storage import Folder
 
 DATASET = "dataset.json"
@@ -111,6 +111,7 @@ class Description:
             if missing := sorted(set(SHARED) - described.shared.keys()):
                 raise ValueError(f"{missing} are missing")
             check_values({field: described.shared[field] for field in SHARED})
+            check_tiling(described.shared["config"], described.shared["tiling"])
             if described.scale is not None:
                 Scale.from_dict(described.scale)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

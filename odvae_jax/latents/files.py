@@ -175,7 +175,7 @@ class LatentsFile:
         Raises:
           LatentsError: if they cannot be those of a file of latents.
         """
-        if fields.pop("format", None) not in FORMATS:
+        if (written := fields.pop("format", None)) not in FORMATS:
             raise ForeignError(
                 f"{self._name} is a safetensors file, but holds no latents that odvae_jax wrote "
                 f'("format": "{FORMAT}" is missing).'
@@ -187,7 +187,7 @@ class LatentsFile:
             if self.has_digests:
                 self._read_digests(digest, block, fields, arrays)
             fields.pop(_BLOCK, None)
-            self.info = parse(fields)
+            self.info = parse(fields, written)
             if arrays - {_DIGESTS} != {self.info.content}:
                 raise LatentsError(
                     f"it holds the arrays {sorted(arrays)}; expected {self.info.content!r}"

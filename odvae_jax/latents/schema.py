@@ -15,9 +15,10 @@ from typing import Any
 
 from odvae_jax.scale import Scale
 
-FORMAT = "odvae_jax latents 2"
-"""The format that is written. The second added `columns` and `place`, which both are optional."""
-FORMATS = ("odvae_jax latents 1", FORMAT)
+FORMAT = "odvae_jax latents 3"
+"""The format that is written. The second added `columns` and `place`, which both are optional. The
+third added `time_compression`, and models that are no OD-VAE."""
+FORMATS = ("odvae_jax latents 1", "odvae_jax latents 2", FORMAT)
 """The formats that can be read."""
 CONTENTS = ("mean", "moments", "sample")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -25,6 +26,10 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 COMPRESSIONS = {"image": (1, 8), "v1": (4, 8), "v2": (4, 8), "v3": (4, 8), "v4": (4, 8)}
 """How many frames, and how many rows or columns, one position of a named model's latents stands
 for. A test compares it with the table of variants, which only a process with JAX can import."""
+BASELINES = {"svd_vae": (1, 8), "cv_vae": (4, 8), "ops_vae": (4, 8)}
+"""The same of the baselines with continuous latents, by the name in the config's field `model`. A
+test compares it with the models."""
+_GROUPED = "ops_vae"
 _TILINGS = {
     "TemporalTiling": ("group",),
     "Streaming": ("chunk",),
@@ -43,9 +48,9 @@ class LatentsInfo:
 
     Attributes:
       source: the name of the video's file.
-      model: what `ODVAE.from_pretrained` was given for the model.
+      model: what `odvae_jax.from_pretrained` was given for the model.
       encoder: the digest of the encoder that made the latents.
-      config: the config of the model.
+      config: the config of the model; of a baseline, its field `model` says which it is.
       content: "mean" for the posterior's mean, "sample" for a sample of the posterior, or "moments"
         for mean and log-variance, side by side in the channels.
       scaling_factor: the number that a diffusion model multiplies latents by. The latents are
@@ -54,7 +59,7 @@ class LatentsInfo:
       height, width: the sides of these frames in pixels, without rows and columns that were padded.
       fps: the frames per second of the video.
       tiling: how the clip was cut when it was encoded, and is when it is decoded: the fields of
-        each tiling by the tiling's name.
+        each tiling by the tiling's name. It is empty for baselines, which take clips whole.
       dtype: the dtype that the latents were computed in.
       store: the dtype that the latents are stored in.
       seed: the seed of a sample; None for other content.
@@ -70,6 +75,8 @@ class LatentsInfo:
         the clip's frames in frames of the video (None if the clip was cut at a rate of its own),
         "mirrored" whether left and right are exchanged.
         None for files of videos as a whole.
+      time_compression: the number of frames per latent frame. None takes what the config says, as
+        for files of before the field was written.
     """
 
     source: str
@@ -91,6 +98,11 @@ class LatentsInfo:
     problem: str = ""
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     place: dict[str, Any] | None = None
+    time_compression: int | None = None
+
+    def __post_init__(self):
+        if self.time_compression is None:
+            object.__setattr__(self, "time_compression", compression(self.config)[0])
 
     @property
     def scale(self) -> Scale:
@@ -99,15 +111,17 @@ class LatentsInfo:
         return Scale.from_dict({"mean": mean, "std": std, "factor": self.scaling_factor})
 
 
-OPTIONAL = ("statistics", "problem", "columns", "place")
-"""The fields that may be missing; in a file `statistics` may not."""
+OPTIONAL = ("statistics", "problem", "columns", "place", "time_compression")
+"""The fields that may be missing; in a file `statistics` may not, nor `time_compression` since the
+third format."""
 
 
-def parse(fields: Mapping[str, str]) -> LatentsInfo:
+def parse(fields: Mapping[str, str], written: str = FORMAT) -> LatentsInfo:
     """Returns what the metadata of a file say, after every field was checked.
 
     Args:
       fields: the text of each field in JSON, by the field's name.
+      written: the format of the file, one of `FORMATS`.
 
     Raises:
       LatentsError: if a field is missing, not known, or has a value that it cannot have.
@@ -121,6 +135,8 @@ def parse(fields: Mapping[str, str]) -> LatentsInfo:
     info = checked(values)
     if info.statistics is None:
         raise LatentsError("the field statistics is missing")
+    if written == FORMAT and "time_compression" not in values:
+        raise LatentsError("the field time_compression is missing")
     return info
 
 
@@ -183,9 +199,9 @@ def check_array(info: LatentsInfo, dtype: str, shape: tuple[int, ...]) -> None:
             f"the array has {shape[3]} channels; {info.content} of a model with "
             f"{channels} latent channels have {stored}"
         )
-    time, space = compression(info.config)
+    _, space = compression(info.config)
     wanted = (
-        -(-(info.frames - 1) // time) + 1,
+        in_time(info.config).latent_frames(info.frames),
         -(-info.height // space),
         -(-info.width // space),
     )
@@ -207,10 +223,52 @@ def compression(config: Mapping[str, Any]) -> tuple[int, int]:
     Args:
       config: the config of a model, checked by `parse`.
     """
+    if "model" in config:
+        return BASELINES[config["model"]]
     structure = config["structure"]
     if isinstance(structure, str):
         return COMPRESSIONS[structure]
     return math.prod(structure["time_strides"]), math.prod(structure["space_strides"])
+
+
+@dataclasses.dataclass(frozen=True)
+class InTime:
+    """Which frames of a clip its latent frames stand for.
+
+    Attributes:
+      compression: the number of frames c per latent frame.
+      micro_clip: None if frame 0 has a latent frame of its own, and groups of c frames follow. Else
+        clips are cut into micro clips of so many frames, and the groups of c frames are counted
+        from the end of each: its first latent frame stands for what is left.
+    """
+
+    compression: int
+    micro_clip: int | None = None
+
+    @property
+    def latents_per_micro_clip(self) -> int:
+        """The number of latent frames of a whole micro clip."""
+        return -(-self.micro_clip // self.compression)
+
+    def latent_frames(self, frames: int) -> int:
+        """Returns the number of latent frames of a clip of so many frames."""
+        c = self.compression
+        if self.micro_clip is None:
+            return -(-(frames - 1) // c) + 1
+        whole, rest = divmod(frames, self.micro_clip)
+        return whole * self.latents_per_micro_clip + -(-rest // c)
+
+
+def in_time(config: Mapping[str, Any]) -> InTime:
+    """Returns which frames the latent frames of a model stand for.
+
+    Args:
+      config: the config of a model, checked by `parse`.
+    """
+    time, _ = compression(config)
+    if config.get("model") != _GROUPED:
+        return InTime(time)
+    return InTime(time, config["micro_frames"] or _MOST)
 
 
 def _check_together(info: LatentsInfo) -> None:
@@ -219,6 +277,9 @@ def _check_together(info: LatentsInfo) -> None:
         scale = info.scale
     except ValueError as error:
         raise LatentsError(f"config has an impossible scale of latents: {error}") from error
+    check_tiling(info.config, info.tiling)
+    if info.time_compression != (time := compression(info.config)[0]):
+        raise LatentsError(f"time_compression is {info.time_compression}; that of config is {time}")
     channels = info.config["latent_channels"]
     if info.statistics is not None:
         _check_sums(info.statistics, channels)
@@ -233,6 +294,21 @@ def _check_together(info: LatentsInfo) -> None:
         raise LatentsError(f"prepared.cover is {cover}; frames are {info.height}×{info.width}")
     if size is not None and (info.height, info.width) != (size, size):
         raise LatentsError(f"prepared.size is {size}, but frames are {info.height}×{info.width}")
+
+
+def check_tiling(config: Mapping[str, Any], tiling: Mapping[str, Any]) -> None:
+    """Checks that clips are tiled by models that take tiles, and by no others.
+
+    Args:
+      config: the config of a model, and
+      tiling: how clips are cut for it; both were checked by themselves.
+
+    Raises:
+      LatentsError: if they do not belong together.
+    """
+    if bool(tiling) == ("model" in config):
+        kind = "none, as this model takes clips whole" if tiling else "a tiling in time"
+        raise LatentsError(f"tiling is {tiling}; expected {kind}")
 
 
 def _check_sums(sums: Mapping[str, Any], channels: int) -> None:
@@ -273,6 +349,10 @@ def _is_config(value) -> bool:
         return False
     if not all(_is_whole(value.get(name)) for name in ("width", "latent_channels", "groups")):
         return False
+    if "model" in value:
+        micro = value.get("micro_frames", 0) if value["model"] == _GROUPED else None
+        known = isinstance(value["model"], str) and value["model"] in BASELINES
+        return known and (micro is None or _is_whole(micro))
     structure = value.get("structure")
     if isinstance(structure, str):
         return structure in COMPRESSIONS
@@ -285,7 +365,7 @@ def _is_config(value) -> bool:
 
 
 def _is_tiling(value) -> bool:
-    if not isinstance(value, dict) or not value or not value.keys() <= _TILINGS.keys():
+    if not isinstance(value, dict) or not value.keys() <= _TILINGS.keys():
         return False
     if {"TemporalTiling", "Streaming"} <= value.keys() or value.keys() == {"SpatialTiling"}:
         return False
@@ -360,6 +440,7 @@ _SCHEMA = {
     "width": _WHOLE,
     "fps": (_is_positive, "a finite number greater than 0"),
     "tiling": (_is_tiling, "one tiling in time, and at most one in space, with their fields"),
+    "time_compression": _WHOLE,
     "dtype": _DTYPE,
     "store": _DTYPE,
     "seed": (

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 
 from odvae_jax.latents.records import NUMPY
 from odvae_jax.latents.scale import Scale
-from odvae_jax.latents.schema import DTYPES, LatentsError
+from odvae_jax.latents.schema import DTYPES, InTime, LatentsError
 
 VIEWS = ("stored", "mean", "moments", "sample")
 """What latents can be read as."""
@@ -24,17 +24,16 @@ _MADE_OF = {
 
 
 @functools.lru_cache(maxsize=1024)
-def frames_of(
-    compression: int, first: int, count: int, frames: int
-) -> Int64[np.ndarray, "count 2"]:
+def frames_of(in_time: InTime, first: int, count: int, frames: int) -> Int64[np.ndarray, "count 2"]:
     """Returns the first and the last video frame that each of some latent frames stands for.
 
     Latent frame 0 of a clip stands for its frame 0. With a compression of c, latent frame j stands
-    for the frames c (j - 1) + 1 to c j: of OD-VAE, 4 j - 3 to 4 j; of an image model, frame j. The
-    last latent frame stands for fewer if the clip's frames do not fill it.
+    for the frames c (j - 1) + 1 to c j: of OD-VAE and CV-VAE, 4 j - 3 to 4 j; of an image model and
+    SVD-VAE, frame j. The last latent frame stands for fewer if the clip's frames do not fill it.
+    OPS-VAE counts groups of 4 frames from the end of each micro clip.
 
     Args:
-      compression: how many frames of the video one latent frame stands for.
+      in_time: how the model's latent frames stand for frames (see `schema.in_time`).
       first: the number of the first of these latent frames in the clip.
       count: the number of latent frames.
       frames: the number of frames of the clip.
@@ -42,9 +41,17 @@ def frames_of(
     Returns:
       The numbers of frames in the clip, [count, 2]; it cannot be written to.
     """
-    numbers = np.arange(first, first + count)
-    lasts = np.minimum(compression * numbers, frames - 1)
-    both = np.stack([np.maximum(compression * (numbers - 1) + 1, 0), lasts], axis=1)
+    numbers, c = np.arange(first, first + count), in_time.compression
+    if in_time.micro_clip is None:
+        firsts, lasts = c * (numbers - 1) + 1, np.minimum(c * numbers, frames - 1)
+        begins = np.zeros_like(numbers)
+    else:
+        micro_clips, places = np.divmod(numbers, in_time.latents_per_micro_clip)
+        begins = micro_clips * in_time.micro_clip
+        missing = -np.minimum(in_time.micro_clip, frames - begins) % c
+        firsts = begins + c * places - missing
+        lasts = firsts + c - 1
+    both = np.stack([np.maximum(firsts, begins), lasts], axis=1)
     both.setflags(write=False)
     return both
 

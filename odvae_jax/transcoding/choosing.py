@@ -14,11 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from odvae_jax.autoencoder import ODVAE
+from odvae_jax.baselines.base import Baseline
+from odvae_jax.checks import check_continuous, check_untiled
 from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.data.video import within
 from odvae_jax.files import printable
 from odvae_jax.latents import SUFFIX, LatentsFile, find_latents
+from odvae_jax.parameters import Autoencoder
 from odvae_jax.sharding import clip_sharding, replicate
 from odvae_jax.tiling import AutoTiling, Streaming, Tiling, in_time_and_space
 from odvae_jax.tiling.auto import run_largest, whole_clip
@@ -34,7 +36,7 @@ _READERS = 8  # files whose size is read at the same time
 
 
 def choose_tiling(
-    vae: ODVAE,
+    vae: Autoencoder,
     jobs: Sequence[Job],
     settings: Settings,
     kind: Literal["encode", "decode", "reconstruct"],
@@ -59,8 +61,12 @@ def choose_tiling(
 
     Raises:
       JaxRuntimeError: if the memory does not suffice for the smallest choice.
-      ValueError: if it is not known what memory there is.
+      ValueError: if it is not known what memory there is, or the model takes no tiling or has no
+        continuous latents.
     """
+    check_continuous(vae.config)
+    if isinstance(vae, Baseline):
+        check_untiled(vae.config, settings.tiling)
     if not isinstance(settings.tiling, AutoTiling):
         return settings
     made = None if kind != "encode" or overwrite else _made_with(vae, jobs, settings)
@@ -122,7 +128,7 @@ def _largest(vae, jobs, settings, kind, mesh) -> tuple[Tiling, ...] | None:
         if kind != "encode":
             latents = config.latent_shape((1, frames, *config.clip_size(1, height, width)[1:], 3))
             blocks = _zeros(latents, computation.latent_frames_per_block, np.float32)
-            jax.block_until_ready(list(computation.decode(blocks)))
+            jax.block_until_ready(list(computation.decode(blocks, lambda: frames)))
         return made
 
     # Streaming is exact and as fast with short chunks, which take less memory of the host.

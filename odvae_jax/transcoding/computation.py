@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Shaped, UInt8
 
 from odvae_jax.autoencoder import ODVAE
-from odvae_jax.pixels import to_uint8
+from odvae_jax.baselines.base import Baseline
+from odvae_jax.checks import check_continuous, check_untiled
+from odvae_jax.inference import decode, encode_uint8
+from odvae_jax.parameters import Autoencoder
+from odvae_jax.pixels import VideoSize, to_uint8
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import SpatialTiling, Streaming, TemporalTiling, Tiling, in_time_and_space
 from odvae_jax.tiling.from_host import decode_blocks, encode_blocks
@@ -27,9 +32,30 @@ _DEFAULT_GROUP = 33
 _TILINGS = {t.__name__: t for t in (TemporalTiling, Streaming, SpatialTiling)}
 
 
+def computation_of(
+    vae: Autoencoder, tiling: tuple[Tiling, ...] | None, mesh: Mesh | None = None
+) -> Computation | WholeComputation:
+    """Returns how a model computes on the files of a run.
+
+    Args:
+      vae: the model.
+      tiling: how clips are cut for it. What it does not say is chosen: for an OD-VAE that can be
+        streamed `Streaming(32)`, for others `TemporalTiling(33)`. A baseline takes clips whole.
+      mesh: the devices that the rows of frames are spread over; None for one device.
+
+    Raises:
+      ValueError: if the model cannot be tiled so, or has no continuous latents.
+    """
+    check_continuous(vae.config)
+    if not isinstance(vae, Baseline):
+        return Computation.of(vae, tiling, mesh)
+    check_untiled(vae.config, tiling)
+    return WholeComputation(vae, mesh)
+
+
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A model, how clips are cut for it, and the devices it runs on.
+    """An OD-VAE, how clips are cut for it, and the devices it runs on.
 
     Attributes:
       vae: the model.
@@ -63,6 +89,11 @@ class Computation:
         for one in filter(None, (time, space)):
             one.check(vae.config)
         return cls(vae, time, space, mesh)
+
+    @property
+    def programs_fit_all(self) -> bool:
+        """Whether videos of all lengths share their programs."""
+        return self.vae.config.streams
 
     @property
     def frames_per_block(self) -> int:
@@ -115,12 +146,18 @@ class Computation:
         return self.time.step + first
 
     def decode(
-        self, blocks: Iterable[Float32[AnyArray, "1 t y x c"]]
+        self,
+        blocks: Iterable[Float32[AnyArray, "1 t y x c"]],
+        count_frames: Callable[[], int],
     ) -> Iterator[tuple[UInt8[Array, "1 n h w 3"], Int[Array, ""]]]:
         """Decodes blocks of latents, float32 [1, t, h, w, C], to frames, uint8 [1, n, H, W, 3].
 
         Results are yielded before the device has computed them. With each block comes the number of
         its values that were not finite, which bytes cannot show any more.
+
+        Args:
+          blocks: the latents.
+          count_frames: returns the number of frames of the video; it is not asked here.
         """
         decoded = decode_blocks(self.vae, blocks, self.time, self.space, mesh=self.mesh)
         return map(_to_bytes, decoded)
@@ -131,6 +168,78 @@ class Computation:
         return {type(tiling).__name__: dataclasses.asdict(tiling) for tiling in tilings}
 
 
+@dataclasses.dataclass(frozen=True)
+class WholeComputation:
+    """A baseline, which takes each clip whole, and the devices it runs on.
+
+    It has what `Computation` has. Blocks are only read and stored; the model gets all of them
+    together, and each length of a video has a program of its own.
+
+    Attributes:
+      vae: the model.
+      mesh: the devices that the rows of frames are spread over; None for one device.
+    """
+
+    vae: Baseline
+    mesh: Mesh | None
+
+    programs_fit_all: ClassVar[bool] = False
+    """Whether videos of all lengths share their programs."""
+    frames_per_block: ClassVar[int] = DEFAULT_CHUNK
+    """The number of frames per block of video, from the second block on."""
+    latent_frames_per_block: ClassVar[int] = DEFAULT_CHUNK
+    """The number of latent frames per block of latents, from the second block on."""
+
+    def encode(
+        self, blocks: Iterable[UInt8[np.ndarray, "1 n h w 3"]]
+    ) -> Iterator[tuple[Float32[Array, "1 t y x c2"], int]]:
+        """Encodes the blocks of a video together, uint8 [1, n, H, W, 3].
+
+        Yields the moments, float32 [1, t, h, w, 2 C], and the number of their latent frames, once.
+        A video of a length or of sides that the model does not take is padded: its last frame, row
+        and column are repeated.
+        """
+        if (video := _joined(blocks)) is None:
+            return
+        posterior = encode_uint8(self.vae, video, pad=True, mesh=self.mesh)
+        moments = jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
+        yield moments, moments.shape[1]
+
+    def decode(
+        self,
+        blocks: Iterable[Float32[AnyArray, "1 t y x c"]],
+        count_frames: Callable[[], int],
+    ) -> Iterator[tuple[UInt8[Array, "1 n h w 3"], Int[Array, ""]]]:
+        """Decodes blocks of latents together, float32 [1, t, h, w, C], to uint8 [1, T, H, W, 3].
+
+        Yields the frames, with those that were padded, and the number of their values that were not
+        finite, once.
+
+        Args:
+          blocks: the latents.
+          count_frames: returns the number of frames of the video; it is asked after the last block.
+        """
+        if (latents := _joined(blocks)) is None:
+            return
+        config = self.vae.config
+        frames = config.clip_size(count_frames(), 1, 1)[0]
+        size = VideoSize(*config.video_shape(latents.shape, frames)[1:4])
+        yield _to_bytes(decode(self.vae, latents, size=size, mesh=self.mesh))
+
+    def describe(self) -> dict[str, dict[str, int]]:
+        """Returns no tilings, as files of latents store it."""
+        return {}
+
+
+def _joined(blocks):
+    """Returns blocks joined in time, on the host or on the device; None if there are none."""
+    parts = list(blocks)
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    concatenate = np.concatenate if isinstance(parts[0], np.ndarray) else jnp.concatenate
+    return concatenate(parts, axis=1)
+
+
 class ModelOnDevices:
     """A model that is copied to each device that asks for it, once.
 
@@ -138,10 +247,10 @@ class ModelOnDevices:
       vae: the model.
     """
 
-    def __init__(self, vae: ODVAE):
+    def __init__(self, vae: Autoencoder):
         self._vae, self._copies, self._lock = vae, {}, threading.Lock()
 
-    def on(self, device: jax.Device | None) -> ODVAE:
+    def on(self, device: jax.Device | None) -> Autoencoder:
         """Returns the model on a device; for None as it is."""
         if device is None:
             return self._vae

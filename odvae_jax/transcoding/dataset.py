@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from odvae_jax import digests
-from odvae_jax.autoencoder import ODVAE
+from odvae_jax.baselines.base import Baseline
+from odvae_jax.checks import check_untiled
 from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.data.sources import open_source, workers_for
 from odvae_jax.data.video import READ_TIMEOUT
@@ -34,13 +35,14 @@ from odvae_jax.latents.description import (
 )
 from odvae_jax.latents.entries import Cut, Planned, plan_entries, source_identity
 from odvae_jax.latents.scale import Scale
-from odvae_jax.latents.schema import compression
+from odvae_jax.latents.schema import compression, in_time
 from odvae_jax.latents.shards import Limits, read_indices, total_statistics, without_doubles
 from odvae_jax.latents.storage import Folder, LocalFolder, open_folder
+from odvae_jax.parameters import Autoencoder
 from odvae_jax.tiling import AutoTiling, Streaming, Tiling, choose, in_time_and_space
 from odvae_jax.tiling.auto import whole_clip
-from odvae_jax.transcoding.computation import DEFAULT_CHUNK, Computation
-from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.computation import DEFAULT_CHUNK, computation_of
+from odvae_jax.transcoding.digest import described, encoder_digest
 from odvae_jax.transcoding.units import Came, Reading, UnitEncoder
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ class Summary:
 
 
 def encode_dataset(
-    vae: ODVAE,
+    vae: Autoencoder,
     model: str,
     source: str,
     dest: str,
@@ -128,7 +130,7 @@ def encode_dataset(
 
     Args:
       vae: the model.
-      model: what `ODVAE.from_pretrained` was given for it; the records say so.
+      model: what `odvae_jax.from_pretrained` was given for it; the records say so.
       source: names the source (see `odvae_jax.data.sources`).
       dest: the path or URL of the dataset's folder.
       settings: how the dataset is made.
@@ -185,7 +187,7 @@ class _Encoding:
             programs=len(lengths) - lengths.count(None),
         )
 
-    def here(self, vae: ODVAE, **how: Any) -> None:
+    def here(self, vae: Autoencoder, **how: Any) -> None:
         """Encodes units on devices of this process."""
         given = (self._description, self._plan, self._reading, self._folder)
         with UnitEncoder(vae, *given, **how) as encoder:
@@ -281,7 +283,13 @@ def _in_turn(folder: Folder) -> Iterator[None]:
 
 
 def prepare(
-    vae: ODVAE, model: str, source: str, folder: Folder, settings: DatasetSettings, *, bar: bool
+    vae: Autoencoder,
+    model: str,
+    source: str,
+    folder: Folder,
+    settings: DatasetSettings,
+    *,
+    bar: bool,
 ) -> tuple[Description, Plan, Reading]:
     """Plans a dataset, or reads the plan that is there.
 
@@ -410,7 +418,7 @@ def _left_out(folder) -> list[dict[str, Any]]:
     return []
 
 
-def _chosen(vae: ODVAE, planned: Planned, auto: AutoTiling) -> dict[str, Any]:
+def _chosen(vae: Autoencoder, planned: Planned, auto: AutoTiling) -> dict[str, Any]:
     """Describes the tiling that the largest clips need."""
     largest = max(planned.buckets, key=lambda b: b.batch * (b.frames or 1) * b.height * b.width)
     frames = largest.frames or _WHOLE_VIDEO
@@ -421,7 +429,7 @@ def _chosen(vae: ODVAE, planned: Planned, auto: AutoTiling) -> dict[str, Any]:
         time = Streaming(DEFAULT_CHUNK)
     elif time is None:
         time = whole_clip(vae.config, max(b.frames or _WHOLE_VIDEO for b in planned.buckets))
-    made = Computation.of(vae, (time,) if space is None else (time, space)).describe()
+    made = computation_of(vae, (time,) if space is None else (time, space)).describe()
     return json.loads(json.dumps(made))
 
 
@@ -454,20 +462,26 @@ def _left_out_rows(planned: Planned) -> bytes:
     return b"".join(rows)
 
 
-def shared_fields(vae: ODVAE, model: str, settings: DatasetSettings) -> dict[str, Any]:
-    """Returns the fields of `LatentsInfo` that all records of a dataset have in common."""
+def shared_fields(vae: Autoencoder, model: str, settings: DatasetSettings) -> dict[str, Any]:
+    """Returns the fields of `LatentsInfo` that all records of a dataset have in common.
+
+    Raises:
+      ValueError: if the model cannot be tiled as the settings say, or has no continuous latents.
+    """
     config, cut = vae.config, settings.cut
     tiling = None if AutoTiling.of(settings.tiling) else settings.tiling
-    if tiling is None and (cut.frames or cut.buckets):
+    if isinstance(vae, Baseline):
+        check_untiled(config, settings.tiling)
+    elif tiling is None and (cut.frames or cut.buckets):
         longest = max([cut.frames or 1, *(size.frames for size in cut.buckets)])
         tiling = (whole_clip(config, longest),)
-    tiling = Computation.of(vae, tiling).describe()
+    tiling = computation_of(vae, tiling).describe()
     return json.loads(
         json.dumps(
             {
                 "model": str(Path(model).absolute()) if Path(model).exists() else str(model),
                 "encoder": encoder_digest(vae),
-                "config": config.to_dict(),
+                "config": described(config),
                 "content": settings.content,
                 "scaling_factor": config.scaling_factor,
                 "tiling": tiling,
@@ -538,12 +552,12 @@ def dataset_bytes(planned: Planned, settings: DatasetSettings, config: dict[str,
       settings: how the dataset is made.
       config: the model's config, as records have it.
     """
-    time_compression, space = compression(config)
+    _, space = compression(config)
     channels = config["latent_channels"] * (2 if settings.content == "moments" else 1)
     total = 0
     for bucket in planned.buckets:
         lengths = planned.frames.get(bucket.name, [bucket.frames or 1] * bucket.entries)
-        latent_frames = sum(-(-(frames - 1) // time_compression) + 1 for frames in lengths)
+        latent_frames = sum(map(in_time(config).latent_frames, lengths))
         positions = -(-bucket.height // space) * -(-bucket.width // space)
         total += latent_frames * positions * channels * _BYTES[settings.store]
     return total

@@ -12,22 +12,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from odvae_jax.autoencoder import ODVAE
-from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.video.limits import each_within, within
 from odvae_jax.files import printable
 from odvae_jax.latents import LatentsError, LatentsFile, LatentsInfo
 from odvae_jax.latents.chosen import RecordLatents, open_latents
+from odvae_jax.parameters import Autoencoder
 from odvae_jax.pixels import VideoSize
 from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.computation import (
-    Computation,
     ModelOnDevices,
     as_clips,
     check_finite,
+    computation_of,
     override_tiling,
 )
-from odvae_jax.transcoding.digest import OF_ENCODER, encoder_digest
+from odvae_jax.transcoding.digest import described, encoder_digest, encoder_fields
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
@@ -36,7 +35,7 @@ from odvae_jax.transcoding.videos import is_whole_video, open_video
 
 
 def decode_files(
-    vae: ODVAE,
+    vae: Autoencoder,
     jobs: Sequence[Job],
     settings: Settings,
     *,
@@ -66,7 +65,7 @@ def decode_files(
     settings = choose_tiling(vae, jobs, settings, "decode", mesh=mesh)
     outcome = Outcome()
     if settings.tiling is not None:
-        Computation.of(vae, settings.tiling, mesh)  # what is wrong with it is no file's problem
+        computation_of(vae, settings.tiling, mesh)  # what is wrong with it is no file's problem
     remove_leftovers(jobs)
     encoder = encoder_digest(vae)
 
@@ -77,10 +76,14 @@ def decode_files(
         if not overwrite and is_whole_video(job.target):
             raise AlreadyThereError(file.info.problem)
         tiling = override_tiling(file.info.tiling, settings.tiling)
-        computation = Computation.of(models.on(device), tiling, mesh)
+        computation = computation_of(models.on(device), tiling, mesh)
         blocks = _finite(file, computation.latent_frames_per_block, settings)
         writer = functools.partial(_VideoOfLatents, job, file.info, settings, overwrite)
-        return Conversion(blocks, lambda blocks: computation.decode(as_clips(blocks)), writer)
+
+        def compute(blocks):
+            return computation.decode(as_clips(blocks), lambda: file.info.frames)
+
+        return Conversion(blocks, compute, writer)
 
     def count_frames(job):
         return open_decodable(job.source, vae, encoder, settings).info.frames
@@ -92,7 +95,7 @@ def decode_files(
 
 
 def open_decodable(
-    path: os.PathLike, vae: ODVAE, encoder: str, settings: Settings
+    path: os.PathLike, vae: Autoencoder, encoder: str, settings: Settings
 ) -> LatentsFile | RecordLatents:
     """Opens a file of latents, or a record of a dataset, that a model can decode.
 
@@ -110,21 +113,21 @@ def open_decodable(
     """
     opened = functools.partial(open_latents, path, verify=settings.verify)
     file = within(settings.read_timeout, printable(path), opened)
-    info, config = file.info, vae.config.to_dict()
-    row = json.loads(json.dumps({name: config[name] for name in OF_ENCODER}))
+    info, config = file.info, described(vae.config)
+    row = json.loads(json.dumps(encoder_fields(vae.config)))
     if info.encoder != encoder or {name: info.config.get(name) for name in row} != row:
         raise LatentsError(
             f"{printable(path)} holds latents of another model: of {info.model} "
             f"({_name(info.config)}, encoder {info.encoder}); this one is {_name(config)}, encoder "
             f"{encoder}."
         )
-    ODVAEConfig.from_dict(info.config)
-    Computation.of(vae, override_tiling(info.tiling, settings.tiling))
+    type(vae.config).from_dict({n: v for n, v in info.config.items() if n != "model"})
+    computation_of(vae, override_tiling(info.tiling, settings.tiling))
     return file
 
 
 def _name(config: dict[str, Any]) -> str:
-    structure = config["structure"]
+    structure = config.get("model") or config["structure"]
     structure = structure if isinstance(structure, str) else "custom"
     return f"{structure}, width {config['width']}, {config['latent_channels']} channels"
 

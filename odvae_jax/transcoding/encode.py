@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.video import FrameBlocks, within
 from odvae_jax.files import line_about, printable
 from odvae_jax.latents import (
@@ -25,16 +24,19 @@ from odvae_jax.latents import (
     LatentsWriter,
     Statistics,
 )
+from odvae_jax.parameters import Autoencoder
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.transcoding.choosing import choose_tiling
 from odvae_jax.transcoding.computation import (
     Computation,
     ModelOnDevices,
+    WholeComputation,
     as_clips,
     check_finite,
+    computation_of,
     content_of,
 )
-from odvae_jax.transcoding.digest import encoder_digest
+from odvae_jax.transcoding.digest import described, encoder_digest
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.programs import compile_ahead, sizes_of
@@ -44,7 +46,7 @@ from odvae_jax.transcoding.videos import count_video_frames, read_video
 
 
 def encode_files(
-    vae: ODVAE,
+    vae: Autoencoder,
     model: str,
     jobs: Sequence[Job],
     settings: Settings,
@@ -62,7 +64,7 @@ def encode_files(
 
     Args:
       vae: the model.
-      model: what `ODVAE.from_pretrained` was given for it; the files say so.
+      model: what `odvae_jax.from_pretrained` was given for it; the files say so.
       jobs: which video goes to which file.
       settings: how videos are read, computed and stored.
       mesh: the devices that the rows of frames are spread over; None for one device.
@@ -76,13 +78,14 @@ def encode_files(
         cannot be tiled as `settings` says.
     """
     settings = choose_tiling(vae, jobs, settings, "encode", mesh=mesh, overwrite=overwrite)
-    computation = Computation.of(vae, settings.tiling, mesh)
+    computation = computation_of(vae, settings.tiling, mesh)
     made = _how_made(computation, settings)
     shared = {
         **made,
         "model": os.path.abspath(model) if os.path.exists(model) else str(model),
-        "config": vae.config.to_dict(),
+        "config": described(vae.config),
         "scaling_factor": vae.config.scaling_factor,
+        "time_compression": vae.config.time_compression,
     }
     outcome, statistics = Outcome(), []
     remove_leftovers(jobs)
@@ -112,8 +115,7 @@ def encode_files(
         check_again(job)
         ours = dataclasses.replace(computation, vae=models.on(device))
         video = read_video(job, computation.frames_per_block, settings)
-        compression = vae.config.time_compression
-        given = (job, video, settings, shared, statistics, compression)
+        given = (job, video, settings, shared, statistics)
         writer = functools.partial(open_file, *given)
         return Conversion(video, lambda blocks: ours.encode(as_clips(blocks)), writer)
 
@@ -136,7 +138,6 @@ class _LatentsOfVideo:
       settings: what is stored, and how.
       shared: the fields of `LatentsInfo` that all files of the run have in common.
       statistics: what the file's statistics are added to when it is finished.
-      time_compression: the number of frames per latent frame.
     """
 
     def __init__(
@@ -146,13 +147,11 @@ class _LatentsOfVideo:
         settings: Settings,
         shared: dict[str, Any],
         statistics: list[dict[str, Any]],
-        time_compression: int,
     ):
         self._job, self._video, self._content = job, video, settings.content
         self._shared, self._of_all, self._own = shared, statistics, Statistics()
         self._rng = np.random.default_rng([settings.seed, zlib.crc32(os.fsencode(job.name))])
         self._writer = LatentsWriter(job.target, dtype=settings.store, content=settings.content)
-        self._time_compression = time_compression
 
     def write(self, part: tuple[np.ndarray, int]) -> int:
         """Adds moments.
@@ -170,7 +169,7 @@ class _LatentsOfVideo:
         stored = content_of(posterior, self._content, self._rng)
         self._writer.write(stored)
         # Frames are counted from those of the latents: the reader is some blocks ahead.
-        return len(stored) * self._time_compression
+        return len(stored) * self._shared["time_compression"]
 
     def finish(self) -> tuple[int, str]:
         """Gives the file its name."""
@@ -191,7 +190,7 @@ class _LatentsOfVideo:
         self._writer.close()
 
 
-def _how_made(computation: Computation, settings: Settings) -> dict[str, Any]:
+def _how_made(computation: Computation | WholeComputation, settings: Settings) -> dict[str, Any]:
     """Returns the fields of `LatentsInfo` that say how latents are made."""
     return {
         "encoder": encoder_digest(computation.vae),

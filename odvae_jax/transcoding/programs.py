@@ -14,7 +14,7 @@ from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.data.sources import Files
 from odvae_jax.data.video import scaled_size, within
 from odvae_jax.files import printable
-from odvae_jax.transcoding.computation import Computation, ModelOnDevices
+from odvae_jax.transcoding.computation import Computation, ModelOnDevices, WholeComputation
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.settings import Settings
 
@@ -56,7 +56,7 @@ def sizes_of(jobs: Sequence[Job], settings: Settings) -> set[tuple[int, int, int
 
 
 def compile_ahead(
-    computation: Computation,
+    computation: Computation | WholeComputation,
     models: ModelOnDevices,
     devices: Sequence[jax.Device | None],
     sizes: Iterable[tuple[int, int, int]],
@@ -64,7 +64,8 @@ def compile_ahead(
     """Compiles the encoder's programs for videos of some sizes, for all devices.
 
     Where there are more than a few sizes, the first video would wait too long: then each program is
-    compiled when a video needs it. What cannot be compiled is left; the reason is said then, too.
+    compiled when a video needs it, and so are those of a baseline, one for each length. What cannot
+    be compiled is left; the reason is said then, too.
 
     Args:
       computation: how videos are cut.
@@ -72,6 +73,8 @@ def compile_ahead(
       devices: the devices.
       sizes: frames, rows and columns of the videos.
     """
+    if isinstance(computation, WholeComputation):
+        return
     wanted = {(lengths, h, w) for t, h, w in sizes for lengths in [_lengths(computation, t)]}
     # What needs no more than another does is compiled with it.
     wanted = {

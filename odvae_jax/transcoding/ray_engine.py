@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from odvae_jax.autoencoder import ODVAE
+from odvae_jax import registry
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.data.processes import WorkerError
 from odvae_jax.data.urls import is_here_only
@@ -52,7 +52,7 @@ class Work:
 
     Attributes:
       folder: the folder that relative paths belong to.
-      model, dtype, verify: how the model is loaded (see `ODVAE.from_pretrained`).
+      model, dtype, verify: how the model is loaded (see `odvae_jax.from_pretrained`).
       dest: the path or URL of the dataset's folder.
       description: the dataset.
       plan: its entries.
@@ -129,7 +129,7 @@ class Encoder:
         with contextlib.suppress(OSError):
             os.chdir(work.folder)
         use_compilation_cache()
-        vae = ODVAE.from_pretrained(work.model, dtype=work.dtype, verify=work.verify)
+        vae = registry.load(work.model, dtype=work.dtype, verify=work.verify)
         if encoder_digest(vae) != work.description.shared["encoder"]:
             raise ValueError(
                 f"{printable(work.model)} on {host} is another model than the driver's; give all "

@@ -11,10 +11,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.video import FrameBlocks, ThreadedVideoWriter
+from odvae_jax.parameters import Autoencoder
 from odvae_jax.transcoding.choosing import choose_tiling
-from odvae_jax.transcoding.computation import Computation, ModelOnDevices, as_clips, check_finite
+from odvae_jax.transcoding.computation import (
+    ModelOnDevices,
+    as_clips,
+    check_finite,
+    computation_of,
+)
 from odvae_jax.transcoding.leftovers import remove_leftovers
 from odvae_jax.transcoding.plan import Job
 from odvae_jax.transcoding.run import Conversion, run_jobs
@@ -29,7 +34,7 @@ from odvae_jax.transcoding.videos import (
 
 
 def reconstruct_files(
-    vae: ODVAE,
+    vae: Autoencoder,
     jobs: Sequence[Job],
     settings: Settings,
     *,
@@ -58,7 +63,7 @@ def reconstruct_files(
       ValueError: if the model cannot be tiled as `settings` says.
     """
     settings = choose_tiling(vae, jobs, settings, "reconstruct", mesh=mesh)
-    computation = Computation.of(vae, settings.tiling, mesh)
+    computation = computation_of(vae, settings.tiling, mesh)
     outcome = Outcome()
     remove_leftovers(jobs)
     todo = without_written(jobs, overwrite, outcome)
@@ -75,7 +80,8 @@ def reconstruct_files(
         def compute(blocks):
             encoded = ours.encode(as_clips(_kept(blocks, originals)))
             channels = vae.config.latent_channels
-            return ours.decode(_mean(moments, count, channels) for moments, count in encoded)
+            latents = (_mean(moments, count, channels) for moments, count in encoded)
+            return ours.decode(latents, lambda: video.frames)
 
         given = (job, video, originals, settings, outcome, overwrite)
         comparison = functools.partial(_Comparison, *given)

@@ -146,7 +146,8 @@ def advised(error: BaseException) -> BaseException:
         return error
     return RuntimeError(
         "the device's memory does not suffice: try --tiling=auto, smaller groups (--tiling) or "
-        "chunks (--streaming), tiles (--tile=256), or --dtype=bfloat16"
+        "chunks (--streaming), tiles (--tile=256), or --dtype=bfloat16; a baseline, which cannot "
+        "be tiled, needs shorter or smaller clips"
     )
 
 

@@ -22,7 +22,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
-from odvae_jax.autoencoder import ODVAE
 from odvae_jax.data.processes import InOrder
 from odvae_jax.data.sources import Source, problem_of
 from odvae_jax.data.video import Blocks, VideoError
@@ -36,13 +35,14 @@ from odvae_jax.latents.entries import Cut
 from odvae_jax.latents.records import as_stored, pack_record
 from odvae_jax.latents.shards import Limits, ShardWriter
 from odvae_jax.latents.storage import Folder
+from odvae_jax.parameters import Autoencoder
 from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.tiling import TemporalTiling, Tiling
 from odvae_jax.transcoding.computation import (
-    Computation,
     ModelOnDevices,
     as_clips,
     check_finite,
+    computation_of,
     content_of,
     override_tiling,
 )
@@ -141,7 +141,7 @@ class UnitEncoder:
 
     def __init__(
         self,
-        vae: ODVAE,
+        vae: Autoencoder,
         description: Description,
         plan: Plan,
         reading: Reading,
@@ -159,7 +159,7 @@ class UnitEncoder:
         self._models = ModelOnDevices(vae)
         self._computation = None
         if any(bucket.frames is None for bucket in description.buckets):
-            self._computation = Computation.of(vae, made)
+            self._computation = computation_of(vae, made)
         self._programs: dict[tuple[int, jax.Device], Callable] = {}
         writer = f"{description.plan}{secrets.token_hex(6)}"
         self._hand = concurrent.futures.ThreadPoolExecutor(1)
@@ -217,7 +217,7 @@ class UnitEncoder:
                 pairs = [(number, device) for number in fixed for device in devices]
                 list(pool.map(lambda pair: self._program(*pair), pairs))
         whole = [(_SOME_BLOCKS, b.height, b.width) for _, b in chosen if b.frames is None]
-        if whole and self._config.streams:
+        if whole and self._computation.programs_fit_all:
             compile_ahead(self._computation, self._models, self._devices, whole)
 
     def _program(self, bucket: int, device: jax.Device) -> Callable:
@@ -470,6 +470,7 @@ class UnitEncoder:
             fps=clip.fps,
             prepared=prepared,
             problem=unit.blocks.problem if unit.blocks is not None else "",
+            time_compression=self._config.time_compression,
             columns=clip.columns,
             place={
                 "video": int(self._plan.video[clip.entry]),
@@ -490,7 +491,7 @@ def _holds(tiling: Tiling, frames: int) -> bool:
 
 @functools.partial(jax.jit, static_argnames="tiling")
 def encode_unit(
-    vae: ODVAE, video: UInt8[Array, "b t h w 3"], tiling: tuple[Tiling, ...] | None
+    vae: Autoencoder, video: UInt8[Array, "b t h w 3"], tiling: tuple[Tiling, ...] | None
 ) -> Float32[Array, "b u y x c2"]:
     """Returns mean and log-variance of the posterior of clips, side by side in the channels.
 

@@ -7,7 +7,7 @@ import numpy as np
 from odvae_jax.latents import LatentsInfo, Scale, Statistics
 from odvae_jax.latents.description import DATASET, Bucket, Description, Plan, entries_file
 from odvae_jax.latents.records import SHARED, as_stored, pack_record
-from odvae_jax.latents.schema import compression
+from odvae_jax.latents.schema import compression, in_time
 from odvae_jax.latents.shards import ShardWriter, read_indices, total_statistics, without_doubles
 from odvae_jax.latents.storage import open_folder
 
@@ -19,9 +19,10 @@ BUCKETS = {"17x16x24": 7, "9x24x16": 5}
 
 def moments_of(entry, frames, height, width, config):
     """The mean and the log-variance of an entry, float32 [t, h, w, 2 C]; numbers of its own."""
-    time, space = compression(config)
+    _, space = compression(config)
     channels = config["latent_channels"]
-    shape = (-(-(frames - 1) // time) + 1, height // space, width // space, 2 * channels)
+    count = in_time(config).latent_frames(frames)
+    shape = (count, height // space, width // space, 2 * channels)
     numbers = np.random.default_rng([11, entry]).standard_normal(shape)
     deviations = np.repeat([1.5, 0.5], channels)
     return (numbers * deviations + np.linspace(-3, 1, shape[-1])).astype(np.float32)
