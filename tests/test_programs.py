@@ -107,8 +107,15 @@ def test_an_empty_path_is_a_mistake_of_the_command_line(words, tmp_path, monkeyp
 
 def test_the_table_of_variants_is_printed(capsys):
     assert main(["variants"]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert {line.split()[0]: line.split()[-1] for line in lines} == {
+    variants, others = (t.splitlines()[1:] for t in capsys.readouterr().out.split("\n\n"))
+    assert {line.split()[0]: line.split()[-3:] for line in others} == {
+        "VQGAN": ["68,995,971", "68,995,971", "–"],
+        "SVD-VAE": ["97,742,847", "97,742,847", "–"],
+        "TATS": ["52,192,773", "23,652,227", "4,194,304"],
+        "CV-VAE": ["182,446,475", "182,446,475", "–"],
+        "OPS-VAE": ["393,341,007", "393,341,007", "–"],
+    }
+    assert {line.split()[0]: line.split()[-1] for line in variants} == {
         "image": "83,653,863",
         "v1": "244,800,231",
         "v2": "171,367,143",

@@ -147,7 +147,7 @@ def _table(planned, whole: Results, tiled: Results, values: Values):
 
 
 def _described(row: Row) -> list[str]:
-    return [str(row.contender.vcpr), parameter_count(row.contender.parameters)]
+    return [str(row.contender.vcpr), parameter_count(row.contender.parameters.reference)]
 
 
 def _cell(spread: Spread | None, digits: int) -> str:

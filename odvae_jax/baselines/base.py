@@ -437,15 +437,17 @@ class Baseline(nnx.Module):
 
 
 class ParameterCounts(NamedTuple):
-    """How large a model is, counted in two ways.
+    """How large a model is.
 
     Attributes:
       reference: the parameters that the reference implementation counts, as the paper does.
-      alone: the values that encoding and decoding need, a codebook included.
+      autoencoder: the parameters of the autoencoder alone.
+      codebook: the values of a codebook that is no parameter, since no gradient has trained it.
     """
 
     reference: int
-    alone: int
+    autoencoder: int
+    codebook: int
 
 
 def parameter_counts(model: Baseline) -> ParameterCounts:
@@ -455,7 +457,8 @@ def parameter_counts(model: Baseline) -> ParameterCounts:
     def count(left_out: type) -> int:
         return sum(math.prod(p.shape) for p in leaves if not isinstance(p, left_out))
 
-    return ParameterCounts(count(Buffer) + model.config.training_parameters, count(Constant))
+    own = count(Buffer)
+    return ParameterCounts(own + model.config.training_parameters, own, count(Constant) - own)
 
 
 @jax.jit

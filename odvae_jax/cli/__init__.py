@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "Show what the small model does with three short videos.",
     "train": "Train a model, or go on with its training.",
     "eval": "Compare models on videos, or time them.",
+    "table1": "Measure the paper's Table 1, or time its models.",
     "encode": "Encode videos into files of latents.",
     "decode": "Decode files of latents into videos.",
     "reconstruct": "Send videos through encoder and decoder, and compare.",

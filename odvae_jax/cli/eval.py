@@ -8,7 +8,9 @@ continues what was interrupted. With --speed it times encoding and decoding inst
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
+from typing import TYPE_CHECKING
 
 from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
 from odvae_jax.cli.parsing import (
@@ -24,6 +26,11 @@ from odvae_jax.cli.parsing import (
 from odvae_jax.cli.programs import log_to_stderr
 from odvae_jax.files import printable
 
+if TYPE_CHECKING:
+    from odvae_jax.evaluation.clips import FixedClips
+    from odvae_jax.evaluation.models import Contender
+    from odvae_jax.evaluation.results import Results
+
 EXAMPLE = "odvae eval --ckpt=small --data=sample-clips --frames=17 --size=128 --nofvd --output=OUT"
 GOES_ON = True
 
@@ -37,9 +44,27 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         metavar="[LABEL=]MODEL",
         type=labelled,
-        help="A model: whatever ODVAE.from_pretrained takes (docs/weights.md), or small, which "
-        "comes with the package. For training runs, the EMA weights. The label stands in the "
-        "tables. Give the option once per model.",
+        help="A model: whatever odvae_jax.from_pretrained takes (docs/weights.md), or small, which "
+        "comes with the package. For training runs, RUN or RUN@ema are the averaged weights that "
+        "it exported, RUN@raw those of its last checkpoint. The label stands in the tables. Give "
+        "the option once per model.",
+    )
+    group.add_argument(
+        "--reconstructions",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        type=labelled,
+        help="Videos that another program made of the clips, with the names of the videos' files. "
+        "Formats without losses are best, such as FFV1 in .mkv.",
+    )
+    group.add_argument(
+        "--callable",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODULE:FUNCTION",
+        help="A function that maps uint8 clips [B, T, H, W, 3] to their reconstructions. Its "
+        "module may lie in the current folder.",
     )
     group.add_argument(
         "--data",
@@ -48,9 +73,10 @@ def add_arguments(parser: Parser) -> None:
         help="The videos: a folder, sample-clips, or another source (docs/data.md).",
     )
     group.add_argument(
-        "--raw",
+        "--eight-bit",
         action="store_true",
-        help="Take the raw weights of training runs, from their last checkpoints.",
+        help="Round the reconstructions of models to 8 bits before they are measured, as those of "
+        "--reconstructions and --callable are.",
     )
     add_no_verify(group)
     group.add_argument(
@@ -83,14 +109,20 @@ def _add_clips(parser: Parser) -> None:
         "--frames",
         type=int,
         metavar="N",
-        help="The length of a clip, 4k + 1. The default is 25, and 81 with --speed.",
+        help="The length of a clip. The default is 25, and 81 with --speed.",
     )
     group.add_argument(
         "--size",
         type=int,
         default=256,
         metavar="N",
-        help="The side of the square clips, a multiple of 8. The default is 256.",
+        help="The side of the square clips. The default is 256.",
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="Refuse clips of which a model takes only a part. Otherwise it is measured on that "
+        "part, which the table says.",
     )
     group.add_argument(
         "--start",
@@ -186,25 +218,39 @@ def run(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     try:
         return _speed(arguments) if arguments.speed else _compare(arguments)
-    except RuntimeError as error:  # JAX's, which has no class of its own for it
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            "odvae eval: the device's memory does not suffice: try --batch=1, --tiling, shorter or "
-            "smaller clips, or --dtype=bfloat16.",
-            file=sys.stderr,
-        )
-        return 1
+    except RuntimeError as error:
+        return say_memory(error, "odvae eval", "--batch=1, --tiling")
+
+
+def say_memory(error: RuntimeError, program: str, remedies: str) -> int:
+    """Says in one line that the device's memory does not suffice, and returns the exit status.
+
+    Args:
+      error: what was raised; it is raised again if it is about something else.
+      program: the name of the command.
+      remedies: options that help.
+    """
+    if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it
+        raise error
+    print(
+        f"{program}: the device's memory does not suffice: try {remedies}, shorter or smaller "
+        "clips, or --dtype=bfloat16.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from odvae_jax.evaluation.clips import FixedClips
-    from odvae_jax.evaluation.models import load_contenders
     from odvae_jax.evaluation.results import as_text, first_and_rest, notes, table
     from odvae_jax.evaluation.run import evaluate, load_meters
 
-    if not arguments.ckpt or not arguments.data:
-        raise ValueError("--ckpt and --data are needed: a model, and the videos to measure it on.")
+    compared = arguments.ckpt or arguments.reconstructions or arguments.callable
+    if not compared or not arguments.data:
+        raise ValueError(
+            "--ckpt and --data are needed: a model (or --reconstructions, --callable), and the "
+            "videos to measure it on."
+        )
     shard = part(arguments.shard)
     if shard[1] > 1 and not arguments.output:
         raise ValueError("--shard needs --output: the parts meet there.")
@@ -218,13 +264,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         limit=arguments.clips,
         timeout=read_timeout(arguments),
     )
-    # In full float32 results do not depend on the batch.
-    overrides = {"dtype": arguments.dtype or "float32", "precision": "highest"}
-    contenders = load_contenders(
-        arguments.ckpt, raw=arguments.raw, verify=arguments.verify, **overrides
-    )
     results, written = evaluate(
-        contenders,
+        _contenders(arguments),
         clips,
         load_meters(
             fvd=arguments.fvd, i3d=arguments.i3d, trust_torchscript=arguments.trust_torchscript
@@ -234,6 +275,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
         shard=shard,
         with_floor=arguments.floor,
+        strict=arguments.strict,
     )
     if shard[1] > 1:
         print(f"part {arguments.shard} is measured; without --shard the same command reports all.")
@@ -244,49 +286,79 @@ def _compare(arguments: argparse.Namespace) -> int:
     print("\n" + "\n".join(notes(results)))
     for file in written:
         print(printable(file))
+    return complain(results, clips, "odvae eval")
+
+
+def complain(results: Results, clips: FixedClips, program: str) -> int:
+    """Prints to stderr what went wrong in an evaluation.
+
+    Args:
+      results: the numbers.
+      clips: the clips that were measured.
+      program: the name of the command, for the messages.
+
+    Returns:
+      The exit status: 1 if a reconstruction is not finite or a video could not be used.
+    """
     not_finite = [row.contender.label for row in results.rows if row.not_finite]
     for label in not_finite:
-        print(f"odvae eval: {label} gives reconstructions that are not finite", file=sys.stderr)
+        print(f"{program}: {label} gives reconstructions that are not finite", file=sys.stderr)
     if results.skipped:
-        print(f"odvae eval: {len(results.skipped)} videos were skipped", file=sys.stderr)
+        print(f"{program}: {len(results.skipped)} videos were skipped", file=sys.stderr)
     for problem in clips.problems:
         print(problem, file=sys.stderr)
     return int(bool(not_finite or results.skipped or clips.problems))
 
 
-def _speed(arguments: argparse.Namespace) -> int:
-    import jax
+def _contenders(arguments: argparse.Namespace) -> list[Contender]:
+    from odvae_jax.evaluation import outside
+    from odvae_jax.evaluation.models import (
+        check_labels,
+        from_outside,
+        labels_and_sources,
+        load_contenders,
+        rounded,
+    )
 
+    # In full float32 results do not depend on the batch.
+    overrides = {"dtype": arguments.dtype or "float32", "precision": "highest"}
+    found = load_contenders(arguments.ckpt, verify=arguments.verify, **overrides)
+    if arguments.eight_bit:
+        found = [rounded(c) for c in found]
+    for kind, texts in (
+        (outside.Reconstructions, arguments.reconstructions),
+        (outside.Function, arguments.callable),
+    ):
+        for label, where in labels_and_sources(texts):
+            found.append(from_outside(label, where, kind(where)))
+    check_labels([c.label for c in found])
+    return found
+
+
+def _speed(arguments: argparse.Namespace) -> int:
     from odvae_jax import ODVAE, ODVAEConfig
-    from odvae_jax.evaluation.models import load_contenders
-    from odvae_jax.evaluation.speed import best_of, speeds
+    from odvae_jax.evaluation.models import labels_and_sources, load_model
+    from odvae_jax.evaluation.speed import WORKS, speed_table
 
     if arguments.tiling is not None or arguments.data:
         raise ValueError("--speed times whole random clips: leave out --tiling and --data.")
+    if arguments.reconstructions or arguments.callable:
+        raise ValueError("--speed times models: leave out --reconstructions and --callable.")
     frames = 81 if arguments.frames is None else arguments.frames  # the paper's for speed
-    size, name = arguments.size, arguments.dtype or "bfloat16"
+    name = arguments.dtype or "bfloat16"
     same = {"dtype": name, "param_dtype": name}
+
+    def variant(i):
+        return ODVAE(ODVAEConfig.variant(i, **same), rngs=0)
+
+    def loaded(source):
+        return load_model(source, verify=arguments.verify, **same)[0]
+
     models = [
-        (c.label, c.model) for c in load_contenders(arguments.ckpt, verify=arguments.verify, **same)
-    ] or ((f"variant {i}", ODVAE(ODVAEConfig.variant(i, **same), rngs=0)) for i in range(1, 5))
-    print(
-        f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {name}, clips of "
-        f"{frames}×{size}×{size}; clips per second: median (10th–90th percentile)"
-    )
-    print(
-        f"{'model':24}{'work':>8}{'batch 1':>26}{'GB':>8}{'best batch':>12}{'':>26}{'GB':>8}"
-        f"{'compile s':>11}"
-    )
-    for label, vae in models:
-        for work in arguments.work or ["encode", "decode"]:
-            measured = list(speeds(vae, work, frames, size))
-            cells = []
-            for s in (measured[0], best_of(measured)):
-                rate = f"{s.clips_per_second:.2f} ({s.spread[0]:.2f}–{s.spread[1]:.2f})"
-                cells.append(f"{rate:>26}{s.gigabytes:8.2f}")
-            print(
-                f"{label:24}{work:>8}{cells[0]}{best_of(measured).batch:12}{cells[1]}"
-                f"{measured[0].compile_seconds:11.1f}",
-                flush=True,
-            )
+        (label, functools.partial(loaded, source))
+        for label, source in labels_and_sources(arguments.ckpt)
+    ] or [(f"variant {i}", functools.partial(variant, i)) for i in range(1, 5)]
+    size = (frames, arguments.size, arguments.size)
+    for line in speed_table(models, size, name, works=arguments.work or WORKS):
+        print(line, flush=True)
     return 0

@@ -201,6 +201,15 @@ def labelled(text: str) -> str:
     return path(text)
 
 
+def labelled_source(text: str) -> tuple[str, str]:
+    """A source of videos and its name: NAME=SOURCE, or a source alone with the end of its path."""
+    label, equals, rest = text.partition("=")
+    if equals and re.fullmatch(r"[\w .-]+", label) and not os.path.exists(text):
+        return label.strip(), source(rest)
+    found = source(text)
+    return os.path.basename(found.rstrip("/").rpartition(":")[2]) or found, found
+
+
 def part(text: str) -> tuple[int, int]:
     """Returns the numbers i and n of "i/n".
 

@@ -1,7 +1,8 @@
 """Prints the models of the paper: which levels are 3D, and how many parameters each part has.
 
 Below stand the other autoencoders of Table 1, as they were released: parameters as each reference
-counts them, which the paper gives, and those of the autoencoder alone, its codebook included.
+counts them, which the paper gives, those of the autoencoder alone, and the values of a codebook
+that is no parameter.
 """
 
 from __future__ import annotations
@@ -54,10 +55,17 @@ def _print_baselines() -> None:
     from odvae_jax.baselines.base import parameter_counts
     from odvae_jax.parameters import abstract_model
 
-    print(f"\n{'baseline':12}{'compression':14}{'latents':20}{'counted':>13}{'alone':>13}")
+    print(
+        f"\n{'model':8}{'compression':24}{'latents':24}"
+        f"{'counted':>13}{'autoencoder':>13}{'codebook':>13}"
+    )
     for model in MODELS:
         config = model_class(model).config_class()
-        counted, alone = parameter_counts(abstract_model(config))
+        counts = parameter_counts(abstract_model(config))
         sides = f"{config.time_compression}×" + "×".join([str(config.space_compression)] * 2)
         latents = f"{config.codes} codes" if config.codes else f"{config.latent_channels} channels"
-        print(f"{config.name:12}{sides:14}{latents:20}{counted:13,}{alone:13,}")
+        codebook = f"{counts.codebook:,}" if counts.codebook else "–"
+        print(
+            f"{config.name:8}{sides:24}{latents:24}{counts.reference:13,}{counts.autoencoder:13,}"
+            f"{codebook:>13}"
+        )

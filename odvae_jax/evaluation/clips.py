@@ -99,6 +99,11 @@ class FixedClips:
         """Returns the number of videos that are used."""
         return self._count
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The number of frames, rows and columns of a clip, (T, H, W)."""
+        return self.sampling.frames, self.size, self.size
+
     def name(self, index: int) -> str:
         """Returns the name of the video number `index`."""
         return self._source.name(index)

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from odvae_jax.evaluation.clips import Clip, FixedClips
 from odvae_jax.evaluation.models import Contender, reconstruct
+from odvae_jax.evaluation.outside import Outside
 from odvae_jax.files import line_about, one_line, printable, write_whole
 from odvae_jax.metrics.i3d import LEAST_FRAMES, VideoFeatures
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST
@@ -82,9 +83,13 @@ class Measurements:
       frames: the digests of the clips' frames, by the clip's number.
       originals: the feature vectors of the original clips, [d], by the clip's number.
       values: the record of each clip, by the model's digest and then by the clip's number. A record
-        holds "psnr", "ssim" and "lpips", [T] each with one value per frame, and "features", [d]. If
-        the reconstruction is not finite, its record holds only "finite", which is False.
+        holds "psnr", "ssim" and "lpips", [T] each with one value per frame, and "features", [d]; if
+        the model takes only a part of the clip, also "originals", the features of that part of the
+        original, [d]. If the reconstruction is not finite, its record holds only "finite", which is
+        False.
       missing: the reason why a metric could not be computed, by the metric's name.
+      missing_for: more such reasons, for models that take too small a part of the clips, by the
+        model's digest.
     """
 
     settings: dict[str, Any]
@@ -94,6 +99,7 @@ class Measurements:
     originals: dict[int, Float[np.ndarray, " d"]]
     values: dict[str, dict[int, dict[str, np.ndarray]]]
     missing: dict[str, str]
+    missing_for: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class Store:
@@ -105,13 +111,21 @@ class Store:
         or compared with what the folder holds.
       shard: (i, n) for the process that writes part i, counted from 0, of n parts. Several
         processes can write into one folder at once, each its own part.
+      frames: the number of frames that models measure of a clip, by the model's digest, where it
+        is not all.
 
     Raises:
       ValueError: if the folder holds measurements of other clips.
     """
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any], shard: tuple[int, int]):
-        self._frames = settings["frames"]
+    def __init__(
+        self,
+        folder: Path | None,
+        settings: dict[str, Any],
+        shard: tuple[int, int],
+        frames: Mapping[str, int],
+    ):
+        self._all_frames, self._frames = settings["frames"], frames
         self._folder = folder
         self._suffix = "" if shard[1] == 1 else f"-{shard[0]}of{shard[1]}"
         self._memory: dict[str, dict[int, dict]] = {}
@@ -145,10 +159,11 @@ class Store:
         if name not in self._memory:
             records: dict[int, dict] = {}
             paths = sorted(self._folder.glob(f"{name}*.jsonl")) if self._folder else []
+            frames = self._frames.get(name, self._all_frames)
             for line in (line for path in paths for line in path.read_bytes().splitlines()):
                 try:
                     record = json.loads(line)
-                    values = _possible(_from_json(record), self._frames)
+                    values = _possible(_from_json(record), frames)
                     if isinstance(record["clip"], int):
                         records.setdefault(record["clip"], {}).update(values)
                 except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
@@ -274,16 +289,16 @@ def measure(
       ValueError: if no clip can be used, with the reasons; if a video has changed since it was
         measured; or if the folder holds measurements of other clips.
     """
-    meters = meters.for_clips(clips.sampling.frames, clips.size)
     settings = clips.settings() | {"tiling": tiling.group if tiling else None}
-    store = Store(folder, settings, shard)
+    wanted = _Wanted(meters, clips.shape, contenders)
+    sizes = wanted.sizes
+    store = Store(folder, settings, shard, {name: size[0] for name, size in sizes.items()})
     mine = range(shard[0], len(clips), shard[1])
-    wanted = _Wanted(meters)
     pending = [
         i
         for i in mine
         if not wanted.has_clip(store.read(_CLIPS).get(i, {}))
-        or any(not wanted.has_model(store.read(c.digest).get(i, {})) for c in contenders)
+        or any(not wanted.has_model(c, store.read(c.digest).get(i, {})) for c in contenders)
     ]
     devices = list(jax.local_devices() if devices is None else devices)
     devices = devices[: max(1, min(len(devices), -(-len(pending) // batch)))]
@@ -307,23 +322,51 @@ def measure(
 
 
 class _Wanted:
-    """Which fields a record must have, given what can be measured now."""
+    """Which fields a record must have, given what can be measured now.
 
-    def __init__(self, meters: Meters):
-        self.meters = meters
-        features = meters.features
+    A model that takes only a part of the clips is compared with that part of the original.
+    """
+
+    def __init__(
+        self, meters: Meters, shape: tuple[int, int, int], contenders: Sequence[Contender]
+    ):
+        self.shape = shape
+        self.sizes = {c.digest: c.taken(*shape) for c in contenders}
+        self.meters = meters.for_clips(shape[0], min(shape[1:]))
+        self._of_model = {
+            name: self.meters.for_clips(size[0], min(size[1:])) for name, size in self.sizes.items()
+        }
+        features = self.meters.features
         self.features = None if features is None else f"features {features.digest}"
-        self._model = {"psnr"} | {"ssim", "lpips"} - meters.missing.keys()
-        if self.features:
-            self._model.add(self.features)
+
+    def of(self, c: Contender) -> Meters:
+        """The meters for what a model takes of the clips."""
+        return self._of_model[c.digest]
+
+    def is_cut(self, c: Contender) -> bool:
+        """Whether a model takes only a part of the clips."""
+        return self.sizes[c.digest] != self.shape
 
     def has_clip(self, record: dict) -> bool:
         """Whether a clip's own record is complete; videos that were skipped are tried again."""
         return "frames" in record and (self.features is None or self.features in record)
 
-    def has_model(self, record: dict) -> bool:
+    def has_model(self, c: Contender, record: dict) -> bool:
         """Whether a model's record of a clip is complete; one that is not finite always is."""
-        return record.get("finite") is False or self._model <= record.keys()
+        meters = self.of(c)
+        fields = {"psnr"} | {"ssim", "lpips"} - meters.missing.keys()
+        if meters.features is not None:
+            fields |= {self.features, f"original {self.features}"}
+            if not self.is_cut(c):
+                fields.remove(f"original {self.features}")
+        return record.get("finite") is False or fields <= record.keys()
+
+    def missing_for(self) -> dict[str, dict[str, str]]:
+        """The reasons why metrics are missing for single models, by the model's digest."""
+        return {
+            name: {n: why for n, why in meters.missing.items() if n not in self.meters.missing}
+            for name, meters in self._of_model.items()
+        }
 
 
 def _batches(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
@@ -351,9 +394,11 @@ def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
         )
         raise ValueError(f"none of the {len(known)} videos of {clips.source} is usable:\n{reasons}")
 
+    names = {wanted.features: "features", f"original {wanted.features}": "originals"}
+
     def named(record):
-        renamed = {"features" if n == wanted.features else n: v for n, v in record.items()}
-        return {n: v for n, v in renamed.items() if not n.startswith("features ")}
+        renamed = {names.get(n, n): v for n, v in record.items()}
+        return {n: v for n, v in renamed.items() if not n.startswith(("features ", "original "))}
 
     return Measurements(
         settings,
@@ -363,6 +408,7 @@ def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
         originals={i: known[i][wanted.features] for i in usable} if wanted.features else {},
         values={c.digest: {i: named(store.read(c.digest)[i]) for i in usable} for c in contenders},
         missing=wanted.meters.missing,
+        missing_for=wanted.missing_for(),
     )
 
 
@@ -393,9 +439,13 @@ class Reconstructor:
     def __init__(self, tiling: TemporalTiling | None = None):
         self._tiling = tiling
 
-    def __call__(self, clip: Clip, c: Contender) -> UInt8[np.ndarray, "t h w 3"]:
-        """Returns a clip as the model `c` reconstructs it, uint8 from 0 to 255."""
-        return jax.device_get(_shown(c.model, clip.frames[None], tiling=self._tiling))[0]
+    def __call__(self, clip: Clip, c: Contender) -> UInt8[np.ndarray, "u v x 3"]:
+        """Returns what the model `c` takes of a clip as it reconstructs it, uint8 from 0 to 255."""
+        if isinstance(c.model, Outside):
+            return c.model([clip])[0]
+        size = c.taken(*clip.frames.shape[:3])
+        made, _ = _rounded(c.model, clip.frames[None], tiling=self._tiling, size=size)
+        return jax.device_get(made)[0]
 
 
 class _Runner:
@@ -415,12 +465,10 @@ class _Runner:
         own = self._store.read(_CLIPS)
         for clip in clips:
             check_unchanged(clip, own.get(clip.index, {}).get("frames", clip.digest))
-        video = np.stack([clip.frames for clip in clips])
-        padding = [(0, self._size - len(clips))] + [(0, 0)] * 4
-        video = jax.device_put(np.pad(video, padding, mode="edge"), clip_sharding(self._mesh))
+        video = self._spread(np.stack([clip.frames for clip in clips]))
         for c in contenders:
             records = [self._store.read(c.digest).get(clip.index, {}) for clip in clips]
-            if not all(map(self._wanted.has_model, records)):
+            if not all(self._wanted.has_model(c, record) for record in records):
                 self._measure_model(c, clips, video)
         features = None
         if not all(self._wanted.has_clip(own.get(clip.index, {})) for clip in clips):
@@ -432,16 +480,39 @@ class _Runner:
             self._store.add(_CLIPS, clip.index, record)
 
     def _measure_model(self, c: Contender, clips: list[Clip], video: jax.Array) -> None:
-        made, quality, finite = _measured(self._model(c), video, self._lpips, tiling=self._tiling)
+        meters, size = self._wanted.of(c), self._wanted.sizes[c.digest]
+        lpips = None if meters.lpips is None else self._lpips
+        made, quality, finite = self._compared(c, clips, video, lpips, size)
         quality, finite = jax.device_get((quality, finite))
-        features = self._features(made)
+        features = {}
+        if meters.features is not None:
+            features[self._wanted.features] = self._features(made)
+            if self._wanted.is_cut(c):
+                original = self._features(to_unit_range(_part(video, size=size)))
+                features[f"original {self._wanted.features}"] = original
         for row, clip in enumerate(clips):
-            record = {name: np.array(value[row]) for name, value in quality.items()}
-            if features is not None:
-                record[self._wanted.features] = np.array(features[row])
+            values = (quality | features).items()
+            record = {name: np.array(value[row]) for name, value in values}
             if not finite[row] or not all(np.isfinite(value).all() for value in record.values()):
                 record = {"finite": False}  # no mean is to be NaN
             self._store.add(c.digest, clip.index, record)
+
+    def _compared(self, c: Contender, clips: list[Clip], video: jax.Array, lpips, size):
+        """Reconstructions in [-1, 1], their metrics, and which of them are finite."""
+        if isinstance(c.model, Outside):
+            rounded, finite = self._spread(c.model(clips)), np.ones(len(clips), bool)
+        elif c.eight_bit:
+            how = {"tiling": self._tiling, "size": size}
+            rounded, finite = _rounded(self._model(c), video, **how)
+        else:
+            how = {"tiling": self._tiling, "size": size}
+            return _measured(self._model(c), video, lpips, **how)
+        return *_measured_rounded(rounded, video, lpips, size=size), finite
+
+    def _spread(self, clips: np.ndarray) -> jax.Array:
+        """Clips on the devices, the last one repeated until each device has as many."""
+        padding = [(0, self._size - len(clips))] + [(0, 0)] * 4
+        return jax.device_put(np.pad(clips, padding, mode="edge"), clip_sharding(self._mesh))
 
     def _features(self, video):
         features = self._wanted.meters.features
@@ -456,22 +527,44 @@ class _Runner:
         return jax.device_put(tree, replicated(self._mesh))
 
 
-@functools.partial(jax.jit, static_argnames="tiling")
-def _measured(model, clips, lpips, *, tiling):
+@functools.partial(jax.jit, static_argnames=("tiling", "size"))
+def _measured(model, clips, lpips, *, tiling, size):
     """Returns reconstructions [B, T, H, W, 3], metrics [B, T] each, and what is finite, [B]."""
-    video = to_unit_range(clips)
+    video = to_unit_range(_part(clips, size=size))
     decoded = reconstruct(model, video, tiling)
     reconstruction = jnp.clip(decoded, -1.0, 1.0)
+    return reconstruction, _quality(video, reconstruction, lpips), _finite(decoded)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _measured_rounded(made, clips, lpips, *, size):
+    """Returns uint8 reconstructions [B, T, H, W, 3] in [-1, 1], and metrics [B, T] each."""
+    video, reconstruction = to_unit_range(_part(clips, size=size)), to_unit_range(made)
+    return reconstruction, _quality(video, reconstruction, lpips)
+
+
+@functools.partial(jax.jit, static_argnames=("tiling", "size"))
+def _rounded(model, clips, *, tiling, size):
+    """Returns reconstructions as uint8 [B, T, H, W, 3], and what is finite, [B]."""
+    decoded = reconstruct(model, to_unit_range(_part(clips, size=size)), tiling)
+    return to_uint8(decoded), _finite(decoded)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _part(clips, *, size):
+    t, h, w = size
+    return clips[:, :t, :h, :w]
+
+
+def _quality(video, reconstruction, lpips):
     pair = (video + 1.0) / 2.0, (reconstruction + 1.0) / 2.0
     quality = {"psnr": psnr(*pair)}
-    if min(clips.shape[2:4]) >= WINDOW:
+    if min(video.shape[2:4]) >= WINDOW:
         quality["ssim"] = ssim(*pair)
     if lpips is not None:
         quality["lpips"] = lpips(video, reconstruction)
-    finite = jnp.all(jnp.isfinite(decoded), axis=(1, 2, 3, 4))
-    return reconstruction, quality, finite
+    return quality
 
 
-@functools.partial(jax.jit, static_argnames="tiling")
-def _shown(model, clips, *, tiling):
-    return to_uint8(reconstruct(model, to_unit_range(clips), tiling))
+def _finite(decoded):
+    return jnp.all(jnp.isfinite(decoded), axis=(1, 2, 3, 4))

@@ -1,26 +1,39 @@
-"""The models that are compared: autoencoders of every layout, and the mean over blocks."""
+"""What is compared: autoencoders of every kind and layout, and the mean over blocks."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import reduce, repeat
 from jaxtyping import Array, Float
 
-from odvae_jax.autoencoder import ODVAE
-from odvae_jax.checkpoints.native import digest
-from odvae_jax.config import without_scale
+from odvae_jax.baselines.base import (
+    Baseline,
+    BaselineConfig,
+    ParameterCounts,
+    parameter_counts,
+)
+from odvae_jax.baselines.ops_vae import OPSVAEConfig
+from odvae_jax.checkpoints.native import CONFIG_FILE, digest
+from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, from_pretrained
+from odvae_jax.config import IMAGE_CHANNELS, without_scale
+from odvae_jax.evaluation.outside import Outside
 from odvae_jax.files import printable
 from odvae_jax.inference import decode, encode
-from odvae_jax.parameters import named_parameters
+from odvae_jax.parameters import Autoencoder, Config, named_parameters, with_config
 from odvae_jax.tiling import TemporalTiling
 from odvae_jax.training.raw_weights import load_raw
 from odvae_jax.types import AnyArray
+
+logger = logging.getLogger(__name__)
+_WEIGHTS = ("raw", "ema")  # behind the @ of a training run
 
 
 @jax.tree_util.register_static
@@ -38,64 +51,185 @@ class BlockMean:
     time_compression: int
     space_compression: int
 
+    def taken(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Returns the largest clip that consists of whole blocks, (T, H, W).
+
+        Its frames are a multiple of the frames in a block, or one more: the first frame then has
+        blocks of its own.
+
+        Raises:
+          ValueError: if the clip is smaller than a block.
+        """
+        t, side = self.time_compression, self.space_compression
+        whole = frames - max(frames % t - 1, 0)
+        return _at_least_one("a mean of blocks", (whole, height, width), (1, side, side))
+
+    def blocks(self, frames: int, height: int, width: int) -> int:
+        """Returns the number of blocks in a clip that consists of whole blocks."""
+        side = self.space_compression
+        return -(-frames // self.time_compression) * (height // side) * (width // side)
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model that is compared with others.
+    """What is compared with others: a model, or whatever else gives reconstructions.
 
     Attributes:
-      label: the model's name in tables and figures.
-      source: the path or hub id that the model was loaded from.
-      model: the autoencoder, or the mean over blocks.
+      label: its name in tables and figures.
+      source: the path, hub id or name that it was loaded from.
+      model: the autoencoder, the mean over blocks, or what gives reconstructions from outside.
       digest: hexadecimal digits that tell the model's config and parameters from others; for the
         mean over blocks, the sides of a block.
+      eight_bit: whether its reconstructions are rounded to 8 bits before they are measured.
+      remarks: what a reader of the table has to know about it, in whole sentences.
     """
 
     label: str
     source: str
-    model: ODVAE | BlockMean
+    model: Autoencoder | BlockMean | Outside
     digest: str
+    eight_bit: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
-    def time_compression(self) -> int:
-        """The number of frames that one latent frame stands for, after the first."""
-        if isinstance(self.model, BlockMean):
-            return self.model.time_compression
-        return self.model.config.time_compression
+    def title(self) -> str:
+        """The label as it stands in tables, which marks reconstructions in 8 bits."""
+        return f"{self.label} (8 bit)" if self.eight_bit else self.label
 
     @property
-    def space_compression(self) -> int:
-        """The number of rows, and of columns, that one position of the latents stands for."""
-        if isinstance(self.model, BlockMean):
-            return self.model.space_compression
-        return self.model.config.space_compression
+    def compression(self) -> tuple[int, int] | None:
+        """The number of frames, and of rows and columns, per position of the latents.
+
+        It is None if nothing is known of latents.
+        """
+        if isinstance(self.model, Outside):
+            return None
+        which = self.model if isinstance(self.model, BlockMean) else self.model.config
+        return which.time_compression, which.space_compression
 
     @property
     def dtype(self) -> str:
         """The dtype that the model computes in."""
-        return "float32" if isinstance(self.model, BlockMean) else self.model.config.dtype
+        if isinstance(self.model, BlockMean | Outside):
+            return "float32"
+        return self.model.config.dtype
 
     @property
-    def vcpr(self) -> int:
-        """The number of video positions per position of the latents (VCPR, Table 1)."""
-        return self.time_compression * self.space_compression**2
+    def vcpr(self) -> int | None:
+        """The number of video positions per position of the latents (VCPR, Table 1), if known."""
+        return None if self.compression is None else self.compression[0] * self.compression[1] ** 2
 
     @property
-    def parameters(self) -> int:
-        """The number of parameters that the model has."""
-        return sum(p.size for p in jax.tree.leaves(self.model))
+    def codes(self) -> int | None:
+        """The number of codes that a latent is one of; None for continuous latents."""
+        model = self.model
+        return model.config.codes if isinstance(model, Baseline) else None
+
+    @property
+    def parameters(self) -> ParameterCounts:
+        """The number of parameters, as the model's reference counts them and of the model alone."""
+        if isinstance(self.model, BlockMean | Outside):
+            return ParameterCounts(0, 0, 0)
+        return count_parameters(self.model)
+
+    def taken(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Returns the largest clip that the model takes of a clip, (T, H, W).
+
+        Raises:
+          ValueError: if the clip is too short or too small for the model.
+        """
+        size = (frames, height, width)
+        if isinstance(self.model, Outside):
+            return size
+        return (
+            self.model.taken(*size)
+            if isinstance(self.model, BlockMean)
+            else taken(self.model.config, *size)
+        )
+
+    def by_values(self, frames: int, height: int, width: int) -> float | None:
+        """Returns the compression of a clip by values, of a size that the model takes.
+
+        It is the number of a video's values per value of the latents. Of codes it is the number of
+        bits of a uint8 video per bit of the codes, of which each has log2 of the number of codes.
+        It is None if nothing is known of latents.
+        """
+        if isinstance(self.model, Outside):
+            return None
+        values = frames * height * width * IMAGE_CHANNELS
+        if isinstance(self.model, BlockMean):
+            return values / (IMAGE_CHANNELS * self.model.blocks(frames, height, width))
+        latents = math.prod(self.model.config.latent_shape((1, frames, height, width, 3)))
+        return values * 8 / (latents * math.log2(self.codes)) if self.codes else values / latents
 
 
-def contender(label: str, source: str, model: ODVAE) -> Contender:
+def taken(config: Config, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Returns the largest clip that a model takes of a clip, (T, H, W).
+
+    The clip is to be cut at its end, at the bottom and on the right.
+
+    Args:
+      config: the config of the model.
+      frames, height, width: the size of the clip.
+
+    Raises:
+      ValueError: if the clip is too short or too small for the model.
+    """
+    if isinstance(config, BaselineConfig):
+        return config.taken(frames, height, width)
+    whole = (frames - 1) // config.time_compression * config.time_compression + 1
+    side = config.space_compression
+    return _at_least_one(f"a {config.name} model", (whole, height, width), (1, side, side))
+
+
+def _at_least_one(name, size, least):
+    t, h, w = (n // m * m for n, m in zip(size, least, strict=True))
+    if min(t, h, w) < 1:
+        raise ValueError(
+            f"{name} takes no part of a clip of {size[0]} frames of {size[1]}×{size[2]}: it needs "
+            f"at least {least[0]} of {least[1]}×{least[2]}."
+        )
+    return t, h, w
+
+
+def count_parameters(model: Autoencoder) -> ParameterCounts:
+    """Returns the number of parameters of a model, which may be abstract."""
+    if isinstance(model, Baseline):
+        return parameter_counts(model)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+    return ParameterCounts(count, count, 0)
+
+
+def contender(
+    label: str, source: str, model: Autoencoder, *, remarks: Sequence[str] = ()
+) -> Contender:
     """Returns a model as a contender, with the digest of its config and parameters.
 
     Args:
       label: the model's name in tables and figures. What cannot be printed of it is replaced.
       source: the path or hub id that the model was loaded from.
       model: the autoencoder.
+      remarks: what a reader of the table has to know about it.
     """
     found = digest(without_scale(model.config.to_dict()), named_parameters(model))
-    return Contender(printable(label), source, model, found)
+    return Contender(printable(label), source, model, found, remarks=tuple(remarks))
+
+
+def from_outside(label: str, source: str, model: Outside) -> Contender:
+    """Returns reconstructions from outside as a contender.
+
+    Args:
+      label: its name in tables and figures. What cannot be printed of it is replaced.
+      source: the folder or the name of the function.
+      model: what gives the reconstructions.
+    """
+    kind = type(model).__name__.lower()
+    return Contender(printable(label), source, model, f"{kind}-{model.digest}", eight_bit=True)
+
+
+def rounded(c: Contender) -> Contender:
+    """Returns a contender whose reconstructions are rounded to 8 bits before they are measured."""
+    return c if c.eight_bit else dataclasses.replace(c, eight_bit=True, digest=f"8bit-{c.digest}")
 
 
 def floor(time_compression: int, space_compression: int) -> Contender:
@@ -111,14 +245,12 @@ def floor(time_compression: int, space_compression: int) -> Contender:
 
 
 def load_contenders(
-    checkpoints: Sequence[str], *, raw: bool = False, verify: bool = True, **overrides: str
+    checkpoints: Sequence[str], *, verify: bool = True, **overrides: str
 ) -> list[Contender]:
     """Loads models and gives each a label of its own.
 
     Args:
-      checkpoints: one `LABEL=PATH`, or a path alone, per model. A path may also be a hub id, as
-        `ODVAE.from_pretrained` takes it. Of a training run the EMA weights are loaded.
-      raw: whether the raw weights of training runs are loaded instead, from their last checkpoints.
+      checkpoints: one `LABEL=MODEL`, or `MODEL` alone, per model; see `load_model`.
       verify: whether the files of models are compared with the digests that were written with them;
         checkpoints of runs always are.
       **overrides: config fields to change, such as `dtype`.
@@ -127,19 +259,86 @@ def load_contenders(
       ValueError: if two labels are equal, or a file holds no model that is known.
       FileNotFoundError: if a model is missing.
     """
+    loaded = []
+    for label, source in labels_and_sources(checkpoints):
+        model, remarks = load_model(source, verify=verify, **overrides)
+        loaded.append(contender(label, source, model, remarks=remarks))
+    return loaded
+
+
+def load_model(
+    source: str, *, verify: bool = True, **arguments: Any
+) -> tuple[Autoencoder, tuple[str, ...]]:
+    """Loads a model as evaluation takes it, and returns it with remarks for a reader of its table.
+
+    Of OPS-VAE, clips are taken whole, as the release's script for reconstructions does, whatever
+    its file says about micro clips.
+
+    Args:
+      source: what `odvae_jax.from_pretrained` takes. For a training run, `RUN@ema` or `RUN` alone
+        are the averaged weights that it has exported, and `RUN@raw` those of its last checkpoint.
+      verify: whether the model's files are compared with the digests that were written with them.
+      **arguments: `subfolder` and `revision` of a hub id, or config fields to change.
+
+    Raises:
+      ValueError: if the source holds no model that is known.
+      FileNotFoundError: if it is missing, or is no training run where one is needed.
+    """
+    run, at, which = source.rpartition("@")
+    if not at or which not in _WEIGHTS or Path(source).exists():
+        return _whole_clips(from_pretrained(source, verify=verify, **arguments), source)
+    if from_hub := [n for n in ("subfolder", "revision") if arguments.get(n)]:
+        raise ValueError(
+            f"{printable(source)} is of a training run: leave out {' and '.join(from_hub)}."
+        )
+    if which == "raw":
+        return load_raw(run, **arguments), ()
+    if not any(Path(run).expanduser().glob(f"{RUN_MODEL_FOLDER}*/{CONFIG_FILE}")):
+        raise FileNotFoundError(
+            f"{printable(run)} holds no model that a training run has exported: leave out @ema, or "
+            "take RUN@raw of a run that has none yet."
+        )
+    return from_pretrained(run, verify=verify, **arguments), ()
+
+
+def _whole_clips(model: Autoencoder, source: str) -> tuple[Autoencoder, tuple[str, ...]]:
+    micro = model.config.micro_frames if isinstance(model.config, OPSVAEConfig) else None
+    if micro is None:
+        return model, ()
+    said = (
+        f"OPS-VAE takes clips whole here, as the release's script for reconstructions does, not in "
+        f"micro clips of {micro} frames, as its file says."
+    )
+    logger.warning("%s: %s", printable(source), said)
+    return with_config(model, micro_frames=None), (said,)
+
+
+def labels_and_sources(checkpoints: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns a label and a source for each `LABEL=SOURCE`, or `SOURCE` alone.
+
+    Without a label, it is as much of the source's end as tells it from the others.
+
+    Raises:
+      ValueError: if two labels are equal.
+    """
     named = []
     for text in checkpoints:
         label, equals, path = text.partition("=")
         named.append((label, path) if equals and not Path(text).exists() else ("", text))
     paths = [path for _, path in named]
     labels = [printable(label or _shortest(path, paths)) for label, path in named]
+    check_labels(labels)
+    return list(zip(labels, paths, strict=True))
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Checks that labels differ.
+
+    Raises:
+      ValueError: if two are equal.
+    """
     if doubled := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(f"several models are called {doubled}; name them with LABEL=PATH.")
-    load = load_raw if raw else functools.partial(ODVAE.from_pretrained, verify=verify)
-    return [
-        contender(label, path, load(path, **overrides))
-        for label, (_, path) in zip(labels, named, strict=True)
-    ]
 
 
 def _shortest(path: str, paths: list[str]) -> str:
@@ -153,7 +352,7 @@ def _shortest(path: str, paths: list[str]) -> str:
 
 
 def reconstruct(
-    model: ODVAE | BlockMean, video: Float[Array, "b t h w 3"], tiling: TemporalTiling | None
+    model: Autoencoder | BlockMean, video: Float[Array, "b t h w 3"], tiling: TemporalTiling | None
 ) -> Float[Array, "b t h w 3"]:
     """Returns a video in [-1, 1] after the encoder and the decoder.
 
@@ -161,9 +360,11 @@ def reconstruct(
 
     Args:
       model: the autoencoder, or the mean over blocks.
-      video: [B, T, H, W, 3] in [-1, 1].
-      tiling: how the video is cut in time; None takes it whole.
+      video: [B, T, H, W, 3] in [-1, 1], of a size that the model takes.
+      tiling: how the video is cut in time; None takes it whole. Only OD-VAE takes another.
     """
+    if isinstance(model, Baseline):
+        return model.reconstruct(video)
     if isinstance(model, BlockMean):
         sides = model.time_compression, model.space_compression
         return jax.vmap(lambda clip: block_mean(clip, *sides))(video)
@@ -174,9 +375,10 @@ def reconstruct(
 def block_mean(clip: Float[AnyArray, "t h w c"], time: int, space: int) -> Float[Array, "t h w c"]:
     """Returns a clip with each block of `time` × `space` × `space` pixels averaged.
 
-    The blocks of the first frame are 1 × `space` × `space`.
+    The blocks of the first frame are 1 × `space` × `space`, unless the number of frames is a
+    multiple of `time`.
     """
-    parts = [clip[:1]] if time > 1 else []
+    parts = [clip[:1]] if len(clip) % time else []
     grid = dict(y=space, x=space)
     means = [
         repeat(

@@ -37,8 +37,9 @@ def plot_by_frame(results: Results, output: Path) -> None:
         for row in results.rows:
             values = row.by_frame.get(metric)
             if values is not None:
+                first = np.flatnonzero(starts[: len(values)])
                 (line,) = axes.plot(values, label=_drawn(row.contender.label), linewidth=1.2)
-                axes.plot(np.flatnonzero(starts), values[starts], "o", color=line.get_color())
+                axes.plot(first, values[first], "o", color=line.get_color())
         axes.set(xlabel="frame (dots: the first of a group)", ylabel=TITLES[metric])
         axes.grid(alpha=0.3)
         for text in axes.legend(fontsize="small").get_texts():
@@ -54,20 +55,19 @@ def side_by_side(
 
     Args:
       original: the original clip, from 0 to 255.
-      reconstructions: the reconstructed clips by the model's name.
+      reconstructions: the reconstructed clips by the model's name. Where one is smaller than the
+        original, the rest is white.
     """
     t, h, w, _ = original.shape
     top = [_named("original", original)]
     bottom = [np.full((t, h + _HEADER, w, 3), 255, np.uint8)]
     for name, made in reconstructions.items():
-        difference = np.abs(made.astype(np.int16) - original)
-        bottom.append(
-            _named(
-                f"difference ×{MAGNIFIED}",
-                np.minimum(difference * MAGNIFIED, 255).astype(np.uint8),
-            )
-        )
-        top.append(_named(name, made))
+        part = tuple(slice(0, n) for n in made.shape)
+        difference = np.abs(made.astype(np.int16) - original[part])
+        shown = np.full((2, *original.shape), 255, np.uint8)
+        shown[0][part], shown[1][part] = made, np.minimum(difference * MAGNIFIED, 255)
+        top.append(_named(name, shown[0]))
+        bottom.append(_named(f"difference ×{MAGNIFIED}", shown[1]))
     return np.concatenate([np.concatenate(row, axis=2) for row in (top, bottom)], axis=1)
 
 

@@ -85,7 +85,11 @@ def write_report(
     if shown:
         few = list(frames_digests)[:_OVERVIEW]
         read = filter(None, [_read(clips, index, frames_digests) for index in few])
-        pairs = [(clip.frames, reconstructor(clip, contenders[0])) for clip in read]
+        pairs = []
+        for clip in read:
+            made = reconstructor(clip, contenders[0])
+            t, h, w, _ = made.shape
+            pairs.append((clip.frames[:t, :h, :w], made))
         if pairs:
             pictures.overview(pairs, output / "frames.png")
             written.append(output / "frames.png")

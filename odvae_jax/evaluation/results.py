@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ FEW_CLIPS = 400
 """Below this number of clips a Fréchet distance says little."""
 _RESAMPLES = 10_000
 TITLES = {"psnr": "PSNR [dB] ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "rfvd": "rFVD ↓"}
+DESCRIBED = ("VCPR", "by values", "parameters", "autoencoder")
+"""The columns of a table that describe a model: compression, and numbers of parameters."""
 DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
 """Digits after the point with which a table shows a metric."""
 
@@ -56,6 +58,8 @@ class Row:
       by_frame: the mean of each frame over all clips, [T], by the metric's name.
       by_clip: the mean of each metric over the frames of a clip, by the clip's name.
       not_finite: the names of clips whose reconstruction is not finite; they are in no mean.
+      missing: the reason why a metric could not be computed for this model alone, by its name.
+      size: the part (T, H, W) of each clip that was measured; None for all of it.
     """
 
     contender: Contender
@@ -66,6 +70,8 @@ class Row:
     by_frame: dict[str, Float[np.ndarray, " t"]]
     by_clip: dict[str, dict[str, float]]
     not_finite: tuple[str, ...]
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    size: tuple[int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +83,19 @@ class Results:
       rows: one row per model, in the order in which the models were given.
       skipped: the reason why a video could not be used, by the video's name.
       missing: the reason why a metric could not be computed, by the metric's name.
+      absent: the reason why a model was not there, by its label.
     """
 
     settings: dict[str, Any]
     rows: tuple[Row, ...]
     skipped: dict[str, str]
     missing: dict[str, str]
+    absent: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The number of frames, rows and columns of a clip, (T, H, W)."""
+        return self.settings["frames"], self.settings["size"], self.settings["size"]
 
 
 def summarise(measurements: Measurements, contenders: Sequence[Contender]) -> Results:
@@ -123,11 +136,16 @@ def first_of_group(frames: int, tiling: int | None) -> Bool[np.ndarray, " t"]:
 
 def _row(c: Contender, measurements: Measurements, clips: list[int]) -> Row:
     records, names = measurements.values[c.digest], measurements.names
-    starts = first_of_group(measurements.settings["frames"], measurements.settings["tiling"])
+    settings = measurements.settings
+    shape = (settings["frames"], settings["size"], settings["size"])
+    size = c.taken(*shape)
+    starts = first_of_group(size[0], settings["tiling"])
+    missing = measurements.missing_for.get(c.digest, {})
+    absent = measurements.missing.keys() | missing.keys()
     scores, first, rest, by_frame = {}, {}, {}, {}
     by_clip: dict[str, dict[str, float]] = {names[i]: {} for i in clips}
     for metric in METRICS:
-        if metric in measurements.missing or not clips:
+        if metric in absent or not clips:
             continue
         values = np.stack([records[i][metric] for i in clips]).astype(np.float64)
         by_frame[metric] = values.mean(axis=0)
@@ -137,14 +155,17 @@ def _row(c: Contender, measurements: Measurements, clips: list[int]) -> Row:
         scores[metric] = _interval(means)
         for i, mean in zip(clips, means, strict=True):
             by_clip[names[i]][metric] = float(mean)
-    if "rfvd" not in measurements.missing and len(clips) > 1:
-        originals = np.stack([measurements.originals[i] for i in clips])
+    if "rfvd" not in absent and len(clips) > 1:
+        originals = np.stack(
+            [records[i].get("originals", measurements.originals[i]) for i in clips]
+        )
         made = np.stack([records[i]["features"] for i in clips])
         distance = frechet_distance(FeatureStatistics.of(originals), FeatureStatistics.of(made))
         if np.isfinite(distance):
             scores["rfvd"] = Score(distance)
     not_finite = tuple(names[i] for i, r in sorted(records.items()) if not r.get("finite", True))
-    return Row(c, len(clips), scores, first, rest, by_frame, by_clip, not_finite)
+    cut = None if size == shape else size
+    return Row(c, len(clips), scores, first, rest, by_frame, by_clip, not_finite, missing, cut)
 
 
 def _interval(means) -> Score:
@@ -164,16 +185,38 @@ def _interval(means) -> Score:
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Returns titles and rows of a table like Table 1.
 
-    A metric that could not be computed is marked "missing".
+    A metric that could not be computed is marked "missing", and so is a model that is not there.
     """
-    titles = ["model", "VCPR", "parameters", *TITLES.values()]
-    rows = []
-    for row in results.rows:
-        c = row.contender
-        cells = [c.label, str(c.vcpr), parameter_count(c.parameters)]
-        broken = "missing" if row.clips else "not finite"
-        rows.append(cells + [_cell(metric, row.scores.get(metric), broken) for metric in TITLES])
+    titles = ["model", *DESCRIBED, *TITLES.values()]
+    rows = [
+        [row.contender.title, *described(row, results.shape), *scored(row, TITLES)]
+        for row in results.rows
+    ]
+    rows += [[label] + ["missing"] * (len(titles) - 1) for label in results.absent]
     return titles, rows
+
+
+def described(row: Row, shape: tuple[int, int, int]) -> list[str]:
+    """Returns the cells of a table that describe a model, in the order of `DESCRIBED`.
+
+    Args:
+      row: the numbers of the model.
+      shape: the number of frames, rows and columns of the clips.
+    """
+    c = row.contender
+    values = c.by_values(*(row.size or shape))
+    return [
+        "–" if c.vcpr is None else str(c.vcpr),
+        "–" if values is None else f"{values:.1f}{' (bits)' if c.codes else ''}",
+        parameter_count(c.parameters.reference),
+        parameter_count(c.parameters.autoencoder),
+    ]
+
+
+def scored(row: Row, metrics: Iterable[str]) -> list[str]:
+    """Returns the cells of a table with the metrics of a model, each with its interval."""
+    broken = "missing" if row.clips else "not finite"
+    return [_cell(metric, row.scores.get(metric), broken) for metric in metrics]
 
 
 def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -186,7 +229,7 @@ def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
             for m in METRICS
             for part in (row.first, row.rest)
         ]
-        rows.append([row.contender.label, *cells])
+        rows.append([row.contender.title, *cells])
     return titles, rows
 
 
@@ -235,6 +278,7 @@ def notes(results: Results) -> list[str]:
         f"{printable(settings['data'])}{tiling}. Means over frames and clips, in "
         "parentheses 95% bootstrap intervals over clips."
     )
+    said += _about_columns(results)
     rounded = [row.contender for row in results.rows if row.contender.dtype != "float32"]
     if rounded:
         listed = ", ".join(sorted(f"{c.label}: {c.dtype}" for c in rounded))
@@ -247,7 +291,15 @@ def notes(results: Results) -> list[str]:
         )
         said.append(f"rFVD of {max(clips)} clips{few}.")
     said += [f"{TITLES[name][:-2]} is missing: {why}." for name, why in results.missing.items()]
+    said += [f"{label} is missing: {why.rstrip('.')}." for label, why in results.absent.items()]
     for row in results.rows:
+        label = row.contender.label
+        said += [f"{label}: {remark}" for remark in row.contender.remarks]
+        if row.size:
+            said.append(cut_of(label, row.size, results.shape))
+        said += [
+            f"{label}: {TITLES[name][:-2]} is missing: {why}." for name, why in row.missing.items()
+        ]
         if row.not_finite:
             said.append(
                 f"{row.contender.label}: the reconstruction of {len(row.not_finite)} clips is not "
@@ -258,6 +310,48 @@ def notes(results: Results) -> list[str]:
         said.append(f"{len(results.skipped)} videos were skipped:")
         said += [f"  {line_about(n, ValueError(why))}" for n, why in results.skipped.items()]
     return said
+
+
+def _about_columns(results: Results) -> list[str]:
+    """Returns what the columns that describe a model mean, as far as there is something in them."""
+    contenders = [row.contender for row in results.rows]
+    said = []
+    if any(c.vcpr for c in contenders):
+        codes = (
+            "; of codes, bits of the 8-bit video per bit of the codes, log2 of their number each"
+            if any(c.codes for c in contenders)
+            else ""
+        )
+        said.append(
+            "VCPR: positions of the video per position of the latents, T×H×W, the first frame's "
+            f"aside. By values: numbers of these clips per number of their latents{codes}."
+        )
+    if any(c.parameters.reference != c.parameters.autoencoder for c in contenders):
+        said.append(
+            "Parameters: as the model's reference and the paper count them, with what only "
+            "training needs; beside it those of the autoencoder alone."
+        )
+    if eight := [c.label for c in contenders if c.eight_bit]:
+        said.append(
+            f"8 bit: reconstructions were rounded to 8 bits before they were measured, of "
+            f"{', '.join(eight)}."
+        )
+    return said
+
+
+def cut_of(label: str, size: tuple[int, int, int], shape: tuple[int, int, int]) -> str:
+    """Returns a sentence that says how much of each clip is measured.
+
+    Args:
+      label: the model's name.
+      size: the number of frames, rows and columns of the part.
+      shape: the number of frames, rows and columns of a whole clip.
+    """
+    part, whole = ("×".join(map(str, sides)) for sides in (size, shape))
+    return (
+        f"{label} takes {part} of clips of {whole}, and is measured on that part, against the same "
+        "part of the original."
+    )
 
 
 def as_text(titles: list[str], rows: list[list[str]]) -> str:
@@ -295,8 +389,13 @@ def as_json(results: Results) -> dict[str, Any]:
             "source": c.source,
             "digest": c.digest,
             "vcpr": c.vcpr,
-            "parameters": c.parameters,
+            "by_values": c.by_values(*(r.size or results.shape)),
+            "codes": c.codes,
+            "parameters": c.parameters.reference,
+            "autoencoder_parameters": c.parameters.autoencoder,
             "dtype": c.dtype,
+            "eight_bit": c.eight_bit,
+            "measured": r.size or results.shape,
             "clips": r.clips,
             "scores": {name: dataclasses.asdict(score) for name, score in r.scores.items()},
             "first_frames": r.first,
@@ -311,4 +410,5 @@ def as_json(results: Results) -> dict[str, Any]:
         "models": [row(r) for r in results.rows],
         "skipped": results.skipped,
         "missing": results.missing,
+        "absent": results.absent,
     }

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
-from odvae_jax.checks import check_video_shape
+from odvae_jax.baselines.base import Baseline
+from odvae_jax.checks import check_clip_shape, check_video_shape
+from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.evaluation.clips import FixedClips
 from odvae_jax.evaluation.measure import Meters, Reconstructor, measure
 from odvae_jax.evaluation.models import BlockMean, Contender, floor
+from odvae_jax.evaluation.outside import Outside
 from odvae_jax.evaluation.report import write_report
-from odvae_jax.evaluation.results import Results, summarise
+from odvae_jax.evaluation.results import Results, cut_of, summarise
+from odvae_jax.files import printable
 from odvae_jax.metrics.i3d import TorchI3D, load_i3d
 from odvae_jax.metrics.lpips import load_lpips
 from odvae_jax.tiling import TemporalTiling
 
+logger = logging.getLogger(__name__)
 MEASUREMENTS_FOLDER = "measurements"
 
 
@@ -63,6 +70,8 @@ def evaluate(
     devices: Sequence[jax.Device] | None = None,
     shard: tuple[int, int] = (0, 1),
     with_floor: bool = True,
+    strict: bool = False,
+    absent: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> tuple[Results | None, list[Path]]:
     """Measures models on clips and writes a report (Tables 1 and 4).
@@ -78,24 +87,26 @@ def evaluate(
       devices: the devices to use; None uses all devices of this process.
       shard: (i, n) measures only part i, counted from 0, of n parts, and writes no report. A last
         call without it writes the report.
-      with_floor: whether the mean over the blocks that one latent stands for is added as a model.
+      with_floor: whether the mean over the blocks that one latent stands for is added as a model,
+        once per compression.
+      strict: whether clips that a model takes only a part of are refused. Otherwise the model is
+        measured on that part, which the log and the report say.
+      absent: the reason why a model is not there, by its label. It gets a row without numbers.
       progress: whether a progress bar is shown.
 
     Returns:
       The numbers, which are None for one of several parts, and the paths of the files written.
 
     Raises:
-      ValueError: if a model does not take such clips, if a group does not have 4k + 1 frames, if no
-        clip can be used, or if the output folder holds an evaluation on other clips.
+      ValueError: if a model does not take such clips, if a group does not have 4k + 1 frames or a
+        model does not take groups, if no clip can be used, or if the output folder holds an
+        evaluation on other clips.
     """
-    shape = (1, clips.sampling.frames, clips.size, clips.size, 3)
-    for c in contenders:
-        check_video_shape(shape, c.model.config)
-        if tiling is not None:
-            TemporalTiling(tiling).check(c.model.config)
     contenders = list(contenders)
+    for c in contenders:
+        _check(c, clips, tiling, strict)
     if with_floor:
-        blocks = {(c.time_compression, c.space_compression) for c in contenders}
+        blocks = {c.compression for c in contenders} - {None}
         contenders += [floor(*sides) for sides in sorted(blocks)]
     tiles = None if tiling is None else TemporalTiling(tiling)
     folder = None if output is None else Path(output) / MEASUREMENTS_FOLDER
@@ -112,7 +123,7 @@ def evaluate(
     )
     if measurements is None:
         return None, []
-    results = summarise(measurements, contenders)
+    results = dataclasses.replace(summarise(measurements, contenders), absent=dict(absent or {}))
     if output is None:
         return results, []
     models = [c for c in contenders if not isinstance(c.model, BlockMean)]
@@ -120,3 +131,34 @@ def evaluate(
         results, models, clips, measurements.frames, Reconstructor(tiles), Path(output)
     )
     return results, written
+
+
+def _check(c: Contender, clips: FixedClips, tiling: int | None, strict: bool) -> None:
+    """Checks that a model can be measured on clips, and says once if it takes a part of them."""
+    if isinstance(c.model, Outside):
+        c.model.check(clips)
+        return
+    config = c.model.config
+    is_baseline = isinstance(c.model, Baseline)
+    if tiling is not None:
+        if is_baseline:
+            raise ValueError(
+                f"{printable(c.label)} is {config.name}, which takes clips whole or in chunks of "
+                "its own: leave out --tiling, or measure it in another call."
+            )
+        TemporalTiling(tiling).check(config)
+    size = c.taken(*clips.shape)
+    if size == clips.shape:
+        return
+    if not strict:
+        logger.warning("%s", cut_of(c.label, size, clips.shape))
+        return
+    shape = (1, *clips.shape, IMAGE_CHANNELS)
+    try:
+        if is_baseline:
+            step, first, side = config.frame_step, config.first_frames, config.space_compression
+            check_clip_shape(shape, step, first, side)
+        else:
+            check_video_shape(shape, config)
+    except ValueError as error:
+        raise ValueError(f"{printable(c.label)}: {error}") from error

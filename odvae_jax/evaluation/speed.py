@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from odvae_jax.autoencoder import ODVAE
+from odvae_jax.baselines.base import Baseline
 from odvae_jax.compilation import bytes_needed
+from odvae_jax.evaluation.models import taken
 from odvae_jax.inference import decode, encode
+from odvae_jax.parameters import Autoencoder
 
 IN_FLIGHT = 4
 """How many calls are started before waiting, so that the host's work overlaps with the device's."""
@@ -21,6 +23,8 @@ _GAIN = 1.02  # how much faster a batch twice as large must be for a larger one 
 _LARGEST_BATCH = 64
 _CHAIN = 10  # matrix products per call, so that launching costs nothing
 _SIDES = {"cpu": (1024,)}  # sides of matrices, by platform
+WORKS = ("encode", "decode")
+"""What can be timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +85,15 @@ def matrix_rate(dtype: str, repeats: int) -> float:
     return max(rates)
 
 
-def speeds(vae: ODVAE, work: str, frames: int, size: int, *, repeats: int = 10) -> Iterator[Speed]:
+def speeds(
+    model: Autoencoder, work: str, size: tuple[int, int, int], *, repeats: int = 10
+) -> Iterator[Speed]:
     """Times batches of 1, 2, 4, ... clips while larger ones are faster and fit in memory.
 
     Args:
-      vae: the model; its weights do not matter.
-      work: "encode" or "decode".
-      frames: the number of frames in a clip.
-      size: the side of a clip in pixels.
+      model: the model; its weights do not matter.
+      work: "encode", to the mean of the posterior or to codes, or "decode".
+      size: the number of frames, rows and columns of a clip, (T, H, W), which the model takes.
       repeats: the number of timings per batch size, each of four calls.
 
     Yields:
@@ -97,9 +102,9 @@ def speeds(vae: ODVAE, work: str, frames: int, size: int, *, repeats: int = 10) 
     best, batch = 0.0, 1
     while batch <= _LARGEST_BATCH:
         try:
-            speed = _speed(vae, work, (batch, frames, size, size, 3), repeats)
+            speed = _speed(model, work, (batch, *size, 3), repeats)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or batch == 1:
+            if not _is_memory(error) or batch == 1:
                 raise
             return
         yield speed
@@ -108,16 +113,16 @@ def speeds(vae: ODVAE, work: str, frames: int, size: int, *, repeats: int = 10) 
         best, batch = max(best, speed.clips_per_second), 2 * batch
 
 
-def _speed(vae, work, shape, repeats):
-    if work == "encode":
-        function = lambda vae, video: encode(vae, video).mean  # noqa: E731
-    else:
-        function, shape = decode, vae.config.latent_shape(shape)
-    x = jax.random.uniform(jax.random.key(1), shape, jnp.float32, -1.0, 1.0)
+def _is_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _speed(model, work, shape, repeats):
+    function, x = function_and_input(model, work, shape)
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(vae, x).compile()
+    compiled = jax.jit(function).lower(model, x).compile()
     compile_seconds = time.perf_counter() - start
-    rates = sorted(shape[0] / s for s in time_calls(compiled, vae, x, repeats=repeats))
+    rates = sorted(shape[0] / s for s in time_calls(compiled, model, x, repeats=repeats))
     deciles = statistics.quantiles(rates, n=10, method="inclusive") if len(rates) > 1 else rates * 9
     return Speed(
         work,
@@ -129,6 +134,89 @@ def _speed(vae, work, shape, repeats):
     )
 
 
+def function_and_input(
+    model: Autoencoder, work: str, shape: tuple[int, ...]
+) -> tuple[Callable[..., jax.Array], jax.Array]:
+    """Returns what is timed, a function of the model and its input, and a random input.
+
+    Args:
+      model: the model.
+      work: "encode", to the mean of the posterior or to codes, or "decode".
+      shape: the shape of the clips, [B, T, H, W, 3], which the model takes.
+    """
+    key, latents = jax.random.key(1), model.config.latent_shape(shape)
+    if work == "encode":
+        run = type(model).encode if isinstance(model, Baseline) else encode
+        x = jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
+        return lambda model, video: run(model, video).mode(), x
+    if not isinstance(model, Baseline):
+        return decode, jax.random.uniform(key, latents, jnp.float32, -1.0, 1.0)
+    if codes := model.config.codes:
+        x = jax.random.randint(key, latents, 0, codes, jnp.int32)
+    else:
+        x = jax.random.uniform(key, latents, jnp.float32, -1.0, 1.0)
+    return lambda model, x: model.decode(x, frames=shape[1]), x
+
+
 def best_of(measured: list[Speed]) -> Speed:
     """Returns the speed with the most clips per second."""
     return max(measured, key=lambda speed: speed.clips_per_second)
+
+
+def speed_table(
+    models: Iterable[tuple[str, Callable[[], Autoencoder]]],
+    size: tuple[int, int, int],
+    dtype: str,
+    *,
+    works: Sequence[str] = WORKS,
+    repeats: int = 10,
+) -> Iterator[str]:
+    """Times models one after another; each is freed before the next is made.
+
+    A model that does not take clips of `size` is timed on the largest part of them that it takes,
+    which its line says.
+
+    Args:
+      models: the models, each as its name and a function that makes it.
+      size: the number of frames, rows and columns of a clip, (T, H, W).
+      dtype: the name of the models' dtype, for the title.
+      works: what is timed: "encode", "decode" or both.
+      repeats: the number of timings per batch size.
+
+    Yields:
+      The lines of a table, each as soon as it is measured.
+    """
+    yield (
+        f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {dtype}, clips of "
+        f"{_shown(size)}; clips per second: median (10th–90th percentile)"
+    )
+    yield (
+        f"{'model':24}{'work':>8}{'batch 1':>26}{'GB':>8}{'best batch':>12}{'':>26}{'GB':>8}"
+        f"{'compile s':>11}"
+    )
+    for label, make in models:
+        model = make()
+        part = taken(model.config, *size)
+        name = label if part == size else f"{label} ({_shown(part)})"
+        for work in works:
+            yield f"{name:24}{work:>8}{_cells(model, work, part, repeats)}"
+        del model
+        jax.clear_caches()  # compiled programs hold memory, too
+
+
+def _cells(model, work, size, repeats) -> str:
+    try:
+        measured = list(speeds(model, work, size, repeats=repeats))
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_memory(error):
+            raise
+        return f"{'not enough memory':>26}"
+    best, cells = best_of(measured), []
+    for s in (measured[0], best):
+        rate = f"{s.clips_per_second:.2f} ({s.spread[0]:.2f}–{s.spread[1]:.2f})"
+        cells.append(f"{rate:>26}{s.gigabytes:8.2f}")
+    return f"{cells[0]}{best.batch:12}{cells[1]}{measured[0].compile_seconds:11.1f}"
+
+
+def _shown(size: tuple[int, int, int]) -> str:
+    return "×".join(map(str, size))

@@ -179,7 +179,8 @@ def test_labels_mean_nothing_but_themselves_in_the_report(vae, clips, tmp_path):
     rows = [line for line in odd.splitlines() if line.startswith("|")]
     models = len(LABELS) + 1  # and the mean over blocks
     tables = 2 * (models + 2)  # two of a line per model; then one of a line per clip
-    assert [len(CELLS.split(row)) for row in rows[:tables]] == [9] * tables
+    columns = [11] * (models + 2) + [9] * (models + 2)
+    assert [len(CELLS.split(row)) for row in rows[:tables]] == columns
     assert [len(CELLS.split(row)) for row in rows[tables:]] == [models + 3] * (2 + 3)
     page = (tmp_path / "out" / "results.html").read_text(encoding="utf-8")
     for text in (odd, page):

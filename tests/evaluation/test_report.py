@@ -69,7 +69,7 @@ def test_the_tables_are_printed_and_written(report):
         assert "2 clips of 9 frames, 32×32" in text and "temporal tiling 5" in text
         assert "rFVD of 2 clips; under 400" in text
         assert "1 videos were skipped" in text and "fake.mp4 cannot be read" in text
-    assert [c.count("|") for c in markdown.splitlines()[:6]] == [8] * 6
+    assert [c.count("|") for c in markdown.splitlines()[:6]] == [10] * 6
 
 
 def test_clips_and_figures_are_written(report):
@@ -167,7 +167,10 @@ def test_speed_is_printed_for_a_checkpoint(report):
         (["--ckpt=nowhere", "--data=sample-clips"], "nowhere does not exist"),
         (["--ckpt=models", "--data=sample-clips"], "models/config.json does not exist"),
         (["--ckpt=models/small", "--data=docs"], "docs"),
-        (["--ckpt=models/small", "--data=sample-clips", "--frames=24"], "T must be 4k + 1"),
+        (
+            ["--ckpt=models/small", "--data=sample-clips", "--frames=24", "--strict"],
+            "T must be 4k + 1",
+        ),
         (["--ckpt=models/small", "--data=sample-clips", "--tiling=6"], "is not 4k + 1"),
         (["--ckpt=models/small", "--data=sample-clips", "--shard=4/4"], "--shard=4/4 is not i/n"),
         (["--ckpt=models/small", "--data=sample-clips", "--shard=0/2"], "needs --output"),

@@ -14,6 +14,7 @@ from odvae_jax import ODVAE, ODVAEConfig
 from odvae_jax.checkpoints import sd_vae
 from odvae_jax.data.sources import Sampling, open_source
 from odvae_jax.data.video import centre_crop
+from odvae_jax.evaluation.models import load_contenders
 from odvae_jax.sharding import make_mesh
 from odvae_jax.training import loop
 from odvae_jax.training.config import default_config
@@ -105,6 +106,11 @@ def test_a_run_leaves_a_model_metrics_pictures_and_checkpoints(whole_run):
     np.testing.assert_array_equal(raw.quant_conv.kernel[...], state.parameters["quant_conv.kernel"])
     with pytest.raises(FileNotFoundError, match="model holds no checkpoint of a training run"):
         load_raw(workdir / "model")
+    named = load_contenders([f"{workdir}@raw", f"x={workdir}@ema", str(workdir)])
+    assert [c.label for c in named] == ["whole@raw", "x", "whole"]
+    for c, expected in zip(named, (state.parameters, state.ema, state.ema), strict=True):
+        found = c.model.quant_conv.kernel[...]
+        np.testing.assert_array_equal(found, expected["quant_conv.kernel"])
     records = lines(workdir)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "psnr" in r] == [3, 6]

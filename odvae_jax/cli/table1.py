@@ -1,0 +1,217 @@
+"""Measures the paper's Table 1: seven autoencoders, with the paper's figures beside.
+
+Each model is measured on one clip of 25×256×256 of every video, as the paper does. A model whose
+weights are not there gets a row marked "missing". The same command continues what was interrupted.
+With --speed it times all seven with random weights instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+
+from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
+from odvae_jax.cli.parsing import (
+    Parser,
+    dtype,
+    labelled_source,
+    not_negative,
+    path,
+    positive,
+)
+from odvae_jax.cli.programs import log_to_stderr
+from odvae_jax.files import printable
+
+EXAMPLE = "odvae table1 --data=WebVid-10M=CLIPS --data=Panda-70M=OTHERS --models=FILE.json"
+GOES_ON = True
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of `odvae table1`."""
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]SOURCE",
+        type=labelled_source,
+        help="Videos: a folder, or another source (docs/data.md). With the name WebVid-10M or "
+        "Panda-70M, only the paper's figures of that set stand beside. Give the option once per "
+        "source.",
+    )
+    group.add_argument(
+        "--models",
+        metavar="FILE.json|NAME=MODEL,...",
+        help="Where the weights of VQGAN, SD-VAE, SVD-VAE, TATS, CV-VAE, OPS-VAE and OD-VAE are "
+        "(docs/table1.md). Other names get rows of their own.",
+    )
+    add_no_verify(group)
+    group = parser.add_argument_group("the clips")
+    group.add_argument(
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="The length of a clip. The default is the paper's, 25, and 81 with --speed.",
+    )
+    group.add_argument(
+        "--size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="The side of the square clips. The default is the paper's, 256.",
+    )
+    group.add_argument(
+        "--clips",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="Use only the first so many videos of each source. The default is 0, which uses all.",
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="Refuse clips of which a model takes only a part. Otherwise it is measured on that "
+        "part, which the table says: of 25 frames, TATS takes 24.",
+    )
+    add_read_timeout(group)
+    group = parser.add_argument_group("the computation")
+    group.add_argument(
+        "--output",
+        default="runs/table1",
+        metavar="FOLDER",
+        type=path,
+        help="The folder for the tables, and for going on. The default is runs/table1.",
+    )
+    group.add_argument(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="The number of clips per device at once. The default is 1.",
+    )
+    group.add_argument(
+        "--dtype",
+        type=dtype,
+        metavar="DTYPE",
+        help="The dtype of the computation: float32 (fp32, the default), bfloat16 (bf16, the "
+        "default of --speed) or float16 (fp16).",
+    )
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--speed",
+        action="store_true",
+        help="Time encoding and decoding of random clips by all seven, with random weights.",
+    )
+    group.add_argument(
+        "--work",
+        action="append",
+        choices=["encode", "decode"],
+        help="What --speed times. The default is both.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures the table, or times its models.
+
+    Returns 1 if a reconstruction is not finite or a video could not be used.
+    """
+    from odvae_jax.cli.eval import say_memory
+    from odvae_jax.compilation import use_compilation_cache
+
+    log_to_stderr()
+    use_compilation_cache()
+    try:
+        return _speed(arguments) if arguments.speed else _measure(arguments)
+    except RuntimeError as error:
+        return say_memory(error, "odvae table1", "--batch=1")
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from odvae_jax.cli.eval import complain
+    from odvae_jax.evaluation.clips import FixedClips
+    from odvae_jax.evaluation.paper import FRAMES
+    from odvae_jax.evaluation.results import as_text, notes
+    from odvae_jax.evaluation.run import evaluate, load_meters
+    from odvae_jax.evaluation.table1 import (
+        dataset_of,
+        load_listed,
+        read_list,
+        table,
+        write_table,
+    )
+
+    if not arguments.models or not arguments.data:
+        raise ValueError(
+            "--models and --data are needed: the models' weights, and the videos to measure on."
+        )
+    folders = _folders(arguments)
+    all_clips = {
+        name: FixedClips(
+            source,
+            frames=arguments.frames or FRAMES,
+            size=arguments.size,
+            limit=arguments.clips,
+            timeout=read_timeout(arguments),
+        )
+        for name, source in arguments.data
+    }
+    # In full float32 results do not depend on the batch.
+    overrides = {"dtype": arguments.dtype or "float32", "precision": "highest"}
+    listed = read_list(arguments.models)
+    contenders, absent = load_listed(listed, verify=arguments.verify, **overrides)
+    if not contenders:
+        reasons = "; ".join(f"{name}: {why}" for name, why in absent.items())
+        raise ValueError(f"none of the models is there ({reasons}).")
+    meters, results, status = load_meters(fvd=False), {}, 0
+    for name, clips in all_clips.items():
+        found, _ = evaluate(
+            contenders,
+            clips,
+            meters,
+            output=folders[name],
+            batch=arguments.batch,
+            strict=arguments.strict,
+            absent=absent,
+        )
+        missing = {metric: why for metric, why in found.missing.items() if metric != "rfvd"}
+        results[name] = dataclasses.replace(found, missing=missing)
+        print(f"{name}\n{as_text(*table(results[name], dataset_of(name)))}\n")
+        print("\n".join(notes(results[name])), end="\n\n")
+        status |= complain(found, clips, "odvae table1")
+    for file in write_table(results, Path(arguments.output)):
+        print(printable(file))
+    return status
+
+
+def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Returns the folder of each source's report, by the source's name.
+
+    Raises:
+      ValueError: if two sources have one name.
+    """
+    folders = {}
+    for name, _ in arguments.data:
+        folder = Path(arguments.output) / (re.sub(r"[^\w-]+", "_", name) or "_")
+        if folder in folders.values():
+            raise ValueError(f"several sources are called {name!r}; name them with NAME=SOURCE.")
+        folders[name] = folder
+    return folders
+
+
+def _speed(arguments: argparse.Namespace) -> int:
+    from odvae_jax.evaluation.paper import SPEED_FRAMES
+    from odvae_jax.evaluation.speed import WORKS, speed_table
+    from odvae_jax.evaluation.table1 import random_models
+
+    if arguments.data or arguments.models:
+        raise ValueError(
+            "--speed times random weights and clips: leave out --data and --models; odvae eval "
+            "--speed times checkpoints."
+        )
+    name = arguments.dtype or "bfloat16"
+    size = (arguments.frames or SPEED_FRAMES, arguments.size, arguments.size)
+    for line in speed_table(random_models(name), size, name, works=arguments.work or WORKS):
+        print(line, flush=True)
+    return 0
