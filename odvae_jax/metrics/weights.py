@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import os
 from pathlib import Path
 
 
@@ -27,3 +29,18 @@ def package_file(package: str, name: str, what: str) -> Path:
         f"{what} ({name}) come with the package {package}, which is not installed: "
         f"pip install {package}."
     )
+
+
+def digest_of_files(*paths: str | os.PathLike) -> str:
+    """Returns sixteen hexadecimal digits that tell the content of files from other content.
+
+    Raises:
+      OSError: if a file cannot be read.
+    """
+    digests = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) > 1:
+        digests = [hashlib.sha256("".join(digests).encode()).hexdigest()]
+    return digests[0][:16]

@@ -1,6 +1,8 @@
 """I3D and the Fréchet distance against PyTorch's I3D with the same weights, and SciPy."""
 
 import importlib.util
+import json
+import pathlib
 import sys
 
 import jax
@@ -12,10 +14,15 @@ from odvae_jax.checkpoints.pickles import read_pickle
 from odvae_jax.cli import main
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 from odvae_jax.metrics.i3d import TorchI3D, load_i3d
+from odvae_jax.metrics.kernel import kernel_distance
 from odvae_jax.metrics.weights import package_file
 from odvae_jax.sharding import clip_sharding, make_mesh
-from tests.conftest import random_video, write_clip
+from tests.conftest import full, random_video, write_clip
+from tests.fixtures.weights_recipe import video
 
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+ARRAYS = np.load(FIXTURES / "latte.npz")
+FACTS = json.loads((FIXTURES / "latte.json").read_text())
 CLIPS = random_video(9, 40, 48, b=2)
 
 
@@ -80,6 +87,35 @@ def test_logits_are_those_of_pytorch_s_i3d(published, features):
         expected = published(frames.unflatten(0, (2, 9)).transpose(1, 2)).numpy()
     assert expected.std() > 0.5
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3 * expected.std())
+
+
+@pytest.mark.parametrize("case", ["16f_64", *full("10f_256", "81f_32")])
+def test_logits_are_those_that_pytorch_s_i3d_printed(i3d, case):
+    seed, *shape = FACTS["i3d_cases"][case]
+    levels = np.round((video(seed, (1, 3, *shape)) + 1) * 127.5).transpose(0, 2, 3, 4, 1)
+    logits = i3d.features((levels / 127.5 - 1).astype(np.float32))[0]
+    np.testing.assert_allclose(logits, ARRAYS[f"i3d_logits_{case}"], rtol=0, atol=3e-5)
+
+
+@pytest.mark.full
+def test_distances_of_clips_are_those_that_the_released_codes_printed(i3d):
+    shape = (1, 3, 16, 40, 40)
+
+    def clips(seed):
+        whole = [np.round((video(seed + i, shape) + 1) * 127.5)[0] for i in range(6)]
+        return np.stack(whole).transpose(0, 2, 3, 4, 1)
+
+    real, made = FACTS["i3d_seeds"]
+    made = np.floor(np.clip(0.7 * clips(made) + 20, 0, 255))
+    real, made = (
+        np.concatenate([i3d.features((c[None] / 127.5 - 1).astype(np.float32)) for c in each])
+        for each in (clips(real), made)
+    )
+    np.testing.assert_allclose(real, ARRAYS["i3d_real"], rtol=0, atol=3e-5)
+    np.testing.assert_allclose(made, ARRAYS["i3d_fake"], rtol=0, atol=3e-5)
+    distance = frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(made))
+    assert distance == pytest.approx(FACTS["i3d_fvd_unbiased_float64"], rel=1e-6)
+    assert kernel_distance(real, made) == pytest.approx(FACTS["i3d_kvd"], rel=1e-6)
 
 
 def test_the_weights_are_trained_ones(i3d):
