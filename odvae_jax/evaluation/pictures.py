@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,21 +30,25 @@ def plot_by_frame(results: Results, output: Path) -> None:
     A dot marks the first frame of every group of temporal tiling.
     """
     metrics = [m for m in TITLES if any(m in row.by_frame for row in results.rows)]
-    figure = Figure(figsize=(5 * len(metrics), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(metrics) + 2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
+    colours = matplotlib.colormaps["tab10" if len(results.rows) <= 10 else "tab20"].colors
+    lines = {}
     starts = first_of_group(results.settings["frames"], results.settings["tiling"])
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        for row in results.rows:
+        for row, colour in zip(results.rows, itertools.cycle(colours)):
             values = row.by_frame.get(metric)
             if values is not None:
                 first = np.flatnonzero(starts[: len(values)])
-                (line,) = axes.plot(values, label=_drawn(row.contender.label), linewidth=1.2)
-                axes.plot(first, values[first], "o", color=line.get_color())
+                label = _drawn(row.contender.label)
+                (lines[label],) = axes.plot(values, label=label, linewidth=1.2, color=colour)
+                axes.plot(first, values[first], "o", color=colour)
         axes.set(xlabel="frame (dots: the first of a group)", ylabel=TITLES[metric])
         axes.grid(alpha=0.3)
-        for text in axes.legend(fontsize="small").get_texts():
-            text.set_parse_math(False)
+    named = {"fontsize": "small", "loc": "outside right upper"}  # beside: it hides no line
+    for text in figure.legend(lines.values(), lines.keys(), **named).get_texts():
+        text.set_parse_math(False)
     figure.savefig(output, dpi=120)
 
 
