@@ -34,6 +34,7 @@ COMMANDS = {
     "encode": "Encode videos into files of latents.",
     "decode": "Decode files of latents into videos.",
     "reconstruct": "Send videos through encoder and decoder, and compare.",
+    "sample": "Make videos with a denoiser that was trained on latents.",
     "summary": "Print the statistics of the latents in a folder.",
     "data inspect": "Show what training would see of a source of videos.",
     "data collect": "Collect pictures and clips out of packages, for training.",

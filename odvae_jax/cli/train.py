@@ -21,8 +21,8 @@ def add_arguments(parser: Parser) -> None:
     add_run_options(
         parser,
         "What is trained: a config file, or the name of one that comes with the package (v1, v2, "
-        "v3, v4, small, finetune, quick). After a colon stands what the file's get_config takes, "
-        "such as v4:phase1 or finetune:decoder.",
+        "v3, v4, small, finetune, quick, latte). After a colon stands what the file's get_config "
+        "takes, such as v4:phase1 or finetune:decoder.",
     )
     add_host_options(parser)
 

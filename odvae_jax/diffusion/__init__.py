@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from odvae_jax.diffusion.config import LatteConfig
+    from odvae_jax.diffusion.config import LatteConfig, TrainedOn
     from odvae_jax.diffusion.denoiser import Latte, drop_labels
     from odvae_jax.diffusion.flow import RectifiedFlow
     from odvae_jax.diffusion.process import GaussianProcess
@@ -15,13 +15,19 @@ __all__ = [
     "Latte",
     "LatteConfig",
     "RectifiedFlow",
+    "TrainedOn",
     "drop_labels",
     "process_of",
     "sample",
 ]
 
 # Each is imported when it is first asked for, as in odvae_jax itself.
-_HOMES = {"LatteConfig": "config", "Latte": "denoiser", "drop_labels": "denoiser"}
+_HOMES = {
+    "LatteConfig": "config",
+    "TrainedOn": "config",
+    "Latte": "denoiser",
+    "drop_labels": "denoiser",
+}
 _HOMES |= {"GaussianProcess": "process", "RectifiedFlow": "flow"}
 _HOMES |= {"process_of": "sampling", "sample": "sampling"}
 

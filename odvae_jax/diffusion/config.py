@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
 
 from odvae_jax.config import fields_of, numeric, one_of
+from odvae_jax.scale import Scale
 from odvae_jax.types import whole_numbers
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -34,6 +37,67 @@ _COUNTED = {
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainedOn:
+    """What a denoiser was trained on, which its samples need to become videos.
+
+    Attributes:
+      vae: what the autoencoder was loaded from, such as a path.
+      encoder: the digest of its encoder, which tells whose latents these are.
+      scale: how latents were normalised.
+      frames: the number of frames of a clip, which latents are decoded to.
+      fps: the frames per second of a clip.
+      classes: the name of each class, in the order of their numbers; empty without classes.
+
+    Raises:
+      ValueError: if a field has a value that it cannot have. The message names the field.
+    """
+
+    vae: str
+    encoder: str
+    scale: Scale
+    frames: int
+    fps: float
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for name in ("vae", "encoder"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r:.100}: expected a text.")
+        if not isinstance(self.scale, Scale):
+            raise ValueError(f"scale={self.scale!r:.100}: expected mean, std and factor.")
+        whole_numbers(self, "frames", "frames", least=1)
+        rate = self.fps
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise ValueError(f"fps={rate!r:.100}: expected a number greater than 0.")
+        if wrong := [name for name in self.classes if not isinstance(name, str)]:
+            raise ValueError(f"classes hold {wrong[0]!r:.100}; expected the name of each class.")
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> TrainedOn:
+        """Returns the record with these fields, as `to_dict` returned them or JSON holds them.
+
+        Args:
+          fields: the fields by name; what a file holds there may be anything.
+
+        Raises:
+          ValueError: if a field is missing or not known, or has a value that it cannot have.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, Mapping) or set(fields) != set(known):
+            raise ValueError(f"trained_on is {fields!r:.100}; expected the fields {known}.")
+        if not isinstance(fields["classes"], (list, tuple)):
+            raise ValueError(f"classes={fields['classes']!r:.100}: expected a list of names.")
+        scale, classes = Scale.from_dict(fields["scale"]), tuple(fields["classes"])
+        return cls(**{**fields, "scale": scale, "classes": classes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as values that JSON can hold."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"scale": self.scale.to_dict(), "classes": list(self.classes)}
+
+
+@dataclasses.dataclass(frozen=True)
 class LatteConfig:
     """The hyper-parameters of a denoiser; usually made with `LatteConfig.of("XL/2")`.
 
@@ -57,6 +121,8 @@ class LatteConfig:
       remat: what a gradient computes again instead of keeping it in memory. "none": only norms,
         activations and the scores of attention; "products": all of a block but the outputs of its
         matrix products with weights; "blocks": whole blocks.
+      trained_on: what the denoiser was trained on; None if that is not known, as for released
+        weights. It changes nothing that the network computes.
 
     Raises:
       ValueError: if a field has a value that no denoiser can have. The message names the field and
@@ -82,9 +148,12 @@ class LatteConfig:
     param_dtype: jax.typing.DTypeLike = "float32"
     precision: Literal["default", "high", "highest"] = "default"
     remat: Literal["none", "products", "blocks"] = "none"
+    trained_on: TrainedOn | None = None
 
     def __post_init__(self):
         numeric(self)
+        if self.trained_on is not None:
+            self._check_trained_on()
         one_of(self, "process", ("gaussian", "flow"))
         one_of(self, "remat", ("none", "products", "blocks"))
         for name, unit in _COUNTED.items():
@@ -92,6 +161,16 @@ class LatteConfig:
         if self.classes is not None:
             whole_numbers(self, "classes", "classes", least=1)
         self._check_sizes()
+
+    def _check_trained_on(self):
+        """Checks that what is said of the training is said of this denoiser."""
+        given = self.trained_on
+        if not isinstance(given, TrainedOn):
+            raise ValueError(f"trained_on={given!r:.100}: expected a TrainedOn or None.")
+        if len(given.classes) != (self.classes or 0):
+            raise ValueError(
+                f"trained_on names {len(given.classes)} classes, and classes={self.classes}."
+            )
 
     def _check_sizes(self):
         """Checks the numbers of which each alone would do."""
@@ -152,11 +231,20 @@ class LatteConfig:
         Raises:
           ValueError: if a field does not exist. The message has the nearest that does.
         """
-        return cls(**fields_of(cls, fields))
+        fields = fields_of(cls, fields)
+        record = fields.get("trained_on")
+        if record is not None and not isinstance(record, TrainedOn):
+            fields["trained_on"] = TrainedOn.from_dict(record)
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every field, as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        """Returns every field, as values that JSON can hold.
+
+        `trained_on` is there only if it is known.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        record = fields.pop("trained_on")
+        return fields if record is None else {**fields, "trained_on": record.to_dict()}
 
     @property
     def name(self) -> str:

@@ -140,7 +140,7 @@ class _Order:
         self.dataset, self.seed, self.rows = dataset, seed, rows
         self._batch_size = batch_size
         if rates is None:
-            rates = {name: float(len(dataset.items_of(name))) for name in dataset.buckets}
+            rates = {name: float(len(dataset.drawn_of(name))) for name in dataset.buckets}
         if wrong := [name for name, rate in rates.items() if not 0 <= rate < float("inf")]:
             raise ValueError(f"the rate of {wrong[0]} is {rates[wrong[0]]}; expected 0 or more.")
         if unknown := [n for n, rate in rates.items() if rate and n not in dataset.buckets]:
@@ -152,6 +152,9 @@ class _Order:
             raise ValueError("there are no items to draw from.")
         for name in self.buckets:
             dataset.check_equal_lengths(name)
+        self._drawn = [dataset.drawn_of(name) for name in self.buckets]
+        if empty := [n for n, items in zip(self.buckets, self._drawn, strict=True) if not items]:
+            raise ValueError(f"all items of the bucket {empty[0]} are held out: hold out fewer.")
         total = sum(rates[name] for name in self.buckets)
         self._weights = tuple(rates[name] / total for name in self.buckets)
         for name, count in zip(self.buckets, shares(self._weights), strict=True):
@@ -161,7 +164,7 @@ class _Order:
     def items(self, number: int) -> list[int]:
         """Returns the numbers of a batch's items, those of the rows that are read."""
         bucket, before = turn(self.seed, self._weights, number)
-        items = self.dataset.items_of(self.buckets[bucket])
+        items = self._drawn[bucket]
         chosen = []
         for row in self.rows:
             epoch, place = divmod(before * self._batch_size + row, len(items))

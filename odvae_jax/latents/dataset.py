@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import functools
 import logging
 import operator
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -87,6 +88,8 @@ class LatentDataset:
       damaged: "pass" names a damaged record or shard in the log and in `problems`, and gives
         another record of the bucket, which the seed and the item's number decide, in its place.
         "raise" raises.
+      holdout: the number of items of each bucket, spread evenly over it, that batches never have
+        and that do not take the place of damaged ones; `held_out` returns their numbers.
 
     Attributes:
       description: what the dataset says about itself.
@@ -113,12 +116,15 @@ class LatentDataset:
         buckets: Sequence[str] | str | None = None,
         scale: Scale | None = None,
         damaged: str = "pass",
+        holdout: int = 0,
     ):
         if damaged not in ("pass", "raise"):
             raise ValueError(f"damaged={damaged!r} is not known; there are 'pass' and 'raise'.")
         for name, value in (("window", window), ("stride", stride)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; expected a number of latent frames, from 1.")
+        if holdout < 0:
+            raise ValueError(f"holdout={holdout}; expected a number of items, from 0.")
         if stride is not None and window is None:
             raise ValueError("stride is that of windows: give window too.")
         folder = open_folder(place)
@@ -131,6 +137,7 @@ class LatentDataset:
         self._window, self._stride = window, stride or window
         self._in_time = in_time(self.description.shared["config"])
         self._check_micro_clips()
+        self._holdout = holdout
         self._lock = threading.Lock()
         self._given_scale = scale or _scale_of(opened)
         self._catalogue = Catalogue(opened, _numbers(opened.description, buckets))
@@ -270,8 +277,8 @@ class LatentDataset:
                 if self._damaged == "raise":
                     raise
                 passed_over[self._catalogue.name(record)] = str(error)
-            low, count = self._items[self._bucket(record)]
-            chosen = low + int(np.random.default_rng([*seed, attempt]).integers(count))
+            others = self.drawn_of(self._bucket(record)) or self.items_of(self._bucket(record))
+            chosen = others[int(np.random.default_rng([*seed, attempt]).integers(len(others)))]
         reasons = "\n  ".join(list(passed_over.values())[:5])
         raise LatentsError(f"{_ATTEMPTS} records in a row cannot be read:\n  {reasons}")
 
@@ -318,6 +325,32 @@ class LatentDataset:
         """Returns the numbers of a bucket's items."""
         low, count = self._items.get(bucket, (0, 0))
         return range(low, low + count)
+
+    def held_out(self, bucket: str) -> list[int]:
+        """Returns the numbers of a bucket's items that batches never have."""
+        items = self.items_of(bucket)
+        count = min(self._holdout, len(items))
+        return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+    def drawn_of(self, bucket: str) -> Sequence[int]:
+        """Returns the numbers of a bucket's items that batches have, in ascending order."""
+        items = self.items_of(bucket)
+        return _Without(items, self.held_out(bucket)) if self._holdout else items
+
+    def each_columns(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the name of every record and what its source says of the video, by column.
+
+        Every record is read for it. Damaged ones are left out, or raise, as `damaged` says.
+
+        Raises:
+          LatentsError: if a record is damaged and `damaged` is "raise".
+        """
+        for record in range(len(self._catalogue)):
+            try:
+                yield self._catalogue.name(record), self._catalogue.read(record).columns
+            except LatentsError:
+                if self._damaged == "raise":
+                    raise
 
     def check_equal_lengths(self, bucket: str) -> None:
         """Checks that a bucket's items can be stacked.
@@ -383,6 +416,28 @@ class LatentDataset:
         return LatentBatches(
             self, batch_size, seed, first, rates, rows, workers=workers, threads=threads
         )
+
+
+class _Without(Sequence):
+    """Numbers without some of them, in ascending order; it takes no memory for those that stay.
+
+    Args:
+      numbers: the numbers.
+      without: those that are left out, in ascending order.
+    """
+
+    def __init__(self, numbers: range, without: Sequence[int]):
+        self._numbers = numbers
+        # How many numbers that stay come before each of those that are left out.
+        self._before = [number - numbers.start - i for i, number in enumerate(without)]
+
+    def __len__(self) -> int:
+        return len(self._numbers) - len(self._before)
+
+    def __getitem__(self, place: int) -> int:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self._numbers[place + bisect.bisect_right(self._before, place)]
 
 
 def _scale_of(opened: Opened) -> Scale | str:

@@ -16,7 +16,10 @@ from odvae_jax.sharding import make_mesh
 from odvae_jax.training.importing import import_named, nearest
 from odvae_jax.training.tasks.task import Task
 
-TASKS = {"autoencoder": "odvae_jax.training.tasks.autoencoder:Autoencoder"}
+TASKS = {
+    "autoencoder": "odvae_jax.training.tasks.autoencoder:Autoencoder",
+    "denoiser": "odvae_jax.training.tasks.denoiser:Denoiser",
+}
 """The tasks of this package by name. A task is imported when a config names it, not before."""
 DEFAULT_TASK = "autoencoder"
 _TYPES = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}

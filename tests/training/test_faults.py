@@ -32,7 +32,8 @@ def arguments(config, workdir):
     fields = flat(config.to_dict()).items()
     row = "model.structure."  # it stands in the config file
     given = [f"--config.{name}={value}" for name, value in fields if not name.startswith(row)]
-    file = f"--config={ROOT}/tests/two_levels.py"
+    denoises = config.get("task") == "denoiser"
+    file = "--config=latte:sky" if denoises else f"--config={ROOT}/tests/two_levels.py"
     return [sys.executable, "train.py", file, f"--workdir={workdir}", *given]
 
 

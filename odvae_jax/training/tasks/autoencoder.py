@@ -22,7 +22,7 @@ from tqdm import tqdm
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.calibration import measure
 from odvae_jax.checkpoints import native
-from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, load_pretrained
+from odvae_jax.checkpoints.pretrained import load_pretrained
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.files import one_line
@@ -36,6 +36,7 @@ from odvae_jax.training.config import default_config, model_config
 from odvae_jax.training.curves import plot_curves
 from odvae_jax.training.discriminator import Discriminator
 from odvae_jax.training.fields import check_fields
+from odvae_jax.training.model_folder import save_model
 from odvae_jax.training.state import TrainState, create_state, make_optimizers, model_parameters
 from odvae_jax.training.step import SeedKey, autoencoder_step, seed_key, update_of_step
 from odvae_jax.training.tasks.task import Feeds, Measured, Step, Task
@@ -311,7 +312,7 @@ class Autoencoder(Task):
         if jax.process_index() > 0:
             return
         trained = with_parameters(self._vae, jax.device_get(whole))
-        folder = _save_model(trained, workdir, int(state.step))
+        folder = save_model(trained, workdir, int(state.step))
         curves = workdir / "curves.png"
         try:
             plot_curves([workdir], curves)
@@ -379,24 +380,6 @@ def _shrunk(size: int, share: float, unit: int, least: int = 1) -> int:
 def _span(config) -> int:
     """The least number of frames of a video that a clip covers."""
     return (config.data.frames - 1) * (1 if config.data.fps else config.data.stride) + 1
-
-
-def _save_model(vae: ODVAE, workdir: Path, step: int) -> Path:
-    """Saves a run's model, and returns where: beside the usual folder if that holds other files."""
-    usual = workdir / RUN_MODEL_FOLDER
-    try:
-        vae.save_pretrained(usual, overwrite=True)
-        return usual
-    except FileExistsError as error:
-        folder = model_beside(workdir, step)
-        logger.warning("%s The model is saved in %s.", one_line(error), folder)
-        vae.save_pretrained(folder, overwrite=True)
-        return folder
-
-
-def model_beside(workdir: Path, step: int) -> Path:
-    """Returns where a run saves its model if `model/` holds files that are not the run's."""
-    return workdir / f"{RUN_MODEL_FOLDER}-{step}"
 
 
 def _check_data(config, model: ODVAEConfig) -> None:
