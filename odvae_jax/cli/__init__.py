@@ -29,7 +29,7 @@ from odvae_jax.shipped import UnknownNameError, did_you_mean
 COMMANDS = {
     "demo": "Show what the small model does with three short videos.",
     "train": "Train a model, or go on with its training.",
-    "eval": "Compare models on videos, or time them.",
+    "eval": "Compare models on videos, or generated videos with real ones, or time models.",
     "table1": "Measure the paper's Table 1, or time its models.",
     "encode": "Encode videos into files of latents.",
     "decode": "Decode files of latents into videos.",

@@ -1,7 +1,8 @@
-"""Compares models on videos, or times them.
+"""Compares models on videos, or generated videos with real ones, or times models.
 
 Prints a table of PSNR, SSIM, LPIPS and Fréchet video distance, and writes it with figures, the best
-and the worst clip and a page that shows all (results.html) into the output folder. The same command
+and the worst clip and a page that shows all (results.html) into the output folder. With --generated
+the table is of FVD, KVD and the Inception score, and the page shows samples. The same command
 continues what was interrupted. With --speed it times encoding and decoding instead.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
@@ -33,6 +35,25 @@ if TYPE_CHECKING:
 
 EXAMPLE = "odvae eval --ckpt=small --data=sample-clips --frames=17 --size=128 --nofvd --output=OUT"
 GOES_ON = True
+# What only one of the two kinds of comparison takes.
+_OF_RECONSTRUCTIONS = [
+    "--ckpt",
+    "--reconstructions",
+    "--callable",
+    "--eight-bit",
+    "--no-verify",
+    "--nofloor",
+    "--strict",
+    "--start",
+    "--clips",
+    "--shard",
+    "--tiling",
+    "--dtype",
+    "--nofvd",
+    "--speed",
+    "--work",
+]
+_OF_GENERATED = ["--count", "--c3d"]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -87,6 +108,7 @@ def add_arguments(parser: Parser) -> None:
         "model.",
     )
     _add_clips(parser)
+    _add_generated(parser)
     _add_computation(parser)
     group = parser.add_argument_group("speed (Table 3)")
     group.add_argument(
@@ -109,7 +131,7 @@ def _add_clips(parser: Parser) -> None:
         "--frames",
         type=int,
         metavar="N",
-        help="The length of a clip. The default is 25, and 81 with --speed.",
+        help="The length of a clip. The default is 25, 16 with --generated, and 81 with --speed.",
     )
     group.add_argument(
         "--size",
@@ -155,6 +177,35 @@ def _add_clips(parser: Parser) -> None:
         metavar="I/N",
         help="Measure only the i-th of n parts of the clips, as in 0/4. The same command without "
         "it then reports all.",
+    )
+
+
+def _add_generated(parser: Parser) -> None:
+    group = parser.add_argument_group("generated videos (Table 2)")
+    group.add_argument(
+        "--generated",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        type=labelled,
+        help="Compare the generated videos of a folder with real clips of --data, which are cut "
+        "at random places. Each video is one clip of --frames frames and --size rows and columns. "
+        "Give the option once per set of videos.",
+    )
+    group.add_argument(
+        "--count",
+        type=positive,
+        metavar="N",
+        help="The number of clips of each set, and of real ones. The default is 2048, which "
+        "published numbers are of.",
+    )
+    group.add_argument(
+        "--c3d",
+        metavar="FILE",
+        type=path,
+        help="The weights of C3D, which the Inception score needs: conv3d_deepnetA_ucf.npz, with "
+        "mean2.npz beside it, or c3d_ucf101.pt, which needs --trust-torchscript "
+        "(docs/generated.md).",
     )
 
 
@@ -210,13 +261,16 @@ def _add_computation(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compares or times models.
 
-    Returns 1 if a reconstruction is not finite or a video could not be used.
+    Returns 1 if a reconstruction or a generated clip is not finite or a video could not be used.
     """
     from odvae_jax.compilation import use_compilation_cache
 
     log_to_stderr()
     use_compilation_cache()
     try:
+        _check_together(arguments)
+        if arguments.generated:
+            return _generated(arguments)
         return _speed(arguments) if arguments.speed else _compare(arguments)
     except RuntimeError as error:
         return say_memory(error, "odvae eval", "--batch=1, --tiling")
@@ -240,6 +294,70 @@ def say_memory(error: RuntimeError, program: str, remedies: str) -> int:
     return 1
 
 
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Refuses options, and a folder, that belong to the other kind of comparison."""
+    from odvae_jax.evaluation.generated import FEATURES_FOLDER
+    from odvae_jax.evaluation.run import MEASUREMENTS_FOLDER
+
+    given = [word.partition("=")[0] for word in arguments.given]
+    if arguments.generated:
+        if wrong := [name for name in _OF_RECONSTRUCTIONS if name in given]:
+            raise ValueError(
+                f"{wrong[0]} is for models and reconstructions, and --generated compares sets of "
+                "videos: leave out one of them."
+            )
+    elif wrong := [name for name in _OF_GENERATED if name in given]:
+        raise ValueError(
+            f"{wrong[0]} is for generated videos: name their folder with --generated, or leave "
+            f"{wrong[0]} out."
+        )
+    folders = {"reconstructions": MEASUREMENTS_FOLDER, "generated videos": FEATURES_FOLDER}
+    folders.pop("generated videos" if arguments.generated else "reconstructions")
+    ((other, folder),) = folders.items()
+    if arguments.output and Path(arguments.output, folder).exists():
+        raise ValueError(
+            f"{printable(arguments.output)} holds an evaluation of {other}, which this one would "
+            "replace: choose another --output."
+        )
+
+
+def _generated(arguments: argparse.Namespace) -> int:
+    from odvae_jax.evaluation.drawn import DrawnClips, GeneratedClips
+    from odvae_jax.evaluation.generated import evaluate_generated, notes, table
+    from odvae_jax.evaluation.models import labels_and_sources
+    from odvae_jax.evaluation.results import as_text
+    from odvae_jax.metrics.c3d import FRAMES
+    from odvae_jax.metrics.clip_sets import COUNT, load_networks
+
+    if not arguments.data:
+        raise ValueError("--data is needed: the real videos to compare --generated with.")
+    shape = {
+        "frames": FRAMES if arguments.frames is None else arguments.frames,
+        "size": arguments.size,
+        "timeout": read_timeout(arguments),
+    }
+    results, written = evaluate_generated(
+        {
+            label: GeneratedClips(folder, **shape)
+            for label, folder in labels_and_sources(arguments.generated, "sets")
+        },
+        DrawnClips(arguments.data, stride=arguments.stride, fps=arguments.fps, **shape),
+        load_networks(
+            i3d=arguments.i3d, c3d=arguments.c3d, trust_torchscript=arguments.trust_torchscript
+        ),
+        count=COUNT if arguments.count is None else arguments.count,
+        output=arguments.output,
+        batch=arguments.batch,
+    )
+    print(as_text(*table(results)))
+    print("\n" + "\n".join(notes(results)))
+    for file in written:
+        print(printable(file))
+    for complaint in results.complaints:
+        print(f"odvae eval: {complaint}", file=sys.stderr)
+    return int(bool(results.complaints))
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from odvae_jax.evaluation.clips import FixedClips
     from odvae_jax.evaluation.results import as_text, first_and_rest, notes, table
@@ -249,7 +367,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if not compared or not arguments.data:
         raise ValueError(
             "--ckpt and --data are needed: a model (or --reconstructions, --callable), and the "
-            "videos to measure it on."
+            "videos to measure it on; or --generated and --data."
         )
     shard = part(arguments.shard)
     if shard[1] > 1 and not arguments.output:

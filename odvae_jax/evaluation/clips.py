@@ -10,16 +10,20 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from odvae_jax.data.sources import Sampling, open_sources
+from odvae_jax.data.sources.base import Where
 from odvae_jax.data.video import READ_TIMEOUT, VideoError, centre_crop
 from odvae_jax.files import line_about, printable
 
 logger = logging.getLogger(__name__)
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +132,20 @@ class FixedClips:
         except Exception:  # why it cannot be used is said when it is read
             return None
 
-    def read(self, index: int) -> Clip:
+    def read(self, index: int, where: Where | None = None) -> Clip:
         """Returns the clip of the video number `index`.
 
         It has no frames, but a reason in one line, if the video is too short or cannot be read.
+
+        Args:
+          index: the number of the video.
+          where: maps the number of frames at which the clip can begin to the chosen one, counted
+            from 0; None takes the place that `start` names.
         """
         name = self.name(index)
         try:
             rate = self._source.rate(index)
-            where = functools.partial(self._place, self.span(rate))
+            where = where or functools.partial(self._place, self.span(rate))
             frames = self._source.read(index, self.sampling, self.stride, where)
             frames = centre_crop(frames, self.size, self.size)
         except Exception as error:  # one video's trouble is not the others'
@@ -149,13 +158,15 @@ class FixedClips:
 
         They are decoded ahead in `threads` threads.
         """
-        indices = iter(indices)
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            ahead = [pool.submit(self.read, i) for i in itertools.islice(indices, 2 * threads)]
-            while ahead:
-                clip = ahead.pop(0).result()
-                ahead += [pool.submit(self.read, i) for i in itertools.islice(indices, 1)]
-                yield clip
+        yield from in_threads(self.read, indices, threads)
+
+    def is_short(self, index: int) -> bool:
+        """Returns whether a video can be read, but has fewer frames than a clip covers."""
+        try:
+            length = self._source.places(index, Sampling(1), 1)
+            return length < self.span(self._source.rate(index))
+        except Exception:  # why it cannot be used is said when it is read
+            return False
 
     def span(self, rate: float) -> int:
         """Returns how many frames of a video one clip covers, from its first to its last.
@@ -181,3 +192,26 @@ class FixedClips:
                 f"them at frame {self.start}."
             )
         return place
+
+
+def in_threads(
+    function: Callable[[Job], Result], jobs: Iterable[Job], threads: int = 2
+) -> Iterator[Result]:
+    """Yields what a function returns for each job, in the order of the jobs.
+
+    Args:
+      function: the function. It is called for some jobs ahead, in other threads.
+      jobs: its arguments; they may be endless.
+      threads: the number of threads.
+    """
+    jobs = iter(jobs)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        ahead = [pool.submit(function, job) for job in itertools.islice(jobs, 2 * threads)]
+        try:
+            while ahead:
+                result = ahead.pop(0).result()
+                ahead += [pool.submit(function, job) for job in itertools.islice(jobs, 1)]
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()

@@ -313,10 +313,14 @@ def _whole_clips(model: Autoencoder, source: str) -> tuple[Autoencoder, tuple[st
     return with_config(model, micro_frames=None), (said,)
 
 
-def labels_and_sources(checkpoints: Sequence[str]) -> list[tuple[str, str]]:
+def labels_and_sources(checkpoints: Sequence[str], what: str = "models") -> list[tuple[str, str]]:
     """Returns a label and a source for each `LABEL=SOURCE`, or `SOURCE` alone.
 
     Without a label, it is as much of the source's end as tells it from the others.
+
+    Args:
+      checkpoints: the texts.
+      what: what a message calls that which has the labels.
 
     Raises:
       ValueError: if two labels are equal.
@@ -327,18 +331,22 @@ def labels_and_sources(checkpoints: Sequence[str]) -> list[tuple[str, str]]:
         named.append((label, path) if equals and not Path(text).exists() else ("", text))
     paths = [path for _, path in named]
     labels = [printable(label or _shortest(path, paths)) for label, path in named]
-    check_labels(labels)
+    check_labels(labels, what)
     return list(zip(labels, paths, strict=True))
 
 
-def check_labels(labels: Sequence[str]) -> None:
+def check_labels(labels: Sequence[str], what: str = "models") -> None:
     """Checks that labels differ.
+
+    Args:
+      labels: the labels.
+      what: what a message calls that which has the labels.
 
     Raises:
       ValueError: if two are equal.
     """
     if doubled := sorted({label for label in labels if labels.count(label) > 1}):
-        raise ValueError(f"several models are called {doubled}; name them with LABEL=PATH.")
+        raise ValueError(f"several {what} are called {doubled}; name them with LABEL=PATH.")
 
 
 def _shortest(path: str, paths: list[str]) -> str:

@@ -50,13 +50,20 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def figure(path: Path, caption: str) -> str:
-    """Returns a picture or a video, whose file becomes part of the page, with its caption."""
+def figure(path: Path, caption: str, *, plays: bool = False) -> str:
+    """Returns a picture or a video, whose file becomes part of the page, with its caption.
+
+    Args:
+      path: the path of the file.
+      caption: what stands below it.
+      plays: whether a video begins to play by itself.
+    """
     kind = mimetypes.guess_type(path.name)[0]
     data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
     alt = html.escape(caption or path.stem)
+    plays_itself = " autoplay" if plays else ""
     media = (
-        f'<video controls loop muted playsinline src="{data}"></video>'
+        f'<video controls{plays_itself} loop muted playsinline src="{data}"></video>'
         if path.suffix == ".mp4"
         else f'<img alt="{alt}" src="{data}">'
     )

@@ -20,6 +20,7 @@ from odvae_jax.evaluation.results import TITLES, Results, first_of_group
 MAGNIFIED = 5
 """How many times differences are magnified."""
 _LABEL = 60  # characters of a label in a figure
+_COLUMNS, _GAP = 8, 4  # clips in a row of a wall, and the pixels between them
 _HEADER = 24  # pixels above each picture, for its name
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
@@ -91,12 +92,31 @@ def write_side_by_side(
       The paths of the mp4 and of the PNG file.
     """
     video, picture = folder / f"{stem}.mp4", folder / f"{stem}.png"
-    _, h, w, _ = frames.shape
-    even = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
-    write_video(video, even, fps)
+    _write_padded(video, frames, fps)
     shown = sorted({0, len(frames) // 2, len(frames) - 1})
     Image.fromarray(np.concatenate(frames[shown])).save(picture)
     return video, picture
+
+
+def write_wall(path: Path, clips: Sequence[UInt8[np.ndarray, "t h w 3"]], fps: float) -> None:
+    """Writes clips as one mp4 file in which all of them play, eight in a row.
+
+    Args:
+      path: the path of the file.
+      clips: the clips, at least one, all of one shape, from 0 to 255.
+      fps: the frames per second.
+    """
+    columns = min(_COLUMNS, len(clips))
+    t, h, w, c = clips[0].shape
+    places = -(-len(clips) // columns) * columns
+    white = [np.full((t, h, w, c), 255, np.uint8)] * (places - len(clips))
+    tiles = np.pad(
+        np.stack([*clips, *white]),
+        ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)),
+        constant_values=255,
+    )
+    wall = rearrange(tiles, "(rows columns) t h w c -> t (rows h) (columns w) c", columns=columns)
+    _write_padded(path, wall[:, :-_GAP, :-_GAP], fps)
 
 
 def overview(
@@ -115,6 +135,12 @@ def overview(
         row = rearrange(pair, "pair n h w c -> (pair h) (n w) c")
         rows.append(np.pad(row, ((0, 8), (0, 0), (0, 0)), constant_values=255))
     Image.fromarray(np.concatenate(rows)).save(output)
+
+
+def _write_padded(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Writes frames as mp4 with the last row or column twice where a side is odd."""
+    _, h, w, _ = frames.shape
+    write_video(path, np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge"), fps)
 
 
 def _drawn(label: str) -> str:

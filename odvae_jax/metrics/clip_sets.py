@@ -228,7 +228,7 @@ class _Runner:
         for name, part in self.parts.items():
             clip = frames[part.frames]
             keys[name] = key = content_key(clip)
-            if (part.digest, key) in self._found:
+            if (part.digest, key) in self._found or self._waits(part.digest, key):
                 continue
             known = self._cache.get(part.digest, key)
             if known is not None:
@@ -248,6 +248,11 @@ class _Runner:
     def vector(self, name: str, key: str) -> np.ndarray:
         """The vector of a clip that was added."""
         return self._found[self.parts[name].digest, key]
+
+    def _waits(self, digest: str, key: str) -> bool:
+        """Whether a clip waits for a network, for any kind: 16 frames are the first and all."""
+        same = (name for name, part in self.parts.items() if part.digest == digest)
+        return any(key in self._waiting[name] for name in same)
 
     def _run(self, name: str) -> None:
         part, waiting = self.parts[name], self._waiting[name]

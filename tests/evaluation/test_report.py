@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from odvae_jax.cli import main
 from odvae_jax.data.video import inspect_video
+from tests.browser import opened, played
 from tests.conftest import small_model, write_clip
 
 ROOT = Path(__file__).parents[2]
@@ -93,26 +93,7 @@ def test_clips_and_figures_are_written(report):
 
 
 def test_the_page_works_in_a_browser(report, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not browser or not driver:
-        if os.environ.get("CI"):
-            pytest.fail("CI has no chromium with chromedriver")
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--no-first-run")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.add_argument("--window-size=1200,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    page = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        page.set_script_timeout(60)
-        page.get((report[1] / "results.html").as_uri())
+    with opened(report[1] / "results.html", tmp_path / "profile") as page:
         rows = page.execute_script(
             "return [...document.querySelectorAll('table')].map(t =>"
             " [...t.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText)))"
@@ -124,19 +105,10 @@ def test_the_page_works_in_a_browser(report, tmp_path):
             "return [...document.images].map(i => i.complete && i.naturalWidth)"
         )
         assert len(images) == 2 and all(images)
-        played = page.execute_async_script(
-            "const done = arguments[0], videos = [...document.querySelectorAll('video')];"
-            "Promise.all(videos.map(v => v.play().then(() => new Promise(r =>"
-            " { const t = setInterval(() => { if (v.currentTime > 0.1)"
-            " { clearInterval(t); r([v.videoWidth, v.duration]) } }, 50) }))))"
-            ".then(done, e => done(String(e)))"
-        )
-        assert played == [[96, pytest.approx(9 / 12, abs=0.05)]] * 2
+        assert played(page) == [[96, pytest.approx(9 / 12, abs=0.05)]] * 2
         assert page.get_log("browser") == []
         wide = page.execute_script("return document.documentElement.scrollWidth")
         assert wide <= 1200
-    finally:
-        page.quit()
 
 
 def test_the_same_command_measures_nothing_again(report):

@@ -14,33 +14,9 @@ from odvae_jax.metrics.generated import as_json, compare, measure_generated, not
 from odvae_jax.metrics.i3d import load_i3d
 from odvae_jax.metrics.inception_score import inception_score
 from odvae_jax.metrics.kernel import kernel_distance
+from tests.metrics.stand_ins import Brightness, Corner, networks
 
 QUIET = {"progress": False}
-
-
-class Brightness:
-    """Features that are simple to compute again: mean and deviation of each colour."""
-
-    def __init__(self, digest="brightness"):
-        self.digest, self.calls = digest, []
-
-    def features(self, video):
-        self.calls.append(tuple(video.shape))
-        video = np.asarray(video, np.float64)
-        parts = [video.mean((1, 2, 3)), video.std((1, 2, 3))]
-        return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-class Corner:
-    """Classes by the last digit of the first pixel; of frames that are all white, none."""
-
-    digest = "corner"
-
-    def probabilities(self, video):
-        video = np.asarray(video)
-        p = np.eye(10, dtype=np.float32)[video[:, 0, 0, 0, 0] % 10]
-        p[video.min((1, 2, 3, 4)) == 255] = np.nan
-        return p
 
 
 def clips(n, seed=0, frames=20, side=6, high=200):
@@ -49,10 +25,6 @@ def clips(n, seed=0, frames=20, side=6, high=200):
     tops = rng.integers(20, high, n)
     shape = (frames, side, side, 3)
     return [(f"clip{i}.mp4", rng.integers(0, top, shape, np.uint8)) for i, top in enumerate(tops)]
-
-
-def networks(**missing):
-    return Networks(Brightness(), Corner(), missing)
 
 
 def features(some, frames=None):
@@ -227,6 +199,16 @@ def test_vectors_are_kept_by_content_and_only_new_clips_are_computed(tmp_path):
     other = Networks(Brightness("other"), Corner())
     measure_generated(reals, made, other, cache=FeatureCache(tmp_path), **options)
     assert len(other.features.calls) == 24
+
+
+def test_clips_of_16_frames_go_through_a_network_once():
+    some, short = clips(4, frames=16), networks()
+    options = {"devices": jax.devices()[:1], **QUIET}
+    for batch, calls in ((1, 4), (3, 2)):
+        short.features.calls.clear()
+        found = set_of_clips(some, short, what="real", batch=batch, **options)
+        assert len(short.features.calls) == calls
+        np.testing.assert_array_equal(found.vectors["first"], found.vectors["all"])
 
 
 def test_vectors_that_are_not_finite_are_not_kept(tmp_path):
