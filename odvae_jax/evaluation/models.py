@@ -34,6 +34,7 @@ from odvae_jax.types import AnyArray
 
 logger = logging.getLogger(__name__)
 _WEIGHTS = ("raw", "ema")  # behind the @ of a training run
+_BITS = 8  # per value of a video
 
 
 @jax.tree_util.register_static
@@ -160,7 +161,7 @@ class Contender:
         if isinstance(self.model, BlockMean):
             return values / (IMAGE_CHANNELS * self.model.blocks(frames, height, width))
         latents = math.prod(self.model.config.latent_shape((1, frames, height, width, 3)))
-        return values * 8 / (latents * math.log2(self.codes)) if self.codes else values / latents
+        return values / latents * (_BITS / math.log2(self.codes) if self.codes else 1)
 
 
 def taken(config: Config, frames: int, height: int, width: int) -> tuple[int, int, int]:
