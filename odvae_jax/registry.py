@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from odvae_jax.files import printable
+
 _FUNCTIONS: dict[str, Callable] = {}
 
 
@@ -21,6 +23,21 @@ def register(*, load: Callable, save: Callable) -> None:
 def load(source: Any, **arguments: Any) -> Any:
     """The model that a source holds; see `odvae_jax.from_pretrained`."""
     return _function("load")(source, **arguments)
+
+
+def load_autoencoder(source: Any, **arguments: Any) -> Any:
+    """The autoencoder that a source holds; see `odvae_jax.from_pretrained`.
+
+    Raises:
+      ValueError: if it holds a model of another kind, such as a denoiser.
+    """
+    model = load(source, **arguments)
+    if not hasattr(model, "reconstruct"):
+        raise ValueError(
+            f"{printable(source)} holds a {type(model).__name__}, a denoiser; an autoencoder is "
+            "needed here."
+        )
+    return model
 
 
 def save(model: Any, path: Any, **arguments: Any) -> None:

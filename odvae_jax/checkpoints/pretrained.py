@@ -60,7 +60,7 @@ _FOREIGN = {
     "latte": latte,
     "sd-vae": sd_vae,
 }
-_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")
+_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _FOREIGN_WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
@@ -171,8 +171,11 @@ def load_pretrained(
     path = shipped.model_path(source)
     if not path.exists() and shipped.is_hub_id(str(source)):
         path = _download(str(source), revision, subfolder)
-    elif subfolder:
+    elif subfolder and path.exists():
+        held = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else []
         path = path / subfolder
+        if not path.exists():
+            raise FileNotFoundError(f"{printable(path)} does not exist (found: {held}).")
     if not path.exists():
         raise shipped.unknown_model(source)
     path = _run_model(path) or _lightning_model(path) or path
@@ -185,6 +188,12 @@ def load_pretrained(
             return _load_file(files[0], progress, verify, overrides)
         held = sorted(p.name for p in path.iterdir())
         hint = ' The autoencoder is in "vae": pass subfolder="vae".' if "vae" in held else ""
+        if files:
+            names = sorted(p.name for p in files)[:8]
+            raise ValueError(
+                f"{printable(path)} holds several files of weights, {names}: name the one wanted."
+                f"{hint}"
+            )
         raise FileNotFoundError(
             f"{printable(config_path)} does not exist (found: {held[:8]}).{hint}"
         )
@@ -411,7 +420,10 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
         return config.parent
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
         hint = (
-            "" if subfolder else ' Its autoencoder may be in a folder of its own: subfolder="vae".'
+            ""
+            if subfolder
+            else ' Its autoencoder may be in a folder of its own: subfolder="vae", or in the shell '
+            f"odvae convert {repository} FOLDER --subfolder=vae."
         )
         raise FileNotFoundError(
             f"{where} is no local path, and could not be had from the hub: {one_line(error)}{hint}"

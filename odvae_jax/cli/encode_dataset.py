@@ -122,7 +122,7 @@ def _loaded(arguments, on_cpu: bool):
     from odvae_jax.checks import check_continuous, check_untiled
 
     dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
-    vae = registry.load(arguments.ckpt, dtype=dtype, verify=arguments.verify)
+    vae = registry.load_autoencoder(arguments.ckpt, dtype=dtype, verify=arguments.verify)
     check_continuous(vae.config)
     settings = _settings(arguments, vae.config)
     if isinstance(vae, Baseline):

@@ -288,7 +288,7 @@ def _transcode(arguments: argparse.Namespace, work: str) -> int:
     if not jobs or not model:
         return _report(work, transcoding.Outcome(problems=problems))
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    vae = registry.load(model, dtype=dtype, verify=arguments.verify)
+    vae = registry.load_autoencoder(model, dtype=dtype, verify=arguments.verify)
     device = jax.local_devices()[0].device_kind
     print(f"{printable(model)}, {vae.config.name}, {dtype}, {device}", flush=True)
     settings = _settings(arguments, vae.config.space_compression)

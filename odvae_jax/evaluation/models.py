@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from einops import reduce, repeat
 from jaxtyping import Array, Float
 
+from odvae_jax import registry
 from odvae_jax.baselines.base import (
     Baseline,
     BaselineConfig,
@@ -22,7 +23,7 @@ from odvae_jax.baselines.base import (
 )
 from odvae_jax.baselines.ops_vae import OPSVAEConfig
 from odvae_jax.checkpoints.native import CONFIG_FILE, digest
-from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER, from_pretrained
+from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER
 from odvae_jax.config import IMAGE_CHANNELS, without_scale
 from odvae_jax.evaluation.outside import Outside
 from odvae_jax.files import printable
@@ -287,7 +288,8 @@ def load_model(
     """
     run, at, which = source.rpartition("@")
     if not at or which not in _WEIGHTS or Path(source).exists():
-        return _whole_clips(from_pretrained(source, verify=verify, **arguments), source)
+        model = registry.load_autoencoder(source, verify=verify, **arguments)
+        return _whole_clips(model, source)
     if from_hub := [n for n in ("subfolder", "revision") if arguments.get(n)]:
         raise ValueError(
             f"{printable(source)} is of a training run: leave out {' and '.join(from_hub)}."
@@ -299,7 +301,7 @@ def load_model(
             f"{printable(run)} holds no model that a training run has exported: leave out @ema, or "
             "take RUN@raw of a run that has none yet."
         )
-    return from_pretrained(run, verify=verify, **arguments), ()
+    return registry.load_autoencoder(run, verify=verify, **arguments), ()
 
 
 def _whole_clips(model: Autoencoder, source: str) -> tuple[Autoencoder, tuple[str, ...]]:

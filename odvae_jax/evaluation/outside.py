@@ -98,6 +98,15 @@ class Reconstructions(Outside):
                 f"{printable(clips.source)}: found {', '.join(held[:_LISTED])}, expected "
                 f"{', '.join(map(_key, names[:_LISTED]))}, with any ending of a video."
             )
+        if without := [name for name in names if self._file(name) is None]:
+            logger.warning(
+                "%d of %d videos have no reconstruction in %s, and the work ends at the first of "
+                "them that can be read: %s",
+                len(without),
+                len(names),
+                printable(self._folder),
+                ", ".join(map(printable, without[:_LISTED])),
+            )
         for file in files:
             info = inspect_video(file)
             found = (info.frames, info.height, info.width)

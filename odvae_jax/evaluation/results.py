@@ -403,6 +403,8 @@ def as_json(results: Results) -> dict[str, Any]:
             "by_frame": {name: values.tolist() for name, values in r.by_frame.items()},
             "by_clip": r.by_clip,
             "not_finite": list(r.not_finite),
+            "missing": r.missing,
+            "remarks": list(c.remarks),
         }
 
     return {

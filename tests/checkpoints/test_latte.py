@@ -115,6 +115,18 @@ def test_a_denoiser_is_no_autoencoder_and_an_autoencoder_no_denoiser(tmp_path):
         Latte.from_pretrained("small")
 
 
+@pytest.mark.parametrize("command", ["encode", "reconstruct", "eval"])
+def test_commands_that_need_an_autoencoder_refuse_a_denoiser_in_a_line(command, tmp_path, capsys):
+    small().save_pretrained(tmp_path / "latte")
+    where = {
+        "encode": ["sample-clips", str(tmp_path / "out")],
+        "reconstruct": ["sample-clips", str(tmp_path / "out")],
+        "eval": ["--data=sample-clips", f"--output={tmp_path / 'out'}", "--nofvd"],
+    }
+    assert main([command, *where[command], f"--ckpt={tmp_path / 'latte'}"]) == 1
+    assert "holds a Latte, a denoiser" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_our_own_files_that_are_damaged_or_incomplete_are_refused(tmp_path):
     path = tmp_path / "model"

@@ -86,6 +86,16 @@ def test_a_local_folder_with_its_autoencoder_in_vae(tmp_path):
     )
 
 
+def test_a_subfolder_that_is_not_there_and_files_to_choose_from_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path / "pipeline" / "vae")
+    with pytest.raises(FileNotFoundError, match=r"pipeline/vea does not exist \(found: \['vae'\]"):
+        ODVAE.from_pretrained(tmp_path / "pipeline", subfolder="vea")
+    for name in ("a.ckpt", "b.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="several files of weights, .*'a.ckpt', 'b.pth'.*name the"):
+        ODVAE.from_pretrained(tmp_path)
+
+
 def test_dtypes_are_chosen_on_the_same_call(tmp_path):
     sd_vae.save(small_model("image"), tmp_path / "vae")
     vae = ODVAE.from_pretrained(tmp_path / "vae", dtype="bfloat16", param_dtype="bfloat16")
