@@ -3,13 +3,13 @@
 The paper's encode each clip in every step. Encoding once is faster:
 
 odvae encode ucf101:UCF-101 LATENTS --ckpt=MODEL --to=shards --content=moments \
-    --buckets=81x256x256 --clips-per-video=1
+    --frames=81 --size=256 --clips-per-video=1 --mirror
 odvae train --config=latte:ucf101 --workdir=runs/ucf101 --config.data.path=LATENTS
 
 From videos:
 
-odvae train --config=latte:sky --workdir=runs/sky --config.data.path=sky-timelapse:sky_train \
-    --config.vae=MODEL
+odvae train --config=latte:sky --workdir=runs/sky \
+    --config.data.path=sky-timelapse:sky_train:least=244 --config.vae=MODEL
 
 The small one, some ten minutes on two CPU cores:
 
@@ -44,7 +44,7 @@ def _ucf101(config):
 
 
 def _sky(config):
-    config.data.path = "sky-timelapse:sky_train"
+    config.data.path = "sky-timelapse:sky_train:least=244"
     config.data.flip = False
     config.optimizer.clip_from = 20_000
 

@@ -225,7 +225,8 @@ def _settings(arguments, config):
     guidance = arguments.guidance
     classes = _classes(arguments.classes, config)
     if guidance is None:
-        guidance = _GUIDANCE if config.classes and config.classes not in classes else 1.0
+        guided = any(one != config.classes for one in classes)  # "none" needs no guidance
+        guidance = _GUIDANCE if config.classes and guided else 1.0
 
     def settings(unit):
         return SampleSettings(

@@ -111,7 +111,9 @@ class Conditioning(nnx.Module):
         c = self.time_2(jax.nn.silu(self.time_1(positions.of_times(t))))
         if self.labels is None:
             return c
-        return c + jnp.take(self.labels[...].astype(jnp.float32), labels, axis=0, mode="fill")
+        table = self.labels[...].astype(jnp.float32)
+        labels = jnp.where(labels < 0, len(table), labels)  # else they count from the end
+        return c + jnp.take(table, labels, axis=0, mode="fill")
 
 
 class Attention(nnx.Module):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from odvae_jax.checkpoints.pretrained import load_pretrained
 from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.data.video import VideoError
 from odvae_jax.diffusion import Latte, LatteConfig, TrainedOn
 from odvae_jax.files import printable
 from odvae_jax.latents import LatentDataset, LatentsError, Scale
@@ -268,7 +269,7 @@ class EncodedVideos(Data):
             )
         self.scale = scale if data.scale == "channels" else Scale(None, None, scale.factor)
         self.clips = self._open(data.path, config.seed, data.flip)
-        rate = self.clips.sources[0].rate(0) if len(self.clips) else 0.0
+        rate = _rate(self.clips)
         self.record = TrainedOn(
             vae=config.vae,
             encoder=encoder_digest(vae),
@@ -572,3 +573,12 @@ def shards_of(mesh: Mesh, count: int) -> int:
     """Returns the least number of clips, at least `count`, that divides over the devices."""
     shards = clip_shards(mesh)
     return -(-count // shards) * shards
+
+
+def _rate(clips: RandomClips) -> float:
+    """The frames per second of the first video that can be read; 0 if none can."""
+    for source in clips.sources:
+        for i in range(len(source)):
+            with contextlib.suppress(VideoError):
+                return source.rate(i)
+    return 0.0

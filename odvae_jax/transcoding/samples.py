@@ -37,6 +37,7 @@ MANIFEST_FILE = "samples.csv"
 LATENTS_FOLDER = "latents"
 """The folder in it that holds the latents."""
 _FORMAT = "odvae_jax samples 1"
+_WORST = 51  # the CRF of the lowest quality
 _NO_VARIANCE = -30.0  # the log-variance of what is no posterior, but one sample
 
 
@@ -219,6 +220,16 @@ def check_settings(denoiser: Latte, settings: SampleSettings) -> None:
         raise ValueError(f"the class {wrong[0]} is not known: there are 0 to {classes - 1}.")
     if not math.isfinite(settings.guidance):
         raise ValueError(f"guidance={settings.guidance}: expected a finite number; 1 is none.")
+    if settings.interval is not None:
+        low, high = settings.interval
+        if not 0 <= low < high < math.inf:
+            raise ValueError(f"interval={low, high}: expected two times, the smaller one first.")
+        if settings.guidance == 1:
+            raise ValueError("an interval says where guidance is used, and guidance=1 is none.")
+    if not 0 <= settings.crf <= _WORST:
+        raise ValueError(f"crf={settings.crf}: expected 0 to {_WORST}; lower is better.")
+    if settings.batch < 1:
+        raise ValueError(f"batch={settings.batch}: expected at least 1 sample at a time.")
     if settings.guidance != 1 and not classes:
         raise ValueError(
             f"guidance={settings.guidance} needs classes, and this denoiser has none: leave it "
@@ -371,6 +382,10 @@ def _described(denoiser: Latte, vae: Autoencoder, settings: SampleSettings) -> d
     }
 
 
+def _is_part(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".part"
+
+
 def _note_settings(output: Path, described: dict[str, Any]) -> None:
     """Writes how samples are made into their folder, or compares with what stands there.
 
@@ -379,13 +394,14 @@ def _note_settings(output: Path, described: dict[str, Any]) -> None:
     """
     path = output / SETTINGS_FILE
     if not path.is_file():
-        if output.is_dir() and any(output.iterdir()):
+        # Another process may be writing the same file, or may have been killed while it did.
+        held = [one for one in output.iterdir() if not _is_part(one)] if output.is_dir() else []
+        if held and not path.is_file():
             raise ValueError(
                 f"{printable(output)} holds other files than samples: choose a new folder."
             )
         output.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(described, indent=1) + "\n")
-        return
     try:
         there = json.loads(path.read_text())
         differing = [n for n in described if there.get(n) != described[n]]

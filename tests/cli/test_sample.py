@@ -143,10 +143,31 @@ def test_a_folder_of_other_settings_or_of_other_files_is_refused(models, tmp_pat
         assert run(models, tmp_path / "s", *options, count=1) == 1
         said = capsys.readouterr().err
         assert "made otherwise" in said and words in said
+    (tmp_path / "begun").mkdir()  # by a process that was killed
+    (tmp_path / "begun" / ".samples.json.99.part").write_text("{")
+    assert run(models, tmp_path / "begun", "--classes=1,none", count=1) == 0
+    settings = json.loads((tmp_path / "begun" / "samples.json").read_text())
+    assert settings["guidance"] == 7  # of the sample that has a class
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     assert run(models, tmp_path / "other") == 1
     assert "holds other files than samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"interval": (5, 1), "guidance": 2}, "the smaller one first"),
+        ({"crf": 60}, "crf=60: expected 0 to 51"),
+        ({"batch": 0}, "batch=0: expected at least 1"),
+    ],
+)
+def test_impossible_settings_claim_no_folder(models, tmp_path, fields, words):
+    folder, vae, model = models
+    settings = SampleSettings(sampler="euler", steps=2, classes=(0,), **fields)
+    with pytest.raises(ValueError, match=words):
+        sample_files(model, vae, str(folder / "vae"), tmp_path / "s", 1, settings)
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,6 +181,8 @@ def test_a_folder_of_other_settings_or_of_other_files_is_refused(models, tmp_pat
         (["--sampler=ddpm"], "sampler 'ddpm' is not known here; there are ['euler', 'heun']"),
         (["--tiling=4"], "a group of 4 frames is not 2k + 1"),
         (["--guidance=nan"], "guidance=nan"),
+        (["--interval=0.1,0.9", "--guidance=1"], "guidance=1 is none"),
+        (["--crf=60"], "60"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_the_folder_is_made(

@@ -228,6 +228,12 @@ def test_latents_of_another_shape_are_refused(axis, size, words):
         model(np.zeros(shape, np.float32), np.array([1, 2]), np.array([0, 1]))
 
 
+def test_a_class_that_there_is_not_gives_nan_and_none_counts_from_the_end():
+    model = small()
+    c = model.conditioning(jnp.array([1, 2, 3, 4]), jnp.array([3, 4, -1, -3]))
+    assert np.isfinite(c).all(-1).tolist() == [True, False, False, False]
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_labels_that_are_missing_or_not_expected_are_refused():
     model = small()
