@@ -85,6 +85,33 @@ def original_names(ours: str) -> tuple[str, ...]:
     return (".".join(torch_leaf(ours)),)
 
 
+def width_of(
+    fields: Mapping[str, Any], required: Mapping[str, Any], model: str, source: Path
+) -> int:
+    """Returns the width of level 0 that a diffusers `config.json` says, after a check of others.
+
+    Args:
+      fields: the content of `config.json`.
+      required: the values that fields must have if they are there.
+      model: what messages call the model, "SD-VAE" or "SVD-VAE".
+      source: the path of `config.json`, for error messages.
+
+    Raises:
+      ValueError: if a field is another, or widths are not in SD-VAE's ratio. The message names it.
+    """
+    for name, value in required.items():
+        if name in fields and fields[name] != value:
+            raise ValueError(f"{source}: {name} is {fields[name]!r}; an {model} has {value!r}.")
+    widths = fields.get("block_out_channels")
+    first = widths[0] if isinstance(widths, list) and widths else None
+    if not isinstance(first, int) or widths != [first * m for m in _ROW.width_multipliers]:
+        raise ValueError(
+            f"{source}: block_out_channels is {widths}; "
+            f"an {model}'s are in the ratio {_ROW.width_multipliers}."
+        )
+    return first
+
+
 def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
     """Returns the config of a diffusers SD-VAE from its `config.json`.
 
@@ -95,16 +122,7 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> ODVAEConfig:
     Raises:
       ValueError: if the architecture is not that of SD-VAE. The message names the field.
     """
-    for name, value in _REQUIRED.items():
-        if name in fields and fields[name] != value:
-            raise ValueError(f"{source}: {name} is {fields[name]!r}; an SD-VAE has {value!r}.")
-    widths = fields.get("block_out_channels")
-    first = widths[0] if isinstance(widths, list) and widths else None
-    if not isinstance(first, int) or widths != [first * m for m in _ROW.width_multipliers]:
-        raise ValueError(
-            f"{source}: block_out_channels is {widths}; "
-            f"an SD-VAE's are in the ratio {_ROW.width_multipliers}."
-        )
+    first = width_of(fields, _REQUIRED, "SD-VAE", source)
     quant, post_quant = (fields.get(name, True) for name in _QUANT)
     if not isinstance(quant, bool) or quant != post_quant:
         raise ValueError(

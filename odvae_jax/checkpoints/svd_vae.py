@@ -81,16 +81,7 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> SVDVAEConfig:
     Raises:
       ValueError: if the architecture is not that of SVD-VAE. The message names the field.
     """
-    for name, value in _REQUIRED.items():
-        if name in fields and fields[name] != value:
-            raise ValueError(f"{source}: {name} is {fields[name]!r}; an SVD-VAE has {value!r}.")
-    widths = fields.get("block_out_channels")
-    first = widths[0] if isinstance(widths, list) and widths else None
-    if not isinstance(first, int) or widths != [first * m for m in _ROW.width_multipliers]:
-        raise ValueError(
-            f"{source}: block_out_channels is {widths}; an SVD-VAE's are in the ratio "
-            f"{_ROW.width_multipliers}."
-        )
+    first = sd_vae.width_of(fields, _REQUIRED, "SVD-VAE", source)
     channels = fields.get("latent_channels", 4)
     return SVDVAEConfig(width=first, latent_channels=channels, **sd_vae.scale_of(fields))
 

@@ -27,7 +27,7 @@ from odvae_jax import registry
 from odvae_jax.diffusion import positions
 from odvae_jax.diffusion.attention import attend
 from odvae_jax.diffusion.config import LatteConfig
-from odvae_jax.layers.causal_conv import Generator
+from odvae_jax.layers.causal_conv import Generator, generator
 from odvae_jax.types import AnyArray
 
 _EPSILON = 1e-6  # of every norm
@@ -274,7 +274,7 @@ class Latte(nnx.Module):
                 f"config is a {type(config).__name__}, not a LatteConfig: "
                 'use LatteConfig.of("XL/2").'
             )
-        rng = _generator(rngs)
+        rng = generator(rngs)
         self.config = config
         patch = config.channels * config.patch**2
         self.patches = Linear(patch, config.width, config=config, rng=rng)
@@ -405,18 +405,6 @@ def drop_labels(
     """
     dropped = jax.random.bernoulli(key, rate, labels.shape)
     return jnp.where(dropped, classes, labels)
-
-
-def _generator(rngs) -> Generator:
-    """Returns what draws initial parameters: NumPy, or JAX under a trace."""
-    if rngs is None or (isinstance(rngs, int) and not isinstance(rngs, bool)):
-        return None if rngs is None else np.random.default_rng(rngs)
-    if not isinstance(rngs, nnx.Rngs):
-        raise ValueError(f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None.")
-    key = jax.random.key_data(rngs.params())
-    if isinstance(key, jax.core.Tracer):
-        return rngs.params
-    return np.random.default_rng(np.asarray(key))
 
 
 def _run(block: Callable, x, c, remat: str):

@@ -33,7 +33,7 @@ def generator(rngs: nnx.Rngs | int | None) -> Generator:
     Raises:
       ValueError: if `rngs` is something else.
     """
-    if rngs is None or isinstance(rngs, int):
+    if rngs is None or (isinstance(rngs, int) and not isinstance(rngs, bool)):
         return None if rngs is None else np.random.default_rng(rngs)
     if not isinstance(rngs, nnx.Rngs):
         raise ValueError(f"rngs is a {type(rngs).__name__}; expected nnx.Rngs, a seed or None.")
