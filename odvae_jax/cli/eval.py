@@ -52,6 +52,7 @@ _OF_RECONSTRUCTIONS = [
     "--nofvd",
     "--speed",
     "--work",
+    "--largest-batch",
 ]
 _OF_GENERATED = ["--count", "--c3d"]
 
@@ -122,6 +123,13 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         choices=["encode", "decode"],
         help="What --speed times. The default is both.",
+    )
+    group.add_argument(
+        "--largest-batch",
+        type=positive,
+        metavar="N",
+        help="The largest batch that --speed times; it begins with 1 and goes on while more clips "
+        "at once are faster. The default is 64.",
     )
 
 
@@ -456,7 +464,7 @@ def _contenders(arguments: argparse.Namespace) -> list[Contender]:
 def _speed(arguments: argparse.Namespace) -> int:
     from odvae_jax import ODVAE, ODVAEConfig
     from odvae_jax.evaluation.models import labels_and_sources, load_model
-    from odvae_jax.evaluation.speed import WORKS, speed_table
+    from odvae_jax.evaluation.speed import LARGEST_BATCH, WORKS, speed_table
 
     if arguments.tiling is not None or arguments.data:
         raise ValueError("--speed times whole random clips: leave out --tiling and --data.")
@@ -477,6 +485,13 @@ def _speed(arguments: argparse.Namespace) -> int:
         for label, source in labels_and_sources(arguments.ckpt)
     ] or [(f"variant {i}", functools.partial(variant, i)) for i in range(1, 5)]
     size = (frames, arguments.size, arguments.size)
-    for line in speed_table(models, size, name, works=arguments.work or WORKS):
+    lines = speed_table(
+        models,
+        size,
+        name,
+        works=arguments.work or WORKS,
+        largest_batch=arguments.largest_batch or LARGEST_BATCH,
+    )
+    for line in lines:
         print(line, flush=True)
     return 0

@@ -110,6 +110,13 @@ def add_arguments(parser: Parser) -> None:
         choices=["encode", "decode"],
         help="What --speed times. The default is both.",
     )
+    group.add_argument(
+        "--largest-batch",
+        type=positive,
+        metavar="N",
+        help="The largest batch that --speed times; it begins with 1 and goes on while more clips "
+        "at once are faster. The default is 64.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -202,7 +209,7 @@ def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
 
 def _speed(arguments: argparse.Namespace) -> int:
     from odvae_jax.evaluation.paper import SPEED_FRAMES
-    from odvae_jax.evaluation.speed import WORKS, speed_table
+    from odvae_jax.evaluation.speed import LARGEST_BATCH, WORKS, speed_table
     from odvae_jax.evaluation.table1 import random_models
 
     if arguments.data or arguments.models:
@@ -212,6 +219,13 @@ def _speed(arguments: argparse.Namespace) -> int:
         )
     name = arguments.dtype or "bfloat16"
     size = (arguments.frames or SPEED_FRAMES, arguments.size, arguments.size)
-    for line in speed_table(random_models(name), size, name, works=arguments.work or WORKS):
+    lines = speed_table(
+        random_models(name),
+        size,
+        name,
+        works=arguments.work or WORKS,
+        largest_batch=arguments.largest_batch or LARGEST_BATCH,
+    )
+    for line in lines:
         print(line, flush=True)
     return 0

@@ -20,7 +20,8 @@ from odvae_jax.parameters import Autoencoder
 IN_FLIGHT = 4
 """How many calls are started before waiting, so that the host's work overlaps with the device's."""
 _GAIN = 1.02  # how much faster a batch twice as large must be for a larger one to be tried
-_LARGEST_BATCH = 64
+LARGEST_BATCH = 64
+"""The largest batch that is timed, unless another is asked for."""
 _CHAIN = 10  # matrix products per call, so that launching costs nothing
 _SIDES = {"cpu": (1024,)}  # sides of matrices, by platform
 WORKS = ("encode", "decode")
@@ -86,7 +87,12 @@ def matrix_rate(dtype: str, repeats: int) -> float:
 
 
 def speeds(
-    model: Autoencoder, work: str, size: tuple[int, int, int], *, repeats: int = 10
+    model: Autoencoder,
+    work: str,
+    size: tuple[int, int, int],
+    *,
+    repeats: int = 10,
+    largest_batch: int = LARGEST_BATCH,
 ) -> Iterator[Speed]:
     """Times batches of 1, 2, 4, ... clips while larger ones are faster and fit in memory.
 
@@ -95,12 +101,13 @@ def speeds(
       work: "encode", to the mean of the posterior or to codes, or "decode".
       size: the number of frames, rows and columns of a clip, (T, H, W), which the model takes.
       repeats: the number of timings per batch size, each of four calls.
+      largest_batch: the largest batch that is timed.
 
     Yields:
       The speed of each batch size.
     """
     best, batch = 0.0, 1
-    while batch <= _LARGEST_BATCH:
+    while batch <= largest_batch:
         try:
             speed = _speed(model, work, (batch, *size, 3), repeats)
         except jax.errors.JaxRuntimeError as error:
@@ -170,6 +177,7 @@ def speed_table(
     *,
     works: Sequence[str] = WORKS,
     repeats: int = 10,
+    largest_batch: int = LARGEST_BATCH,
 ) -> Iterator[str]:
     """Times models one after another; each is freed before the next is made.
 
@@ -182,6 +190,7 @@ def speed_table(
       dtype: the name of the models' dtype, for the title.
       works: what is timed: "encode", "decode" or both.
       repeats: the number of timings per batch size.
+      largest_batch: the largest batch that is timed.
 
     Yields:
       The lines of a table, each as soon as it is measured.
@@ -199,14 +208,14 @@ def speed_table(
         part = taken(model.config, *size)
         name = label if part == size else f"{label} ({_shown(part)})"
         for work in works:
-            yield f"{name:24}{work:>8}{_cells(model, work, part, repeats)}"
+            yield f"{name:24}{work:>8}{_cells(model, work, part, repeats, largest_batch)}"
         del model
         jax.clear_caches()  # compiled programs hold memory, too
 
 
-def _cells(model, work, size, repeats) -> str:
+def _cells(model, work, size, repeats, largest_batch) -> str:
     try:
-        measured = list(speeds(model, work, size, repeats=repeats))
+        measured = list(speeds(model, work, size, repeats=repeats, largest_batch=largest_batch))
     except jax.errors.JaxRuntimeError as error:
         if not _is_memory(error):
             raise

@@ -157,10 +157,9 @@ def test_the_timed_models_are_those_of_the_paper_at_full_width():
 
 @pytest.fixture
 def one_timing(monkeypatch):
-    monkeypatch.setattr(speed, "_LARGEST_BATCH", 1)
     monkeypatch.setattr(speed, "IN_FLIGHT", 1)
     times = speed.speeds
-    monkeypatch.setattr(speed, "speeds", lambda *a, repeats: times(*a, repeats=1))
+    monkeypatch.setattr(speed, "speeds", lambda *a, **k: times(*a, **{**k, "repeats": 1}))
 
 
 @pytest.mark.usefixtures("own_log", "one_timing")
@@ -178,7 +177,7 @@ def test_all_models_are_timed_one_after_another(kinds, monkeypatch, capsys):
         lambda dtype: [(name, lambda name=name: make(name)) for name in kinds],
     )
     monkeypatch.setattr(jax, "clear_caches", alive.clear)
-    assert main(["table1", "--speed", *SIZE]) == 0
+    assert main(["table1", "--speed", "--largest-batch=1", *SIZE]) == 0
     _, _, *lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(kinds)
     assert lines[0].startswith("TATS (16×16×16)" if kinds[0] == "TATS" else "VQGAN ")
@@ -188,13 +187,34 @@ def test_all_models_are_timed_one_after_another(kinds, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("own_log", "one_timing")
-def test_checkpoints_of_any_kind_are_timed_on_what_they_take(tmp_path, capsys):
+def test_checkpoints_of_any_kind_are_timed_on_what_they_take(tmp_path, monkeypatch, capsys):
+    batches, measure = [], speed._speed
+    monkeypatch.setattr(speed, "_GAIN", 0.0)  # whatever a batch gains, the next one is tried
+
+    def measured(*a):
+        batches.append(a[2][0])
+        return measure(*a)
+
+    monkeypatch.setattr(speed, "_speed", measured)
     model("tats").save_pretrained(tmp_path / "mine")
-    assert main(["eval", "--speed", f"--ckpt={tmp_path / 'mine'}", "--dtype=fp32", *SIZE]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                "--speed",
+                f"--ckpt={tmp_path / 'mine'}",
+                "--dtype=fp32",
+                "--largest-batch=2",
+                *SIZE,
+            ]
+        )
+        == 0
+    )
     header, _, *lines = capsys.readouterr().out.splitlines()
     assert "float32, clips of 17×16×16" in header
     for line, work in zip(lines, speed.WORKS, strict=True):
         assert re.search(rf"^mine \(16×16×16\) +{work} +[0-9.]+ \(", line)
+    assert batches == [1, 2, 1, 2]  # no larger one than was asked for
 
 
 @pytest.mark.usefixtures("own_log")
