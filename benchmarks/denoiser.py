@@ -26,16 +26,12 @@ written here.
 """
 
 import importlib.util
-import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import types
 
 from absl import app, flags
+from side_by_side import Table, hand_over, measured, time_torch, timed
 
 _RELEASED = flags.DEFINE_string("released", None, "the folder with `models` and `diffusion`")
 _SIZE = flags.DEFINE_string("size", "XL/2", "S, B, L or XL, a slash, and the side of a patch")
@@ -66,21 +62,11 @@ def parsed(text):
     return work, *map(int, shape.split("x"))
 
 
-def timed(run, wait, calls):
-    """Seconds per call, and the seconds until the first calls were done."""
-    start = time.perf_counter()
-    for _ in range(_WARM if calls > 1 else 1):
-        run()
-    wait()
-    ready = time.perf_counter() - start
-    seconds = []
-    for _ in range(_REPEATS.value if calls > 1 else max(1, min(_REPEATS.value, 3))):
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        wait()
-        seconds.append((time.perf_counter() - start) / calls)
-    return seconds, ready
+def how_often(calls):
+    """How many calls are timed at once, how often, and how many come before."""
+    whole = calls > 1  # else a call is the sampling of a clip
+    repeats = _REPEATS.value if whole else max(1, min(_REPEATS.value, 3))
+    return {"calls": calls, "repeats": repeats, "warm": _WARM if whole else 1}
 
 
 def time_ours(work, clips, frames, remat):
@@ -126,7 +112,7 @@ def time_ours(work, clips, frames, remat):
         state[0], state[1] = compiled(*state)
 
     seconds, ready = timed(
-        run, lambda: jax.block_until_ready(state[1]), 1 if sampling else _IN_FLIGHT
+        run, lambda: jax.block_until_ready(state[1]), **how_often(1 if sampling else _IN_FLIGHT)
     )
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     memory = bytes_needed(compiled)
@@ -271,20 +257,7 @@ def time_released(work, clips, frames, compiled):
     make = released_sampling if work == "sample" else released_training
     run, calls = make(model, diffusion, clips, frames, compiled, device)
 
-    def wait():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    start = time.perf_counter()
-    run()
-    run()
-    wait()
-    ready = time.perf_counter() - start
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds, more = timed(run, wait, calls)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return {"seconds": seconds, "memory": peak, "ready": ready + more}
+    return time_torch(run, device, trials=2, **how_often(calls))
 
 
 def released_training(model, diffusion, clips, frames, compiled, device):
@@ -357,7 +330,7 @@ def child(name):
         result = time_ours(*work, kind.partition(" ")[2])
     else:
         result = time_released(*work, kind == "compiled")
-    print("\n" + json.dumps(result))
+    hand_over(result)
 
 
 def products():
@@ -367,39 +340,7 @@ def products():
     from odvae_jax.evaluation.speed import matrix_rate
 
     name = f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {_DTYPE.value}"
-    print("\n" + json.dumps([name, matrix_rate(_DTYPE.value, 5)]))
-
-
-def measured(name):
-    """What a process of its own prints last; None if it fails."""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that nothing is found compiled
-    with tempfile.TemporaryDirectory() as environment["TORCHINDUCTOR_CACHE_DIR"]:
-        process = subprocess.run(
-            [sys.executable, *sys.argv, f"--child={name}"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if process.returncode:
-        last = process.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{name}: {last[0]}", file=sys.stderr)
-        return None
-    return json.loads(process.stdout.splitlines()[-1])
-
-
-def line(text, kind, result, first, rate):
-    """A line of the table."""
-    median = statistics.median(result["seconds"])
-    deciles = [median, median]
-    if len(result["seconds"]) > 1:
-        deciles = statistics.quantiles(result["seconds"], n=10, method="inclusive")
-    best = (result.get("flops") or 0) / rate
-    return (
-        f"{text:14}{kind:16}{median * 1e3:10.1f}"
-        f"{f'{deciles[0] * 1e3:.1f}–{deciles[-1] * 1e3:.1f}':>20}"
-        f"{result['memory'] / 2**30:8.2f}{result.get('peak', 0) / 2**30:8.2f}{result['ready']:9.1f}"
-        f"{f'{first / median:.2f}' if first else '':>7}"
-        + (f"{best * 1e3:10.1f}{best / median:7.2f}" if best else "")
-    )
+    hand_over([name, matrix_rate(_DTYPE.value, 5)])
 
 
 def main(_):
@@ -410,29 +351,19 @@ def main(_):
     works = _WORK.value
     if _FRAMES.value:
         works = [f"train:1x{_FRAMES.value}", f"sample:1x{_FRAMES.value}"]
-    name, rate = measured("products")
+    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    name, rate = measured("products", **memory)
     print(
         f"{name}, Latte-{_SIZE.value}, latents {_LATENT.value}×{_LATENT.value}; "
         f"matrix product {rate / 1e12:.1f} TFLOP/s"
     )
-    print(
-        f"{'work':14}{'':16}{'ms':>10}{'spread':>20}{'GiB':>8}{'peak':>8}{'ready s':>9}{'times':>7}"
-        f"{'matrix ms':>10}{'share':>7}"
-    )
+    table = Table(rate, peak=True, **memory)
     for text in works:
-        first = None
         kinds = [k for k in _ONLY.value if k != "ours"]
         if "ours" in _ONLY.value:
             policies = _REMAT.value if text.startswith("train") else ["none"]
             kinds[1:1] = [f"ours {remat}" for remat in policies]
-        for kind in kinds:
-            result = measured(f"{kind}:{text}")
-            if result is None:
-                print(f"{text:14}{kind:16}{'failed':>10}", flush=True)
-                continue
-            if kind == "compiled":
-                first = statistics.median(result["seconds"])
-            print(line(text, kind, result, first, rate), flush=True)
+        table.measure(text, kinds)
     return None
 
 

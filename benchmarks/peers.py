@@ -18,17 +18,12 @@ in the same run.
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import types
 
 from absl import app, flags
 from common import DTYPE, VARIANT, WIDTH, config, device, function_and_input, model, work_and_shape
+from side_by_side import Table, hand_over, measured, time_jax, time_torch
 
 _RELEASED = flags.DEFINE_string("released", None, "the folder that holds `opensora`")
 _WORK = flags.DEFINE_list(
@@ -107,7 +102,7 @@ def released_model():
 
 
 def time_released(work, shape, compiled):
-    """Seconds a call, and the peak of memory in bytes."""
+    """What is measured of the release."""
     import torch
 
     from odvae_jax.evaluation.speed import IN_FLIGHT
@@ -137,79 +132,34 @@ def time_released(work, shape, compiled):
     elif compiled:
         run = torch.compile(run)
 
-    def wait():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     with torch.set_grad_enabled(work == "train"):
-        start = time.perf_counter()
-        for _ in range(3):
-            run(x)
-        wait()
-        ready = time.perf_counter() - start
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()  # without what trials of algorithms took
-        seconds = []
-        for _ in range(_REPEATS.value):
-            start = time.perf_counter()
-            for _ in range(IN_FLIGHT):
-                run(x)
-            wait()
-            seconds.append((time.perf_counter() - start) / IN_FLIGHT)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return seconds, peak, ready
+        return time_torch(
+            lambda: run(x), device, calls=IN_FLIGHT, repeats=_REPEATS.value, warm=0, trials=3
+        )
 
 
 def time_ours(work, shape):
-    """Seconds a call, what the compiled program needs in bytes, and its operations."""
-    import jax
-
-    from odvae_jax.compilation import bytes_needed
-    from odvae_jax.evaluation.speed import time_calls
+    """What is measured of ours, and its operations."""
     from odvae_jax.flops import count_flops
 
     vae = model(remat="convolutions" if work == "train" else "none")
     function, x = function_and_input(vae, work, shape)
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(vae, x).compile()
-    ready = time.perf_counter() - start
-    seconds = time_calls(compiled, vae, x, repeats=_REPEATS.value)
-    return seconds, bytes_needed(compiled), ready, count_flops(function, vae, x)
+    result = time_jax(function, vae, x, repeats=_REPEATS.value)
+    return {**result, "flops": count_flops(function, vae, x)}
 
 
 def child(name):
     kind, text = name.split(":", 1)
     work, shape = work_and_shape(text)
-    if kind == "ours":
-        seconds, memory, ready, flops = time_ours(work, shape)
-    else:
-        seconds, memory, ready = time_released(work, shape, kind == "compiled")
-        flops = None
-    result = {"seconds": seconds, "memory": memory, "ready": ready, "flops": flops}
-    print("\n" + json.dumps(result))
+    ours = kind == "ours"
+    hand_over(time_ours(work, shape) if ours else time_released(work, shape, kind == "compiled"))
 
 
 def products():
     """Name of the device, and operations per second of a large matrix product."""
     from odvae_jax.evaluation.speed import matrix_rate
 
-    print("\n" + json.dumps([device(), matrix_rate(DTYPE.value, 5)]))
-
-
-def measured(name):
-    """What a process of its own prints last; None if it fails."""
-    environment = dict(os.environ)
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that nothing is found compiled
-    with tempfile.TemporaryDirectory() as environment["TORCHINDUCTOR_CACHE_DIR"]:
-        process = subprocess.run(
-            [sys.executable, *sys.argv, f"--child={name}"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if process.returncode:
-        last = process.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{name}: {last[0]}", file=sys.stderr)
-        return None
-    return json.loads(process.stdout.splitlines()[-1])
+    hand_over([device(), matrix_rate(DTYPE.value, 5)])
 
 
 def main(_):
@@ -220,31 +170,9 @@ def main(_):
     name, rate = measured("products")
     rate_text = f"matrix product {rate / 1e12:.1f} TFLOP/s"
     print(f"{name}, variant {VARIANT.value}, width {WIDTH.value}; {rate_text}")
-    print(
-        f"{'work':24}{'':10}{'ms':>9}{'spread':>18}{'GiB':>8}{'ready s':>9}{'times':>7}"
-        f"{'matrix ms':>10}{'share':>7}"
-    )
+    table = Table(rate)
     for work in _WORK.value:
-        first = None
-        for kind in _ONLY.value:
-            result = measured(f"{kind}:{work}")
-            if result is None:
-                print(f"{work:24}{kind:10}{'failed':>9}", flush=True)
-                continue
-            median = statistics.median(result["seconds"])
-            deciles = statistics.quantiles(result["seconds"], n=10, method="inclusive")
-            if kind == "compiled":
-                first = median
-            times = f"{first / median:.2f}" if first else ""
-            best = (result["flops"] or 0) / rate
-            product = f"{best * 1e3:10.1f}{best / median:7.2f}" if best else ""
-            print(
-                f"{work:24}{kind:10}{median * 1e3:9.1f}"
-                f"{f'{deciles[0] * 1e3:.1f}–{deciles[-1] * 1e3:.1f}':>18}"
-                f"{result['memory'] / 2**30:8.2f}{result['ready']:9.1f}{times:>7}"
-                f"{product}",
-                flush=True,
-            )
+        table.measure(work, _ONLY.value)
     return None
 
 

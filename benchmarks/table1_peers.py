@@ -11,16 +11,9 @@ The references of the others come in no package, and are marked "not run". All o
 `odvae table1 --speed`.
 """
 
-import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-
 from absl import app, flags
 from common import DTYPE, WIDTH, device, work_and_shape
+from side_by_side import Table, hand_over, measured, time_jax, time_torch
 
 _WORK = flags.DEFINE_list(
     "work",
@@ -41,7 +34,7 @@ _NOT_RUN = {
 
 
 def time_reference(work, shape, compiled):
-    """Seconds per call, the peak of memory in bytes, and the seconds until all is compiled."""
+    """What is measured of diffusers' class."""
     import torch
     from diffusers import AutoencoderKLTemporalDecoder
 
@@ -69,70 +62,32 @@ def time_reference(work, shape, compiled):
 
     run = torch.compile(run) if compiled else run
 
-    def wait():
-        if on == "cuda":
-            torch.cuda.synchronize()
-
     with torch.no_grad():
-        start = time.perf_counter()
-        for _ in range(3):
-            run(x)
-        wait()
-        ready = time.perf_counter() - start
-        if on == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        for _ in range(_REPEATS.value):
-            start = time.perf_counter()
-            for _ in range(IN_FLIGHT):
-                run(x)
-            wait()
-            seconds.append((time.perf_counter() - start) / IN_FLIGHT)
-    return seconds, torch.cuda.max_memory_allocated() if on == "cuda" else 0, ready
+        return time_torch(
+            lambda: run(x), on, calls=IN_FLIGHT, repeats=_REPEATS.value, warm=0, trials=3
+        )
 
 
 def time_ours(work, shape):
-    """Seconds per call, what the compiled program needs in bytes, and the seconds to compile it."""
-    import jax
-
+    """What is measured of ours."""
     from odvae_jax.baselines import SVDVAE, SVDVAEConfig
-    from odvae_jax.compilation import bytes_needed
-    from odvae_jax.evaluation.speed import function_and_input, time_calls
+    from odvae_jax.evaluation.speed import function_and_input
 
     config = SVDVAEConfig(width=WIDTH.value, dtype=DTYPE.value, param_dtype=DTYPE.value)
     model = SVDVAE(config, rngs=0)
     function, x = function_and_input(model, work, (*shape, 3))
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(model, x).compile()
-    ready = time.perf_counter() - start
-    return time_calls(compiled, model, x, repeats=_REPEATS.value), bytes_needed(compiled), ready
+    return time_jax(function, model, x, repeats=_REPEATS.value)
 
 
 def child(name):
     """Prints what one process measures."""
     if name == "device":
-        return print("\n" + json.dumps(device()))
+        return hand_over(device())
     kind, text = name.split(":", 1)
     work, shape = work_and_shape(text)
     ours = kind == "ours"
     found = time_ours(work, shape) if ours else time_reference(work, shape, kind == "compiled")
-    return print("\n" + json.dumps(found))
-
-
-def measured(name):
-    """What a process of its own prints last; None if it fails."""
-    environment = dict(os.environ)
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that nothing is found compiled
-    with tempfile.TemporaryDirectory() as environment["TORCHINDUCTOR_CACHE_DIR"]:
-        process = subprocess.run(
-            [sys.executable, *sys.argv, f"--child={name}"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if process.returncode:
-        last = process.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{name}: {last[0]}", file=sys.stderr)
-        return None
-    return json.loads(process.stdout.splitlines()[-1])
+    return hand_over(found)
 
 
 def main(_):
@@ -140,25 +95,9 @@ def main(_):
     if _CHILD.value:
         return child(_CHILD.value)
     print(f"{measured('device')}, SVD-VAE, width {WIDTH.value}")
-    print(f"{'work':24}{'':10}{'ms':>9}{'spread':>18}{'GiB':>8}{'ready s':>9}{'times':>7}")
+    table = Table()
     for work in _WORK.value:
-        first = None
-        for kind in _ONLY.value:
-            result = measured(f"{kind}:{work}")
-            if result is None:
-                print(f"{work:24}{kind:10}{'failed':>9}", flush=True)
-                continue
-            seconds, memory, ready = result
-            median = statistics.median(seconds)
-            deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-            first = median if kind == "compiled" else first
-            spread = f"{deciles[0] * 1e3:.1f}–{deciles[-1] * 1e3:.1f}"
-            times = f"{first / median:.2f}" if first else ""
-            print(
-                f"{work:24}{kind:10}{median * 1e3:9.1f}{spread:>18}{memory / 2**30:8.2f}"
-                f"{ready:9.1f}{times:>7}",
-                flush=True,
-            )
+        table.measure(work, _ONLY.value)
     for name, where in _NOT_RUN.items():
         print(f"{name}: not run; its reference ({where}) comes in no package")
     return None

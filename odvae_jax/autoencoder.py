@@ -458,15 +458,9 @@ class ODVAE(nnx.Module):
           ValueError: if the files hold no such model, are damaged, or hold values that are not
             finite. The message says which names differ and how.
         """
-        model = registry.load(
-            source, revision=revision, subfolder=subfolder, verify=verify, **overrides
+        return registry.load_as(
+            cls, source, revision=revision, subfolder=subfolder, verify=verify, **overrides
         )
-        if not isinstance(model, cls):
-            raise ValueError(
-                f"{source} holds a {type(model).__name__}, not an ODVAE: odvae_jax.from_pretrained "
-                "loads whatever model there is."
-            )
-        return model
 
 
 def _no_convolution(*sizes, config, rng):

@@ -40,6 +40,30 @@ def load_autoencoder(source: Any, **arguments: Any) -> Any:
     return model
 
 
+def load_as(cls: type, source: Any, **arguments: Any) -> Any:
+    """The model of a class that a source holds; see `odvae_jax.from_pretrained`.
+
+    Args:
+      cls: the class.
+      source: a path, a shipped name or a hub id.
+      **arguments: what `odvae_jax.from_pretrained` takes.
+
+    Raises:
+      ValueError: if it holds a model of another class.
+    """
+    model = load(source, **arguments)
+    if not isinstance(model, cls):
+        found, wanted = (
+            f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+            for name in (type(model).__name__, cls.__name__)
+        )
+        raise ValueError(
+            f"{printable(source)} holds {found}, not {wanted}: odvae_jax.from_pretrained loads "
+            "whatever model there is."
+        )
+    return model
+
+
 def save(model: Any, path: Any, **arguments: Any) -> None:
     """Writes a model into a folder; see `ODVAE.save_pretrained`."""
     _function("save")(model, path, **arguments)

@@ -11,11 +11,19 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from odvae_jax.files import printable
 
 _PACKAGE = Path(__file__).parent
 # Ends of names that a path has and a hub id has not.
 _FILES = (".py", ".json", ".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _MODEL_FILE = "config.json"
+_HUB = "hf://"
+_PLAIN_ID = r"[\w-][\w.-]*/[\w.-]+"
+_PART = r"\w[\w.-]*"
+_WHOLE_ID = re.compile(rf"({_PART}/{_PART})(?:@([\w%.-]+))?(?:/({_PART}(?:/{_PART})*))?/?")
 
 
 class UnknownNameError(FileNotFoundError):
@@ -89,15 +97,49 @@ def model_path(source: str | os.PathLike) -> Path:
     return path
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether a name has the form owner/name of a hub id and does not look like a local path.
+class OnHub(NamedTuple):
+    """A place on the hub.
 
-    A local path starts with ".", "/" or "~", ends like a file, has more than one slash or none, or
-    begins with a folder that exists.
+    Attributes:
+      repository: the repository, owner/name.
+      revision: its branch, tag or commit; None for the usual one.
+      subfolder: the folder in it; None for the repository itself.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or source.endswith(_FILES):
-        return False
-    return not Path(source.partition("/")[0]).is_dir()
+
+    repository: str
+    revision: str | None = None
+    subfolder: str | None = None
+
+    def __str__(self) -> str:
+        """The place as `on_hub` takes it."""
+        at = f"@{self.revision.replace('/', '%2F')}" if self.revision else ""
+        below = f"/{self.subfolder}" if self.subfolder else ""
+        return f"{_HUB}{self.repository}{at}{below}"
+
+
+def on_hub(source: str) -> OnHub | None:
+    """The place on the hub that a name stands for; None if it is no hub id.
+
+    A hub id is owner/name, or `hf://owner/name@revision/subfolder`, of which the last two parts may
+    be left out, and a slash in a revision is written %2F. Without `hf://`, what looks like a local
+    path is none: it starts with ".", "/" or "~", ends like a file, has more than one slash or none,
+    or begins with a folder that exists.
+
+    Raises:
+      ValueError: if it begins with `hf://` and goes on with something else.
+    """
+    if source.startswith(_HUB):
+        found = _WHOLE_ID.fullmatch(source.removeprefix(_HUB))
+        if not found:
+            raise ValueError(
+                f"{printable(source)} is no place on the hub: expected {_HUB}OWNER/NAME, and "
+                "behind it @REVISION, /SUBFOLDER or both, in this order."
+            )
+        repository, revision, subfolder = found.groups()
+        return OnHub(repository, revision and unquote(revision), subfolder)
+    if not re.fullmatch(_PLAIN_ID, source) or source.endswith(_FILES):
+        return None
+    return None if Path(source.partition("/")[0]).is_dir() else OnHub(source)
 
 
 def unknown_model(source: str | os.PathLike) -> UnknownNameError:
@@ -106,5 +148,5 @@ def unknown_model(source: str | os.PathLike) -> UnknownNameError:
     return UnknownNameError(
         f"{source} does not exist. {did_you_mean(Path(source).name, names)}Expected a folder, a "
         f"file of weights, the name of a model that comes with the package ({', '.join(names)}), "
-        "or a hub id such as owner/name."
+        "or a hub id such as owner/name or hf://owner/name@revision/subfolder."
     )

@@ -37,7 +37,7 @@ NOT_HERE = ("of your own", "in the checkout")
 # Files and folders in the pages that are the reader's, or that a run writes.
 OWN = ("runs/", "model/", "~/", "LATENTS/", "17x128x128/", "COLLECTED/")
 OWN += ("FILE.py", "frames.py", "my_losses.py", "my_model.py")
-OWN += ("AILab-CVC/", "hpcai-tech/")  # of the hub
+OWN += ("AILab-CVC/", "hpcai-tech/", "owner/")  # of the hub
 CONFIG = ("config.json", "config.py")  # files, where other words that begin so are fields
 
 

@@ -72,8 +72,6 @@ class BaselineConfig:
     """The frames that a clip has beside a multiple of `frame_step`: 0, or 1 for 4k + 1."""
     frame_step: ClassVar[int] = 1
     """The step between the numbers of frames that the model takes."""
-    training_parameters: ClassVar[int] = 0
-    """The parameters that the reference counts, and that only its training needs."""
     latent_channels: ClassVar[int | None] = None
     """The channels of a latent; None for codes."""
     needs_frames: ClassVar[bool] = False
@@ -118,6 +116,11 @@ class BaselineConfig:
     def scale(self) -> Scale | None:
         """How latents are normalised for a diffusion model; None for codes."""
         return None
+
+    @property
+    def training_parameters(self) -> int:
+        """The parameters that the reference counts, and that only its training needs."""
+        return 0
 
     def layers(self, **fields: Any) -> ODVAEConfig:
         """Returns what the layers of `odvae_jax.layers` are told of this model: its dtypes.
@@ -398,13 +401,7 @@ class Baseline(nnx.Module):
           ValueError: if the files hold no such model, are damaged, or hold values that are not
             finite.
         """
-        model = registry.load(source, **arguments)
-        if not isinstance(model, cls):
-            raise ValueError(
-                f"{source} holds a {type(model).__name__}, not a {cls.__name__}: "
-                "odvae_jax.from_pretrained loads whatever model there is."
-            )
-        return model
+        return registry.load_as(cls, source, **arguments)
 
     def check_video(self, video: Any) -> None:
         """Checks that a video can be encoded.

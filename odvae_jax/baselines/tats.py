@@ -25,6 +25,7 @@ from odvae_jax.layers.group_norm import GroupNorm, Normed
 BATCH_NORM_EPSILON = 1e-5
 _GROUPS = 32
 _SIDE = 4  # of the kernels that change the resolution
+_TRAINING = 28_540_546  # the parameters of the released model's discriminators and LPIPS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,6 @@ class TATSConfig(BaselineConfig):
 
     model: ClassVar[str] = "tats"
     name: ClassVar[str] = "TATS"
-    # The discriminators and LPIPS, as the released model is trained with them.
-    training_parameters: ClassVar[int] = 28_540_546
 
     width: int = 32
     downsample: tuple[int, int, int] = (4, 8, 8)
@@ -74,6 +73,16 @@ class TATSConfig(BaselineConfig):
         """The strides of each stage in time and in space; encoder and decoder have the same."""
         time, space, _ = (round(math.log2(n)) for n in self.downsample)
         return tuple((1 + (i < time), 1 + (i < space)) for i in range(max(time, space)))
+
+    @property
+    def training_parameters(self) -> int:
+        """The parameters of the discriminators and of LPIPS that the released model has.
+
+        They are 0 for a model of other sizes: nobody knows with which it was trained.
+        """
+        released = TATSConfig()
+        same = {name: getattr(released, name) for name in self.changeable}
+        return _TRAINING if dataclasses.replace(self, **same) == released else 0
 
     @property
     def time_compression(self) -> int:

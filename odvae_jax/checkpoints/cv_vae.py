@@ -20,22 +20,23 @@ from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
 from odvae_jax.checkpoints.layout import (
     Progress,
     build,
-    from_kernel,
+    check_halves,
     length_of,
     lightning_state,
     names_in,
     torch_leaf,
+    torch_state,
 )
 from odvae_jax.checkpoints.native import with_overrides
-from odvae_jax.checkpoints.scale_file import text_of
-from odvae_jax.parameters import named_parameters
+from odvae_jax.checkpoints.scale_file import files_beside
+from odvae_jax.files import printable
 
 CLASS_NAME = "CVVAEModel"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, SCALE_FILE)
 """The files of a model, the weights first."""
 _GROUPS = 32
-_MARK = "decoder.mid.attn_1.q_t.weight"
+_MARK, _FIRST = "decoder.mid.attn_1.q_t.weight", "encoder.conv_in.weight"
 # What a CVVAEModel must have to be the released structure; the class's defaults are the same.
 _REQUIRED = {
     "double_z": True,
@@ -113,8 +114,10 @@ def config_from_json(fields: Mapping[str, Any], source: Path) -> CVVAEConfig:
 
 
 def is_released(file: WeightFile) -> bool:
-    """Returns whether the names in a file are those of a CV-VAE."""
-    return _MARK in names_in(file)
+    """Returns whether the names in a file are those of a CV-VAE, or of its encoder alone."""
+    names = names_in(file)
+    half = not any(isinstance(n, str) and n.startswith("decoder.") for n in names)
+    return _MARK in names or (half and np.ndim(names.get(_FIRST)) == 5)
 
 
 def load(
@@ -136,10 +139,13 @@ def load(
       ValueError: if the parameters are not exactly those of the model.
     """
     state, ignored = lightning_state(file, ())
+    check_halves(state, "a CV-VAE", file.path)
     if config is None:
-        ends = ("encoder.conv_in.weight", "encoder.conv_out.weight")
+        ends = (_FIRST, "encoder.conv_out.weight")
         if missing := [name for name in ends if name not in state]:
-            raise ValueError(f"{file.path} is not a whole CV-VAE: {missing} are missing.")
+            raise ValueError(
+                f"{printable(file.path)} is not a whole CV-VAE: {missing} are missing."
+            )
         width, moments = (length_of(state[name], name, file.path) for name in ends)
         config = CVVAEConfig(width=width, latent_channels=max(moments // 2, 1), groups=_GROUPS)
     config = with_overrides(config, file.path, overrides)
@@ -175,20 +181,15 @@ def save(vae: CVVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
         "encoder_attn_type": _ENCODER_ATTENTION[0],
         **{theirs: getattr(c, ours) for ours, (theirs, _) in _READ.items()},
     }
-    state = {}
-    for ours, value in named_parameters(vae).items():
-        value = np.asarray(value)
-        state[released_name(ours)] = (
-            from_kernel(value, _axes(ours)) if ours.endswith(".kernel") else value
-        )
-    beside = {SCALE_FILE: text_of(WEIGHTS_FILE, c.scale) if c.scale.measured else None}
+    state = torch_state(vae, released_name, _axes)
+    beside = files_beside(WEIGHTS_FILE, c.scale, c.scaling_factor)
     metadata = {"format": "pt"}
     write_folder(
         path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata=metadata, beside=beside
     )
 
 
-def _axes(ours: str) -> int:
+def _axes(ours: str, shape: tuple[int, ...]) -> int:
     """Returns the number of axes of the released kernel."""
     if re.search(r"attn_1\.\w+_t\.", ours):
         return 2

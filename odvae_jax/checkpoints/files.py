@@ -72,9 +72,9 @@ class _Safetensors(Mapping):
 
 
 class _Shards(Mapping):
-    """Tensors of several safetensors files, each read when it is looked up."""
+    """Tensors of several files; those of safetensors files are read when they are looked up."""
 
-    def __init__(self, homes: Mapping[str, _Safetensors]):
+    def __init__(self, homes: Mapping[str, Mapping[str, np.ndarray]]):
         self._homes = homes
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -88,6 +88,7 @@ class _Shards(Mapping):
 
 
 _LAZY = (_Safetensors, _Shards)
+_SPREAD = (".safetensors", ".bin")
 INDEX = ".index.json"
 """How the name of a file ends that lists the files over which weights are spread."""
 
@@ -96,23 +97,25 @@ def shards_of(index: Path) -> dict[str, str]:
     """Returns the file of each tensor by the tensor's name, as an index lists them.
 
     Raises:
-      ValueError: if the index is damaged, or names what is no safetensors file beside it.
+      ValueError: if the index is damaged, or names what is no file of weights beside it.
     """
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{printable(index)} has no weight_map; expected files by tensor.")
     for file in listed.values():
         plain = isinstance(file, str) and Path(file).name == file
-        if not plain or not file.endswith(".safetensors"):
+        if not plain or not file.endswith(_SPREAD):
             raise ValueError(
-                f"{printable(index)} names {shown(file)}; expected safetensors files beside it."
+                f"{printable(index)} names {shown(file)}; expected safetensors files beside it, or "
+                "files that end in .bin."
             )
     return listed
 
 
 def _read_shards(index: Path) -> WeightFile:
     listed = shards_of(index)
-    files = {name: read_weight_file(index.parent / name).content for name in set(listed.values())}
+    read = {name: read_weight_file(index.parent / name) for name in sorted({*listed.values()})}
+    files = {name: tensors(file.content) for name, file in read.items()}
     if absent := [name for name, file in listed.items() if name not in files[file]]:
         raise ValueError(
             f"{printable(index)} lists {[shown(n) for n in absent[:4]]} in files that do not hold "
@@ -124,7 +127,9 @@ def _read_shards(index: Path) -> WeightFile:
             f"{printable(index)} does not list {[shown(n) for n in more[:4]]}, which its files "
             "hold: copy or download all files anew."
         )
-    return WeightFile(index, _Shards({name: files[file] for name, file in listed.items()}))
+    inert = dict.fromkeys(name for file in read.values() for name in file.inert)
+    content = _Shards({name: files[file] for name, file in listed.items()})
+    return WeightFile(index, content, tuple(inert))
 
 
 def read_weight_file(path: str | os.PathLike) -> WeightFile:

@@ -7,6 +7,7 @@ heads: it is that of the table of sizes, or an argument.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -36,6 +37,7 @@ from odvae_jax.parameters import (
     with_parameters,
 )
 
+logger = logging.getLogger(__name__)
 CLASS_NAME = None
 """No `config.json` names this layout."""
 WEIGHTS_FILE = "latte.pt"
@@ -153,6 +155,18 @@ def save(model: Latte, path: str | os.PathLike, *, overwrite: bool = False) -> N
             f"rows are {config.rows} and columns {config.columns}; the released implementation "
             "has square latents."
         )
+    if record := config.trained_on:
+        logger.warning(
+            "the layout has no place for what the denoiser was trained on, which is left out: the "
+            "autoencoder %s, to be named with --vae, the scale of its latents (factor %g%s), clips "
+            "of %d frames at %g frames per second, and the names of %d classes",
+            printable(record.vae),
+            record.scale.factor,
+            ", with a mean and a deviation per channel" if record.scale.measured else "",
+            record.frames,
+            record.fps,
+            len(record.classes),
+        )
     state = {
         PLACES: positions.of_places(*config.grid, config.width)[None],
         FRAMES: positions.of_frames(config.frames, config.width)[None],
@@ -203,7 +217,7 @@ def _config(state, source: Path, heads: int | None) -> LatteConfig:
     if heads is None:
         raise ValueError(
             f"{name} has width {width}, which no size of Latte has, and does not say how many "
-            "heads its attention has: pass heads=."
+            "heads its attention has: pass heads=, or in the shell odvae convert with --heads."
         )
     classes = np.shape(state[_LABELS])[0] - 1 if np.ndim(state.get(_LABELS)) == 2 else None
     try:

@@ -47,6 +47,25 @@ def from_kernel(kernel: Float[np.ndarray, "kt k k c d"], axes: int) -> Float[np.
     return np.ascontiguousarray(weight.reshape(*weight.shape[:2], *weight.shape[2:][5 - axes :]))
 
 
+def torch_state(
+    model: Any, their_name: Callable[[str], str], axes: Callable[[str, tuple[int, ...]], int]
+) -> dict[str, np.ndarray]:
+    """Returns the parameters of a model as PyTorch's tensors by their names in another layout.
+
+    Args:
+      model: the model.
+      their_name: a function from this package's name of a parameter to the name there.
+      axes: a function from a kernel's name and shape to the number of axes of the weight there.
+    """
+    state = {}
+    for ours, value in named_parameters(model).items():
+        value = np.asarray(value)
+        if ours.endswith(".kernel"):
+            value = from_kernel(value, axes(ours, value.shape))
+        state[their_name(ours)] = value
+    return state
+
+
 def length_of(weight: np.ndarray, name: str, source: Path) -> int:
     """Returns the length of the first axis of a weight, which is the number of its outputs.
 
@@ -87,6 +106,27 @@ def lightning_state(
     unused = [name for name in state if name.startswith(ignored)]
     kept = {n: state[n] for n in state if not n.startswith(ignored)} if unused else state
     return kept, [*unused, *left_out, *others(content)]
+
+
+def check_halves(state: Mapping[str, Any], model: str, source: Path) -> None:
+    """Checks that a file holds both halves of an autoencoder, or neither.
+
+    Args:
+      state: the tensors by name.
+      model: what the message calls the autoencoder, such as "CV-VAE".
+      source: the file, for the error message.
+
+    Raises:
+      ValueError: if it holds an encoder or a decoder alone.
+    """
+    halves = ("encoder", "decoder")
+    held = [half for half in halves if any(name.startswith(f"{half}.") for name in state)]
+    if len(held) == 1:
+        other = halves[1 - halves.index(held[0])]
+        raise ValueError(
+            f"{printable(source)} holds the {held[0]} of {model} alone: take the file that holds "
+            f"its {other}, too."
+        )
 
 
 def torch_leaf(name: str) -> tuple[str, str]:

@@ -55,6 +55,21 @@ _CHANGEABLE = (
 )
 
 
+class OverrideError(ValueError):
+    """Fields were to be changed while weights were loaded, and they decide these or have none such.
+
+    Args:
+      message: what is wrong, in terms of fields.
+      fields: the names of the fields.
+      model: the name of the model in the file.
+      decided: whether the weights decide the fields; else the model has none such.
+    """
+
+    def __init__(self, message: str, fields: Iterable[str], model: str, *, decided: bool):
+        self.fields, self.model, self.decided = tuple(fields), model, decided
+        super().__init__(message)
+
+
 def digest(config: dict[str, Any], parameters: dict[str, Any]) -> str:
     """Returns sixteen hexadecimal digits that tell a config and its parameters from others.
 
@@ -197,12 +212,22 @@ def with_overrides(config: Config, source: Path, overrides: dict[str, Any]) -> A
       overrides: the new values by field.
 
     Raises:
-      ValueError: if a field is unknown, or the weights decide it.
+      OverrideError: if a field is unknown, or the weights decide it.
+      ValueError: if a field cannot have its value.
     """
     changeable = _CHANGEABLE if isinstance(config, ODVAEConfig) else config.changeable
     if fixed := [n for n in overrides if hasattr(config, n) and n not in changeable]:
-        raise ValueError(
+        raise OverrideError(
             f"{fixed} cannot be changed while loading {printable(source)}: the weights are made "
-            f"for them. What can is {list(changeable)}."
+            f"for them. What can is {list(changeable)}.",
+            fixed,
+            config.name,
+            decided=True,
         )
-    return type(config).from_dict({**config.to_dict(), **overrides})
+    try:
+        return type(config).from_dict({**config.to_dict(), **overrides})
+    except ValueError as error:
+        unknown = [n for n in overrides if not hasattr(config, n)]
+        if not unknown:
+            raise
+        raise OverrideError(str(error), unknown, config.name, decided=False) from error

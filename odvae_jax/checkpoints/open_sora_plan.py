@@ -13,16 +13,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
-from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
+from odvae_jax.checkpoints.layout import (
+    Progress,
+    build,
+    check_halves,
+    length_of,
+    torch_leaf,
+    torch_state,
+)
 from odvae_jax.checkpoints.native import with_overrides
-from odvae_jax.checkpoints.scale_file import text_of
+from odvae_jax.checkpoints.scale_file import files_beside
 from odvae_jax.config import LEVELS, STRUCTURES, Kind, ODVAEConfig
-from odvae_jax.parameters import named_parameters
+from odvae_jax.files import printable
 
 CLASS_NAME = "CausalVAEModel"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -197,7 +202,9 @@ def infer_config(state: Mapping[str, Any], source: Path) -> ODVAEConfig:
     )
     latents = "post_quant_conv.conv.weight"
     if name is None or latents not in state:
-        raise ValueError(f"{source} is not a whole OD-VAE: conv_in or post_quant_conv is missing.")
+        raise ValueError(
+            f"{printable(source)} is not a whole OD-VAE: conv_in or post_quant_conv is missing."
+        )
     sizes = {
         "width": length_of(state[name], name, source),
         "latent_channels": length_of(state[latents], latents, source),
@@ -241,6 +248,7 @@ def load(
       ValueError: if the parameters are not exactly those of the model.
     """
     state, ignored = state_of(file)
+    check_halves(state, "an OD-VAE", file.path)
     config = config or infer_config(state, file.path)
     model = with_overrides(config, file.path, overrides)
     vae = build(model, state, lambda n: (released_name(n, config),), file.path, progress)
@@ -264,14 +272,12 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
       FileExistsError: if the folder holds something already and `overwrite` is not set.
     """
     config = released_config(vae.config)
-    state = {}
-    for ours, value in named_parameters(vae).items():
-        value = np.asarray(value)
-        if ours.endswith(".kernel"):
-            value = from_kernel(value, 4 if _is_2d(torch_leaf(ours)[0], vae.config) else 5)
-        state[released_name(ours, vae.config)] = value
-    scale = vae.config.scale
-    beside = {SCALE_FILE: text_of(WEIGHTS_FILE, scale) if scale.measured else None}
+    state = torch_state(
+        vae,
+        lambda ours: released_name(ours, vae.config),
+        lambda ours, shape: 4 if _is_2d(torch_leaf(ours)[0], vae.config) else 5,
+    )
+    beside = files_beside(WEIGHTS_FILE, vae.config.scale, ODVAEConfig().scaling_factor)
     metadata = {"format": "pt"}
     write_folder(
         path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata=metadata, beside=beside

@@ -23,22 +23,23 @@ from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
 from odvae_jax.checkpoints.layout import (
     Progress,
     build,
-    from_kernel,
     length_of,
     lightning_state,
     names_in,
     torch_leaf,
+    torch_state,
 )
 from odvae_jax.checkpoints.native import with_overrides
-from odvae_jax.checkpoints.scale_file import text_of
+from odvae_jax.checkpoints.scale_file import files_beside
 from odvae_jax.files import printable
-from odvae_jax.parameters import named_parameters
 
 CLASS_NAME = "VideoAutoencoderPipeline"
 WEIGHTS_FILE = "model.safetensors"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, SCALE_FILE)
 """The files of a model, the weights first."""
 _IMAGE, _TEMPORAL = "spatial_vae.module.", "temporal_vae."
+# How names of the image model and of the temporal one begin in a file of its own.
+_BARE = ("module.encoder.down_blocks.", "encoder.block_res_blocks.", "decoder.block_res_blocks.")
 _IMAGE_TYPE = "VideoAutoencoderKL"
 _RELEASED_TYPE, _PLAIN_TYPE = "VAE_Temporal_SD", "VAE_Temporal"
 _BUFFERS = {"shift": "shift", "scale": "deviation"}
@@ -113,9 +114,9 @@ def _as_tuple(value):
 
 
 def is_released(file: WeightFile) -> bool:
-    """Returns whether the names in a file are those of an OPS-VAE."""
-    names = [name for name in names_in(file) if isinstance(name, str)]
-    return all(any(name.startswith(part) for name in names) for part in (_IMAGE, _TEMPORAL))
+    """Returns whether the names in a file are those of an OPS-VAE, or of one of its two models."""
+    parts = (_IMAGE, _TEMPORAL, *_BARE)
+    return any(isinstance(name, str) and name.startswith(parts) for name in names_in(file))
 
 
 def load(
@@ -140,6 +141,7 @@ def load(
       ValueError: if the parameters are not exactly those of the model.
     """
     state, ignored = lightning_state(file, ())
+    _check_parts(state, file.path)
     config = config or OPSVAEConfig()
     ends = tuple(f"{part}encoder.conv_in{layer}.weight" for part, layer in _ENDS)
     missing = [name for name in (*ends, *_BUFFERS) if name not in state]
@@ -154,6 +156,18 @@ def load(
     config = with_overrides(config, file.path, overrides)
     state = {name: state[name] for name in state if name not in _BUFFERS}
     return build(config, state, released_names, file.path, progress), ignored
+
+
+def _check_parts(state: Mapping[str, Any], source: Path) -> None:
+    """Refuses one of the two models without the other."""
+    models = {"image": (_IMAGE, _BARE[0]), "temporal": (_TEMPORAL, *_BARE[1:])}
+    held = [name for name, begins in models.items() if any(n.startswith(begins) for n in state)]
+    if len(held) == 1:
+        (other,) = models.keys() - held
+        raise ValueError(
+            f"{printable(source)} holds the {held[0]} model of an OPS-VAE alone: take the file "
+            f"that holds the {other} model, too ({WEIGHTS_FILE} of hpcai-tech/OpenSora-VAE-v1.2)."
+        )
 
 
 _ENDS = ((_IMAGE, ""), (_TEMPORAL, ".conv"))
@@ -193,15 +207,10 @@ def save(vae: OPSVAE, path: str | os.PathLike, *, overwrite: bool = False) -> No
             f"groups is {c.groups}; the released implementation computes with {groups}, so the "
             "same weights would be another function there."
         )
-    state = {}
-    for ours, value in named_parameters(vae).items():
-        value = np.asarray(value)
-        if ours.endswith(".kernel"):
-            value = from_kernel(value, _axes(ours))
-        state[released_names(ours)[0]] = value
+    state = torch_state(vae, lambda ours: released_names(ours)[0], _axes)
     for theirs, ours in _BUFFERS.items():
         state[theirs] = np.asarray(getattr(c, ours), np.float32).reshape(1, -1, 1, 1, 1)
-    beside = {SCALE_FILE: text_of(WEIGHTS_FILE, c.scale) if c.scale.measured else None}
+    beside = files_beside(WEIGHTS_FILE, c.scale, OPSVAEConfig().scaling_factor)
     metadata = {"format": "pt"}
     write_folder(
         path,
@@ -238,7 +247,7 @@ def _config_of(c: OPSVAEConfig) -> dict[str, Any]:
     }
 
 
-def _axes(ours: str) -> int:
+def _axes(ours: str, shape: tuple[int, ...]) -> int:
     """Returns the number of axes of the released kernel."""
     if ours.startswith("temporal_vae."):
         return 5

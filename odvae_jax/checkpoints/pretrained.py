@@ -66,7 +66,11 @@ _FOREIGN_WEIGHTS = (
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.safetensors",
     f"diffusion_pytorch_model.safetensors{INDEX}",
+    f"diffusion_pytorch_model.bin{INDEX}",
     "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
 )
 
 
@@ -119,7 +123,8 @@ def from_pretrained(
         `.ckpt` of a released OD-VAE; the folder of a diffusers SD-VAE; a file of SD-VAE weights in
         either layout, or a whole Stable Diffusion checkpoint; a baseline's published files
         (docs/weights.md); a released `.pt` of Latte; the name of a model that comes with the
-        package; or the hub id of such a folder.
+        package; or the hub id of such a folder, owner/name or
+        hf://owner/name@revision/subfolder.
       revision: the branch, tag or commit of the hub's repository.
       subfolder: the folder inside the repository, or inside the local folder, such as "vae".
       verify: whether the files are compared with the digests that this package writes with a model
@@ -169,8 +174,8 @@ def load_pretrained(
         finite. The message says which names differ and how.
     """
     path = shipped.model_path(source)
-    if not path.exists() and shipped.is_hub_id(str(source)):
-        path = _download(str(source), revision, subfolder)
+    if not path.exists() and (place := shipped.on_hub(str(source))):
+        path = _download(*_only_once(place, revision, subfolder))
     elif subfolder and path.exists():
         held = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else []
         path = path / subfolder
@@ -184,10 +189,17 @@ def load_pretrained(
     config_path = path / native.CONFIG_FILE
     if not config_path.is_file():
         files = [p for p in path.iterdir() if p.suffix in _WEIGHTS]
+        indices = [p for p in path.iterdir() if p.name.endswith(INDEX)]
+        if len(indices) == 1 and {p.name for p in files} <= {*shards_of(indices[0]).values()}:
+            files = indices
         if len(files) == 1:
             return _load_file(files[0], progress, verify, overrides)
         held = sorted(p.name for p in path.iterdir())
-        hint = ' The autoencoder is in "vae": pass subfolder="vae".' if "vae" in held else ""
+        hint = (
+            f' The autoencoder is in "vae": pass subfolder="vae", or {printable(path / "vae")}.'
+            if "vae" in held
+            else ""
+        )
         if files:
             names = sorted(p.name for p in files)[:8]
             raise ValueError(
@@ -379,6 +391,20 @@ def _weights_in(folder: Path, *, prefer_checkpoint: bool) -> WeightFile:
     return read_weight_file((checkpoints + files)[0])
 
 
+def _only_once(place: shipped.OnHub, revision, subfolder) -> shipped.OnHub:
+    """A place on the hub with the revision and the subfolder that are passed beside it.
+
+    Raises:
+      ValueError: if one of them is given twice.
+    """
+    for name, given in (("revision", revision), ("subfolder", subfolder)):
+        if given and getattr(place, name):
+            raise ValueError(
+                f"{place} has a {name}, and {name}={given!r} is given, too: leave one of them out."
+            )
+    return shipped.OnHub(place.repository, place.revision or revision, place.subfolder or subfolder)
+
+
 def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
     """Downloads a model's config and weights, and returns their folder in the hub's cache."""
     import huggingface_hub
@@ -392,7 +418,7 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
         )
 
     prefix = f"{subfolder}/" if subfolder else ""
-    where = f"{repository}{f'@{revision}' if revision else ''}/{prefix}".rstrip("/")
+    where = str(shipped.OnHub(repository, revision, subfolder)).removeprefix("hf://")
     try:
         config = fetch(native.CONFIG_FILE)
         fields = read_json(config)
@@ -419,12 +445,18 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
                     raise
         return config.parent
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+        inside = shipped.OnHub(repository, revision, "vae")
         hint = (
             ""
             if subfolder
             else ' Its autoencoder may be in a folder of its own: subfolder="vae", or in the shell '
-            f"odvae convert {repository} FOLDER --subfolder=vae."
+            f"{inside}."
         )
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            hint += (
+                " HF_HUB_OFFLINE is set, so that only the hub's cache on this machine was looked "
+                "into: unset it to download."
+            )
         raise FileNotFoundError(
             f"{where} is no local path, and could not be had from the hub: {one_line(error)}{hint}"
         ) from error

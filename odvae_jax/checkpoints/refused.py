@@ -12,6 +12,8 @@ from odvae_jax.files import one_line, printable
 
 _TIME_FIELDS = ("encoder_temporal_downsample", "decoder_temporal_upsample")
 _HELD = "Of Open-Sora-Plan, version 1.2's autoencoder is supported"
+_CV_VAE = "CVVAEModel, which is in the repository's folders vae3d and vae3d_v1-1"
+_SD3_CHANNELS = 16
 _WF_VAE = "WF-VAE, the autoencoder of Open-Sora-Plan 1.3 and later"
 
 
@@ -31,8 +33,8 @@ def check_config(fields: Mapping[str, Any], source: Path) -> None:
         raise ValueError(f"{name}: this is {_wf_vae(channels)}.")
     if kind == "CVVAESD3Model":
         raise ValueError(
-            f"{name}: this is the CV-VAE for Stable Diffusion 3, 16 latent channels: another "
-            "network than CVVAEModel, which is in the repository's folders vae3d and vae3d_v1-1."
+            f"{name}: this is the CV-VAE for Stable Diffusion 3, {_SD3_CHANNELS} latent channels: "
+            f"another network than {_CV_VAE}."
         )
     if kind != "CausalVAEModel":
         return
@@ -70,6 +72,7 @@ def check_names(state: Mapping[str, Any], source: Path) -> None:
         ends = ("decoder.conv_in.conv.weight", "decoder.conv_in.weight")
         channels = [size for n in ends if n in state for size in np.shape(state[n])[1:2]]
         raise ValueError(f"{name}: this is {_wf_vae(channels[0] if channels else None)}.")
+    _check_3d_of_diffusers(state, name)
     resampling = [n for n in state if ".time_downsample." in n or ".time_upsample." in n]
     if resampling:
         raise ValueError(
@@ -84,6 +87,31 @@ def check_names(state: Mapping[str, Any], source: Path) -> None:
                     f"{name}: this is Open-Sora-Plan 1.0's autoencoder, which resamples time apart "
                     f"from space ({n} is {shape}). {_HELD}."
                 )
+
+
+def _check_3d_of_diffusers(state: Mapping[str, Any], name: str) -> None:
+    """Refuses video models that have diffusers' names of an image autoencoder."""
+    if not any(n.startswith("encoder.down_blocks.") for n in state):
+        return
+    first, last = (
+        next((n for n in (f"{part}.weight", f"{part}.conv.weight") if n in state), None)
+        for part in ("encoder.conv_in", "decoder.conv_in")
+    )
+    if first is None or np.ndim(state[first]) != 5:
+        return
+    channels = np.shape(state[last])[1:2] if last else ()
+    if channels == (_SD3_CHANNELS,) and first == "encoder.conv_in.weight":
+        raise ValueError(
+            f"{name}: this is likely the CV-VAE for Stable Diffusion 3, {_SD3_CHANNELS} latent "
+            f"channels, for its kernels reach over time and have diffusers' names: another network "
+            f"than {_CV_VAE}."
+        )
+    of = f" of {channels[0]} latent channels" if channels else ""
+    raise ValueError(
+        f"{name}: this is a video autoencoder{of} under diffusers' names ({first} is "
+        f"{np.shape(state[first])}), such as that of CogVideoX or HunyuanVideo, which is not "
+        "supported."
+    )
 
 
 def _wf_vae(channels: Any) -> str:

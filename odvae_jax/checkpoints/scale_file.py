@@ -37,6 +37,18 @@ def text_of(weights: str, scale: Scale, before: dict[str, Any] | None = None) ->
     return json.dumps({"format": FORMAT, _SCALES: said}, indent=2) + "\n"
 
 
+def files_beside(weights: str, scale: Scale, stated: float) -> dict[str, str | None]:
+    """Returns the file that a folder needs for a scale, by its name; None stands for no file.
+
+    Args:
+      weights: the name of the file of weights.
+      scale: the scale.
+      stated: the factor that is read from the folder if there is no such file.
+    """
+    needed = scale.measured or scale.factor != stated
+    return {SCALE_FILE: text_of(weights, scale) if needed else None}
+
+
 def write_beside(weights: Path, scale: Scale) -> Path:
     """Writes the scale into a file beside the weights, whole, and returns its path.
 

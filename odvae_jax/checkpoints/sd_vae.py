@@ -21,10 +21,17 @@ import numpy as np
 from odvae_jax.autoencoder import ODVAE
 from odvae_jax.checkpoints.files import WeightFile, others, tensors
 from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
-from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of, torch_leaf
+from odvae_jax.checkpoints.layout import (
+    Progress,
+    build,
+    check_halves,
+    length_of,
+    torch_leaf,
+    torch_state,
+)
 from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.config import MOST_CHANNELS, STRUCTURES, ODVAEConfig, Structure
-from odvae_jax.parameters import named_parameters
+from odvae_jax.files import printable
 from odvae_jax.scale import Scale
 
 logger = logging.getLogger(__name__)
@@ -164,6 +171,7 @@ def load(
     """
     state, ignored = state_of(file)
     if not any(n.startswith("encoder.") for n in state):
+        check_halves(state, "an autoencoder", file.path)
         begins = sorted({n.split(".")[0] for n in [*state, *ignored]})[:6]
         cause = (
             "A Stable Diffusion file without its VAE?"
@@ -171,7 +179,7 @@ def load(
             else "Another kind of model?"
         )
         raise ValueError(
-            f"{file.path} holds no autoencoder: its names begin with {begins}. {cause}"
+            f"{printable(file.path)} holds no autoencoder: its names begin with {begins}. {cause}"
         )
     newer = any(n.startswith("encoder.down_blocks.") for n in state)
     if config is None:
@@ -179,15 +187,19 @@ def load(
         quant = quant or "decoder.conv_in.weight" not in state
         ends = ("encoder.conv_in.weight", "post_quant_conv.weight" if quant else _LATENTS)
         if missing := [name for name in ends if name not in state]:
-            raise ValueError(f"{file.path} is not a whole SD-VAE: {missing} are missing.")
+            raise ValueError(
+                f"{printable(file.path)} is not a whole SD-VAE: {missing} are missing"
+                + (", and it has no decoder." if _LATENTS not in state else ".")
+            )
         width, latent_channels = (length_of(state[name], name, file.path) for name in ends)
         if not quant:
             latent_channels = np.shape(state[_LATENTS])[1:2][0]
         groups = overrides.pop("groups", None if width % 32 else 32)
         if groups is None:
             raise ValueError(
-                f"{file.path} has width {width}, which 32 groups do not divide, and no config.json "
-                "beside it that says how many there are: pass groups=."
+                f"{printable(file.path)} has width {width}, which 32 groups do not divide, and no "
+                "config.json beside it that says how many there are: pass groups=, or in the shell "
+                "odvae convert with --groups."
             )
         row = _ROW if quant else _WITHOUT_QUANT
         sizes = {"width": width, "latent_channels": latent_channels, "groups": groups}
@@ -232,12 +244,11 @@ def save(vae: ODVAE, path: str | os.PathLike, *, overwrite: bool = False) -> Non
         "sample_size": 256,
         "scaling_factor": c.scaling_factor,
     }
-    state = {}
-    for ours, value in named_parameters(vae).items():
-        value = np.asarray(value)
-        if ours.endswith(".kernel"):
-            value = from_kernel(value, 2 if re.search(r"attn_1\.(q|k|v|proj_out)\.", ours) else 4)
-        state[diffusers_names(ours)[0]] = value
+    state = torch_state(
+        vae,
+        lambda ours: diffusers_names(ours)[0],
+        lambda ours, shape: 2 if re.search(r"attn_1\.(q|k|v|proj_out)\.", ours) else 4,
+    )
     if c.scale.measured:
         config |= diffusers_scale(c.scale)
     metadata, beside = {"format": "pt"}, {SCALE_FILE: None}

@@ -5,6 +5,7 @@ What it shares with SD-VAE has SD-VAE's names in both.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ from odvae_jax.baselines.svd_vae import SVDVAE, SVDVAEConfig
 from odvae_jax.checkpoints import sd_vae
 from odvae_jax.checkpoints.files import WeightFile
 from odvae_jax.checkpoints.folders import CONFIG_FILE, SCALE_FILE, write_folder
-from odvae_jax.checkpoints.layout import Progress, build, from_kernel, length_of
+from odvae_jax.checkpoints.layout import Progress, build, check_halves, length_of, torch_state
 from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.config import STRUCTURES
 from odvae_jax.files import printable
-from odvae_jax.parameters import named_parameters
+
+logger = logging.getLogger(__name__)
 
 CLASS_NAME = "AutoencoderKLTemporalDecoder"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -116,6 +118,7 @@ def load(
             "Diffusion whose names end in image_decoder have a plain 2D one, and others none. "
             "Take svd.safetensors, svd_xt.safetensors or the folder vae."
         )
+    check_halves(state, "an SVD-VAE", file.path)
     if config is None:
         ends = ("encoder.conv_in.weight", "decoder.conv_in.weight")
         if missing := [name for name in ends if name not in state]:
@@ -167,14 +170,21 @@ def save(model: SVDVAE, path: str | os.PathLike, *, overwrite: bool = False) -> 
     }
     if c.scale.measured:
         config |= sd_vae.diffusers_scale(c.scale)
-    state = {}
-    for ours, value in named_parameters(model).items():
-        value = np.asarray(value)
-        if ours.endswith(".kernel"):
-            of_attention = re.search(r"attn_1\.(q|k|v|proj_out)\.", ours)
-            value = from_kernel(value, 2 if of_attention else 4 if value.shape[0] == 1 else 5)
-        state[diffusers_names(ours)[0]] = value
+    if c.decode_chunk is not None:
+        logger.warning(
+            "decode_chunk=%d is not written: diffusers' config has no place for it, and its "
+            "decode_chunk_size is an argument; pass decode_chunk where the model is loaded",
+            c.decode_chunk,
+        )
+    state = torch_state(model, lambda ours: diffusers_names(ours)[0], _axes)
     metadata, beside = {"format": "pt"}, {SCALE_FILE: None}
     write_folder(
         path, config, WEIGHTS_FILE, state, overwrite=overwrite, metadata=metadata, beside=beside
     )
+
+
+def _axes(ours: str, shape: tuple[int, ...]) -> int:
+    """Returns the number of axes of the kernel in diffusers' layout."""
+    if re.search(r"attn_1\.(q|k|v|proj_out)\.", ours):
+        return 2
+    return 4 if shape[0] == 1 else 5

@@ -17,6 +17,7 @@ from odvae_jax.checkpoints.folders import write_files
 from odvae_jax.checkpoints.layout import (
     Progress,
     build,
+    check_halves,
     from_kernel,
     length_of,
     lightning_state,
@@ -120,7 +121,8 @@ def infer_config(state: Mapping[str, Any], source: Path, downsample: Any) -> TAT
     if downsample is None:
         raise ValueError(
             f"{printable(source)} has no hyper_parameters, and no shape tells by how much time is "
-            "compressed: pass downsample=(4, 8, 8) if it is the model of Table 1."
+            "compressed: pass downsample=(4, 8, 8) if it is the model of Table 1, or in the shell "
+            "odvae convert with --downsample=4,8,8."
         )
     batch = any(name.endswith(".running_mean") for name in state)
     width, codes = (length_of(state[name], name, source) for name in ends)
@@ -160,6 +162,7 @@ def load(
     state, ignored = lightning_state(file, _IGNORED)
     counters = [name for name in state if name.endswith(_COUNTER)]
     state = {name: value for name, value in state.items() if name not in counters}
+    check_halves(state, "a TATS autoencoder", file.path)
     if config is None:
         settings = _settings(file.content)
         if settings is not None:

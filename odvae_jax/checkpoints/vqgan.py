@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from odvae_jax.baselines.vqgan import VQGAN, VQGANConfig
@@ -20,15 +19,15 @@ from odvae_jax.checkpoints.folders import write_files
 from odvae_jax.checkpoints.layout import (
     Progress,
     build,
-    from_kernel,
+    check_halves,
     length_of,
     lightning_state,
     torch_leaf,
+    torch_state,
 )
 from odvae_jax.checkpoints.native import with_overrides
 from odvae_jax.checkpoints.torch_file import write_torch_file
 from odvae_jax.files import one_line, printable
-from odvae_jax.parameters import named_parameters
 
 CLASS_NAME = None
 """It has no `config.json`."""
@@ -160,6 +159,7 @@ def load(
     state, ignored = lightning_state(file, _IGNORED)
     if "quantize.embedding.weight" in state:
         raise ValueError(f"{printable(file.path)} is not read: {_OTHER_QUANTISER}")
+    check_halves(state, "a VQGAN", file.path)
     config = config or _config_beside(file.path) or infer_config(state, file.path)
     config = with_overrides(config, file.path, overrides)
     return build(config, state, lambda n: (released_name(n),), file.path, progress), ignored
@@ -208,10 +208,7 @@ def save(model: VQGAN, path: str | os.PathLike, *, overwrite: bool = False) -> N
       FileExistsError: if the folder holds something already and `overwrite` is not set.
     """
     c = model.config
-    state = {}
-    for ours, value in named_parameters(model).items():
-        value = np.asarray(value)
-        state[released_name(ours)] = from_kernel(value, 4) if ours.endswith(".kernel") else value
+    state = torch_state(model, released_name, lambda ours, shape: 4)
     resolution = 256
     network = {
         "double_z": False,

@@ -143,7 +143,7 @@ def _check_own(model: str) -> None:
 
     if os.path.exists(model):
         return
-    if model in shipped.model_names() or shipped.is_hub_id(model):
+    if model in shipped.model_names() or shipped.on_hub(model):
         raise ValueError(
             f"{printable(model)} is not a folder of your own: `odvae convert {printable(model)} "
             "FOLDER` makes one, which can be calibrated."

@@ -1,7 +1,7 @@
 """Converts weights from one layout to another, and inflates image models to video models.
 
-Reads whatever ODVAE.from_pretrained takes. Prints how many parameters were taken as they are, how
-many were inflated, and how many were drawn at random.
+Reads whatever odvae_jax.from_pretrained takes. Prints how many parameters were taken as they are,
+how many were inflated, and how many were drawn at random.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+from typing import Any
 
 from odvae_jax.cli.files import add_no_verify
-from odvae_jax.cli.parsing import Parser, UsageError, path
+from odvae_jax.cli.parsing import Parser, UsageError, path, positive
 from odvae_jax.files import printable
 
+_SWITCHES = ("upsample", "norm", "time_upsample")
+_UNSAID = ("downsample", "groups", "heads")
 EXAMPLE = "odvae convert small SMALL_AGAIN --to=native"
 GOES_ON = False
 
@@ -24,7 +27,8 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "source",
         type=path,
-        help="A folder, a file of weights, the name of a shipped model, or a hub id.",
+        help="A folder, a file of weights, the name of a shipped model, or a hub id, owner/name or "
+        "hf://owner/name@revision/subfolder.",
     )
     group.add_argument("destination", type=path, help="The folder to write.")
     group.add_argument(
@@ -64,21 +68,49 @@ def add_arguments(parser: Parser) -> None:
         "--seed", type=int, default=0, metavar="N", help="The seed of --init=random; 0 by default."
     )
     group = parser.add_argument_group("the model's switches")
+    ways = ("nearest", "linear")
     group.add_argument(
         "--upsample",
-        metavar="WAY",
-        help="How the decoder doubles rows and columns: nearest or linear (docs/models.md).",
+        choices=ways,
+        help="How the decoder doubles rows and columns (docs/models.md).",
     )
     group.add_argument(
         "--norm",
-        metavar="OVER",
-        help="What norms take their statistics over: clip or frame (docs/models.md).",
+        choices=("clip", "frame"),
+        help="What norms take their statistics over (docs/models.md).",
     )
     group.add_argument(
-        "--time-upsample",
-        metavar="WAY",
-        help="How the decoder doubles frames: linear or nearest (docs/models.md).",
+        "--time-upsample", choices=ways, help="How the decoder doubles frames (docs/models.md)."
     )
+    group = parser.add_argument_group("what a file does not say of itself (docs/weights.md)")
+    group.add_argument(
+        "--downsample",
+        type=_three_numbers,
+        metavar="T,H,W",
+        help="Of a TATS checkpoint without settings: by how much it compresses time, rows and "
+        "columns; 4,8,8 is the model of Table 1.",
+    )
+    group.add_argument(
+        "--groups",
+        type=positive,
+        metavar="N",
+        help="Of a bare file of an image model whose width 32 does not divide: the groups of its "
+        "norms.",
+    )
+    group.add_argument(
+        "--heads",
+        type=positive,
+        metavar="N",
+        help="Of a released .pt of Latte whose width no size of Latte has: the heads of attention.",
+    )
+
+
+def _three_numbers(text: str) -> tuple[int, ...]:
+    """Three integers with commas between them."""
+    numbers = tuple(positive(word) for word in text.split(","))
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers, as in 4,8,8")
+    return numbers
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -100,16 +132,19 @@ def run(arguments: argparse.Namespace) -> None:
         "published": (None, save_published),  # which files they are depends on the model
     }[arguments.to]
     check_destination(arguments.destination, files, overwrite=arguments.overwrite)
-    switches = {n: getattr(arguments, n) for n in ("upsample", "norm", "time_upsample")}
-    switches = {name: value for name, value in switches.items() if value is not None}
-    loaded = load_pretrained(
-        arguments.source,
-        revision=arguments.revision,
-        subfolder=arguments.subfolder,
-        verify=arguments.verify,
-        progress=functools.partial(tqdm, desc="reading", unit="parameter", dynamic_ncols=True),
-        **({} if arguments.variant else switches),
-    )
+    switches = _given(arguments, _SWITCHES)
+    try:
+        loaded = load_pretrained(
+            arguments.source,
+            revision=arguments.revision,
+            subfolder=arguments.subfolder,
+            verify=arguments.verify,
+            progress=functools.partial(tqdm, desc="reading", unit="parameter", dynamic_ncols=True),
+            **_given(arguments, _UNSAID),
+            **({} if arguments.variant else switches),
+        )
+    except native.OverrideError as error:
+        raise ValueError(_in_options(error, arguments.source)) from error
     vae, taken = loaded.vae, set(named_parameters(loaded.vae))
     if arguments.variant or arguments.to in ("open-sora-plan", "diffusers"):
         vae = loaded.odvae
@@ -123,6 +158,18 @@ def run(arguments: argparse.Namespace) -> None:
         taken -= inflated
     save(vae, arguments.destination, overwrite=arguments.overwrite)
     _report(loaded, vae, arguments, taken, inflated)
+
+
+def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options among these that were given, by the names of fields."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _in_options(error, source: str) -> str:
+    """What an error says about fields, said about options."""
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in error.fields)
+    why = "whose file decides that" if error.decided else "which has no such setting"
+    return f"{options}: {printable(source)} holds {error.model}, {why}; leave the option out."
 
 
 def _inflated(image, arguments: argparse.Namespace, switches: dict[str, str]):

@@ -28,7 +28,8 @@ def add_arguments(parser: Parser) -> None:
     files.add_model(
         parser,
         "The model: the folder of a training run or of a saved model, a file of weights, small (a "
-        "model that comes with the package), or a hub id (docs/weights.md).",
+        "model that comes with the package), or a hub id, owner/name or "
+        "hf://owner/name@revision/subfolder (docs/weights.md).",
     )
     group = parser.add_argument_group("the latents")
     group.add_argument(

@@ -14,24 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
-from odvae_jax.cli.parsing import (
-    Parser,
-    dtype,
-    labelled,
-    not_negative,
-    part,
-    path,
-    positive,
-    source,
-)
+from odvae_jax.cli.files import add_no_verify, read_timeout
+from odvae_jax.cli.measuring import add_clips, add_computation, add_speed, complain, say_memory
+from odvae_jax.cli.parsing import Parser, labelled, part, path, positive, source
 from odvae_jax.cli.programs import log_to_stderr
 from odvae_jax.files import printable
 
 if TYPE_CHECKING:
-    from odvae_jax.evaluation.clips import FixedClips
     from odvae_jax.evaluation.models import Contender
-    from odvae_jax.evaluation.results import Results
 
 EXAMPLE = "odvae eval --ckpt=small --data=sample-clips --frames=17 --size=128 --nofvd --output=OUT"
 GOES_ON = True
@@ -111,49 +101,16 @@ def add_arguments(parser: Parser) -> None:
     _add_clips(parser)
     _add_generated(parser)
     _add_computation(parser)
-    group = parser.add_argument_group("speed (Table 3)")
-    group.add_argument(
-        "--speed",
-        action="store_true",
-        help="Time the models on random clips instead; without --ckpt, the four variants with "
-        "random weights.",
-    )
-    group.add_argument(
-        "--work",
-        action="append",
-        choices=["encode", "decode"],
-        help="What --speed times. The default is both.",
-    )
-    group.add_argument(
-        "--largest-batch",
-        type=positive,
-        metavar="N",
-        help="The largest batch that --speed times; it begins with 1 and goes on while more clips "
-        "at once are faster. The default is 64.",
+    add_speed(
+        parser,
+        "speed (Table 3)",
+        "Time the models on random clips instead; without --ckpt, the four variants with random "
+        "weights.",
     )
 
 
 def _add_clips(parser: Parser) -> None:
-    group = parser.add_argument_group("the clips")
-    group.add_argument(
-        "--frames",
-        type=int,
-        metavar="N",
-        help="The length of a clip. The default is 25, 16 with --generated, and 81 with --speed.",
-    )
-    group.add_argument(
-        "--size",
-        type=int,
-        default=256,
-        metavar="N",
-        help="The side of the square clips. The default is 256.",
-    )
-    group.add_argument(
-        "--strict",
-        action="store_true",
-        help="Refuse clips of which a model takes only a part. Otherwise it is measured on that "
-        "part, which the table says.",
-    )
+    group = add_clips(parser, "25, 16 with --generated, and 81 with --speed", "256", "")
     group.add_argument(
         "--start",
         type=int,
@@ -171,14 +128,6 @@ def _add_clips(parser: Parser) -> None:
     group.add_argument(
         "--fps", type=float, metavar="RATE", help="Frames per second, instead of a stride."
     )
-    group.add_argument(
-        "--clips",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="Use only the first so many videos. The default is 0, which uses all.",
-    )
-    add_read_timeout(group)
     group.add_argument(
         "--shard",
         default="0/1",
@@ -231,20 +180,7 @@ def _add_computation(parser: Parser) -> None:
         metavar="N",
         help="Temporal tiling in groups of so many frames, such as 33.",
     )
-    group.add_argument(
-        "--batch",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="The number of clips per device at once. The default is 1.",
-    )
-    group.add_argument(
-        "--dtype",
-        type=dtype,
-        metavar="DTYPE",
-        help="The dtype of the computation: float32 (fp32, the default), bfloat16 (bf16, the "
-        "default of --speed) or float16 (fp16).",
-    )
+    add_computation(group)
     group.add_argument(
         "--nofvd",
         dest="fvd",
@@ -282,24 +218,6 @@ def run(arguments: argparse.Namespace) -> int:
         return _speed(arguments) if arguments.speed else _compare(arguments)
     except RuntimeError as error:
         return say_memory(error, "odvae eval", "--batch=1, --tiling")
-
-
-def say_memory(error: RuntimeError, program: str, remedies: str) -> int:
-    """Says in one line that the device's memory does not suffice, and returns the exit status.
-
-    Args:
-      error: what was raised; it is raised again if it is about something else.
-      program: the name of the command.
-      remedies: options that help.
-    """
-    if "RESOURCE_EXHAUSTED" not in str(error):  # JAX has no class of its own for it
-        raise error
-    print(
-        f"{program}: the device's memory does not suffice: try {remedies}, shorter or smaller "
-        "clips, or --dtype=bfloat16.",
-        file=sys.stderr,
-    )
-    return 1
 
 
 def _check_together(arguments: argparse.Namespace) -> None:
@@ -413,27 +331,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     for file in written:
         print(printable(file))
     return complain(results, clips, "odvae eval")
-
-
-def complain(results: Results, clips: FixedClips, program: str) -> int:
-    """Prints to stderr what went wrong in an evaluation.
-
-    Args:
-      results: the numbers.
-      clips: the clips that were measured.
-      program: the name of the command, for the messages.
-
-    Returns:
-      The exit status: 1 if a reconstruction is not finite or a video could not be used.
-    """
-    not_finite = [row.contender.label for row in results.rows if row.not_finite]
-    for label in not_finite:
-        print(f"{program}: {label} gives reconstructions that are not finite", file=sys.stderr)
-    if results.skipped:
-        print(f"{program}: {len(results.skipped)} videos were skipped", file=sys.stderr)
-    for problem in clips.problems:
-        print(problem, file=sys.stderr)
-    return int(bool(not_finite or results.skipped or clips.problems))
 
 
 def _contenders(arguments: argparse.Namespace) -> list[Contender]:

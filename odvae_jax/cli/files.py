@@ -106,6 +106,12 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         help="For --tiling=auto, the memory of a device in gigabytes (1e9 bytes). The default is "
         "what the device says; a CPU does not.",
     )
+    add_exact_and_tiles(group)
+    add_host_options(parser)
+
+
+def add_exact_and_tiles(group: argparse._ArgumentGroup) -> None:
+    """Adds streaming in time, and tiles."""
     group.add_argument(
         "--streaming",
         type=positive,
@@ -125,7 +131,6 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         metavar="N",
         help="The overlap of tiles in pixels. The default is a quarter of the side.",
     )
-    add_host_options(parser)
 
 
 def add_dtype(group: argparse._ArgumentGroup) -> None:

@@ -25,7 +25,8 @@ def add_arguments(parser: Parser) -> None:
     files.add_model(
         parser,
         "The model: the folder of a training run or of a saved model, a file of weights, small (a "
-        "model that comes with the package), or a hub id (docs/weights.md).",
+        "model that comes with the package), or a hub id, owner/name or "
+        "hf://owner/name@revision/subfolder (docs/weights.md).",
     )
     files.add_scaling(files.add_reading(parser))
     files.add_quality(parser).add_argument(

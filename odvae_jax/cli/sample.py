@@ -124,20 +124,7 @@ def _add_decoding(parser: Parser) -> None:
         help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
         "that cannot be streamed.",
     )
-    group.add_argument(
-        "--streaming",
-        type=positive,
-        metavar="N",
-        help='Exact streaming in chunks of so many frames, for models with norm="frame". The '
-        "default is 32, for these models.",
-    )
-    group.add_argument("--tile", type=positive, metavar="N", help="The side of square tiles.")
-    group.add_argument(
-        "--overlap",
-        type=int,
-        metavar="N",
-        help="The overlap of tiles in pixels. The default is a quarter of the side.",
-    )
+    files.add_exact_and_tiles(group)
     group.add_argument(
         "--fps",
         type=positive_number,
@@ -175,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments) -> int:
     import jax
 
-    from odvae_jax.checkpoints.pretrained import load_pretrained
+    from odvae_jax import registry
     from odvae_jax.compilation import use_compilation_cache
     from odvae_jax.diffusion import Latte
     from odvae_jax.transcoding.samples import sample_files
@@ -186,9 +173,7 @@ def _run(arguments) -> int:
     denoiser = Latte.from_pretrained(arguments.ckpt, verify=arguments.verify, dtype=dtype)
     settings = _settings(arguments, denoiser.config)
     name = arguments.vae or _named(denoiser.config, arguments.ckpt)
-    vae = load_pretrained(name, verify=arguments.verify, dtype=dtype).vae
-    if isinstance(vae, Latte):
-        raise ValueError(f"--vae={printable(name)} is a denoiser, no autoencoder.")
+    vae = registry.load_autoencoder(name, verify=arguments.verify, dtype=dtype)
     devices = files.devices_of(arguments)
     print(
         f"{printable(arguments.ckpt)}, {denoiser.config.name}, decoded by {printable(name)}, "
@@ -295,6 +280,7 @@ def _named(config, ckpt: str) -> str:
     if not shipped.model_path(record.vae).exists():
         raise ValueError(
             f"the denoiser was trained with the autoencoder {printable(record.vae)}, which is not "
-            "on this machine: name it with --vae, a path or a hub id."
+            "on this machine: name it with --vae, a path or a hub id such as "
+            "hf://owner/name/subfolder."
         )
     return record.vae

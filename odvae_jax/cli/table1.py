@@ -12,15 +12,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from odvae_jax.cli.files import add_no_verify, add_read_timeout, read_timeout
-from odvae_jax.cli.parsing import (
-    Parser,
-    dtype,
-    labelled_source,
-    not_negative,
-    path,
-    positive,
-)
+from odvae_jax.cli.files import add_no_verify, read_timeout
+from odvae_jax.cli.measuring import add_clips, add_computation, add_speed, complain, say_memory
+from odvae_jax.cli.parsing import Parser, labelled_source, path
 from odvae_jax.cli.programs import log_to_stderr
 from odvae_jax.files import printable
 
@@ -48,34 +42,12 @@ def add_arguments(parser: Parser) -> None:
         "(docs/table1.md). Other names get rows of their own.",
     )
     add_no_verify(group)
-    group = parser.add_argument_group("the clips")
-    group.add_argument(
-        "--frames",
-        type=positive,
-        metavar="N",
-        help="The length of a clip. The default is the paper's, 25, and 81 with --speed.",
+    add_clips(
+        parser,
+        "the paper's, 25, and 81 with --speed",
+        "the paper's, 256",
+        ": of 25 frames, TATS takes 24",
     )
-    group.add_argument(
-        "--size",
-        type=positive,
-        default=256,
-        metavar="N",
-        help="The side of the square clips. The default is the paper's, 256.",
-    )
-    group.add_argument(
-        "--clips",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="Use only the first so many videos of each source. The default is 0, which uses all.",
-    )
-    group.add_argument(
-        "--strict",
-        action="store_true",
-        help="Refuse clips of which a model takes only a part. Otherwise it is measured on that "
-        "part, which the table says: of 25 frames, TATS takes 24.",
-    )
-    add_read_timeout(group)
     group = parser.add_argument_group("the computation")
     group.add_argument(
         "--output",
@@ -84,38 +56,11 @@ def add_arguments(parser: Parser) -> None:
         type=path,
         help="The folder for the tables, and for going on. The default is runs/table1.",
     )
-    group.add_argument(
-        "--batch",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="The number of clips per device at once. The default is 1.",
-    )
-    group.add_argument(
-        "--dtype",
-        type=dtype,
-        metavar="DTYPE",
-        help="The dtype of the computation: float32 (fp32, the default), bfloat16 (bf16, the "
-        "default of --speed) or float16 (fp16).",
-    )
-    group = parser.add_argument_group("speed")
-    group.add_argument(
-        "--speed",
-        action="store_true",
-        help="Time encoding and decoding of random clips by all seven, with random weights.",
-    )
-    group.add_argument(
-        "--work",
-        action="append",
-        choices=["encode", "decode"],
-        help="What --speed times. The default is both.",
-    )
-    group.add_argument(
-        "--largest-batch",
-        type=positive,
-        metavar="N",
-        help="The largest batch that --speed times; it begins with 1 and goes on while more clips "
-        "at once are faster. The default is 64.",
+    add_computation(group)
+    add_speed(
+        parser,
+        "speed",
+        "Time encoding and decoding of random clips by all seven, with random weights.",
     )
 
 
@@ -124,7 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns 1 if a reconstruction is not finite or a video could not be used.
     """
-    from odvae_jax.cli.eval import say_memory
     from odvae_jax.compilation import use_compilation_cache
 
     log_to_stderr()
@@ -136,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from odvae_jax.cli.eval import complain
     from odvae_jax.evaluation.clips import FixedClips
     from odvae_jax.evaluation.paper import FRAMES
     from odvae_jax.evaluation.results import as_text, notes

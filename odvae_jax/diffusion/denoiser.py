@@ -383,13 +383,7 @@ class Latte(nnx.Module):
           ValueError: if the files hold no such model, are damaged, or hold values that are not
             finite. The message says which names differ and how.
         """
-        model = registry.load(source, verify=verify, **overrides)
-        if not isinstance(model, cls):
-            raise ValueError(
-                f"{source} holds a model of the class {type(model).__name__}, not a Latte: "
-                "odvae_jax.from_pretrained loads whatever model there is."
-            )
-        return model
+        return registry.load_as(cls, source, verify=verify, **overrides)
 
 
 def drop_labels(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import reduce, repeat
 from jaxtyping import Array, Float
 
-from odvae_jax import registry
+from odvae_jax import registry, shipped
 from odvae_jax.baselines.base import (
     Baseline,
     BaselineConfig,
@@ -287,7 +287,8 @@ def load_model(
       FileNotFoundError: if it is missing, or is no training run where one is needed.
     """
     run, at, which = source.rpartition("@")
-    if not at or which not in _WEIGHTS or Path(source).exists():
+    is_run = at and which in _WEIGHTS and not Path(source).exists() and not shipped.on_hub(source)
+    if not is_run:
         model = registry.load_autoencoder(source, verify=verify, **arguments)
         return _whole_clips(model, source)
     if from_hub := [n for n in ("subfolder", "revision") if arguments.get(n)]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from odvae_jax.baselines import model_class
+from odvae_jax.baselines.base import BaselineConfig
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.parameters import Config
 
@@ -18,6 +19,9 @@ SPEED_FRAMES = 81
 """The number of frames of the clips that the paper times (section 4.3)."""
 METRICS = ("psnr", "ssim", "lpips")
 """The metrics of Table 1, in its order."""
+
+
+_MEASURED = ("shift", "deviation")  # numbers that stand in OPS-VAE's weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,25 @@ class Published:
             return False
         is_image = isinstance(config, ODVAEConfig) and config.parts.is_image
         return is_image == (self.model == "image")
+
+    def other_sizes(self, config: Config) -> dict[str, tuple[Any, Any]]:
+        """Returns what decides the parameters' shapes and is not as in the paper's model.
+
+        Args:
+          config: the config of such a model.
+
+        Returns:
+          The value there and the paper's, by the name of the field.
+        """
+        paper = self.config()
+        fixed = ("width", "latent_channels", "groups")
+        if isinstance(config, BaselineConfig):
+            free = (*config.changeable, *_MEASURED)
+            fixed = [f.name for f in dataclasses.fields(config) if f.name not in free]
+        pairs = {name: (getattr(config, name), getattr(paper, name)) for name in fixed}
+        if isinstance(config, ODVAEConfig):
+            pairs["structure"] = (config.name, paper.name)
+        return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs}
 
 
 def _row(name, model, block, parameters, webvid, panda) -> Published:

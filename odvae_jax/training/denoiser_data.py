@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax import registry
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.video import VideoError
-from odvae_jax.diffusion import Latte, LatteConfig, TrainedOn
+from odvae_jax.diffusion import LatteConfig, TrainedOn
 from odvae_jax.files import printable
 from odvae_jax.latents import LatentDataset, LatentsError, Scale
 from odvae_jax.latents.chosen import is_dataset
@@ -65,15 +65,13 @@ def _autoencoder(config) -> Any:
     """The autoencoder that the config names; None for none."""
     if not config.vae:
         return None
-    loaded = load_pretrained(config.vae, dtype=config.vae_dtype)
-    if isinstance(loaded.vae, Latte):
-        raise ValueError(f"config.vae={printable(config.vae)} is a denoiser, no autoencoder.")
-    if loaded.vae.config.latent_channels is None:
+    vae = registry.load_autoencoder(config.vae, dtype=config.vae_dtype)
+    if vae.config.latent_channels is None:
         raise ValueError(
-            f"config.vae={printable(config.vae)} is {loaded.vae.config.name}, whose latents are "
-            "codes; a denoiser needs numbers."
+            f"config.vae={printable(config.vae)} is {vae.config.name}, whose latents are codes; a "
+            "denoiser needs numbers."
         )
-    return loaded.vae
+    return vae
 
 
 class Data(abc.ABC):

@@ -156,6 +156,16 @@ def test_what_is_written_back_is_the_published_folder(released, tmp_path):
     assert {n: written[n] for n in config} == config
 
 
+def test_the_published_layout_has_no_place_for_a_chunk_length_which_is_said(
+    released, tmp_path, caplog
+):
+    svd_vae.save(released, tmp_path / "whole")
+    assert not caplog.records
+    svd_vae.save(with_config(released, decode_chunk=14), tmp_path / "vae")
+    assert "decode_chunk=14 is not written" in caplog.text
+    assert load_pretrained(tmp_path / "vae").vae.config.decode_chunk is None
+
+
 def test_a_measured_scale_goes_with_the_model(released, tmp_path):
     fields = {"latents_mean": (0.5, 0.0, -1.0, 0.25), "latents_std": (1.0, 2.0, 0.5, 4.0)}
     model = with_config(released, **fields, scaling_factor=0.5)

@@ -1,6 +1,7 @@
 """Released checkpoints of Latte, and denoisers in our own layout."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from odvae_jax.checkpoints.files import WeightFile, read_weight_file
 from odvae_jax.checkpoints.pretrained import load_pretrained
 from odvae_jax.checkpoints.torch_file import write_torch_file
 from odvae_jax.cli import main
-from odvae_jax.diffusion import Latte, LatteConfig, positions
+from odvae_jax.diffusion import Latte, LatteConfig, TrainedOn, positions
 from odvae_jax.parameters import named_parameters
+from odvae_jax.scale import Scale
 from tests.conftest import full
 from tests.diffusion.released import (
     FIXTURES,
@@ -111,7 +113,7 @@ def test_a_denoiser_is_no_autoencoder_and_an_autoencoder_no_denoiser(tmp_path):
     small().save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="holds a Latte, not an ODVAE"):
         ODVAE.from_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="holds a model of the class ODVAE, not a Latte"):
+    with pytest.raises(ValueError, match="holds an ODVAE, not a Latte"):
         Latte.from_pretrained("small")
 
 
@@ -210,3 +212,12 @@ def test_the_command_converts_a_released_file_to_ours_and_back(tmp_path, own_log
     main(["convert", str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "published"])
     files = [(tmp_path / name / "latte.pt").read_bytes() for name in ("released", "again")]
     assert files[0] == files[1]
+
+
+def test_what_the_published_layout_cannot_hold_of_a_training_is_said(tmp_path, caplog):
+    latte.save(small(), tmp_path / "plain")
+    assert not caplog.records
+    record = TrainedOn("runs/v4", "0a", Scale((0.5,) * 4, (2.0,) * 4, 0.5), 5, 12.0, tuple("abc"))
+    latte.save(small(trained_on=record), tmp_path / "model")
+    said = r"no place for .* runs/v4, to be named with --vae, .*factor 0\.5, with a mean .*5 frames"
+    assert re.search(said, caplog.text)

@@ -1,19 +1,31 @@
 """Finding models by path and hub id, and the command that converts them."""
 
+import functools
+import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+import odvae_jax
 from odvae_jax import ODVAE, ODVAEConfig
-from odvae_jax.checkpoints import open_sora_plan, sd_vae
+from odvae_jax.checkpoints import cv_vae, open_sora_plan, ops_vae, sd_vae, tats
+from odvae_jax.checkpoints.files import read_weight_file
 from odvae_jax.checkpoints.pretrained import load_pretrained
+from odvae_jax.checkpoints.torch_file import write_torch_file
 from odvae_jax.cli import main
-from odvae_jax.parameters import named_parameters
-from tests.conftest import small_model
+from odvae_jax.evaluation.models import load_contenders
+from odvae_jax.evaluation.table1 import load_listed, read_list
+from odvae_jax.latents import LatentsFile
+from odvae_jax.parameters import named_parameters, with_config
+from tests.baselines.test_common import tiny
+from tests.conftest import small_model, write_clip
 from tests.two_levels import CAUSAL
+
+CAUSAL_MODEL = ODVAE(ODVAEConfig(structure=CAUSAL, width=8, groups=4), rngs=0)
 
 
 def assert_same_parameters(a, b):
@@ -31,6 +43,84 @@ def cached_repository(cache, name, files):
     (root / "refs").mkdir()
     for ref in ("main", "v2"):
         (root / "refs" / ref).write_text(commit)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("someone/model", r"hf://someone/model/vae\. HF_HUB_OFFLINE is set"),
+        ("hf://someone/model@v2", r"someone/model@v2 is no local .*hf://someone/model@v2/vae\."),
+        ("hf://someone/other/vae", "someone/other/vae is no local path.*HF_HUB_OFFLINE is set"),
+        ("hf://someone/model@pr%2F1/vae", "someone/model@pr%2F1/vae is no local path"),
+        ("hf://someone", "hf://someone is no place on the hub: expected hf://OWNER/NAME"),
+        ("hf://someone/model/../vae", "is no place on the hub"),
+        ("hf://someone/model@", "is no place on the hub"),
+    ],
+)
+def test_what_is_not_on_the_hub_is_said_with_the_place_and_why(source, words, offline_hub):
+    cached_repository(
+        offline_hub, "someone/model", lambda p: CAUSAL_MODEL.save_pretrained(p / "vae")
+    )
+    with pytest.raises((FileNotFoundError, ValueError), match=words) as error:
+        load_pretrained(source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_subfolder_and_a_revision_of_the_hub_are_part_of_the_name_in_every_command(
+    offline_hub, tmp_path, capsys
+):
+    cached_repository(
+        offline_hub, "someone/model", lambda p: CAUSAL_MODEL.save_pretrained(p / "vae")
+    )
+    name = "hf://someone/model@v2/vae"
+    for source in (name, "hf://someone/model/vae"):
+        assert_same_parameters(odvae_jax.from_pretrained(source), CAUSAL_MODEL)
+    with pytest.raises(ValueError, match="@v2/vae has a revision, and revision='main' is given"):
+        odvae_jax.from_pretrained(name, revision="main")
+    same = odvae_jax.from_pretrained("hf://someone/model@v2", subfolder="vae")
+    assert_same_parameters(same, CAUSAL_MODEL)
+    compared = load_contenders([name, f"mine={name}"])
+    assert [c.source for c in compared] == [name, name] and compared[1].label == "mine"
+    listed, absent = load_listed(read_list(f"Mine={name}"))
+    assert [c.source for c in listed] == [name] and "Mine" not in absent
+    assert convert(capsys, name, tmp_path / "copy")[0] == 0
+    assert_same_parameters(ODVAE.from_pretrained(tmp_path / "copy"), CAUSAL_MODEL)
+    write_clip(tmp_path / "clip.mp4", frames=5, height=16, width=16)
+    encode = ["encode", str(tmp_path / "clip.mp4"), str(tmp_path / "z.safetensors")]
+    assert main([*encode, f"--ckpt={name}"]) == 0
+    assert LatentsFile(tmp_path / "z.safetensors").info.model == name
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+@pytest.mark.parametrize("where", ["hub", "folder"])
+def test_weights_that_are_spread_over_files_of_either_kind_are_read(
+    ending, where, offline_hub, tmp_path
+):
+    vae = small_model("image")
+
+    def files(folder):
+        sd_vae.save(vae, folder)
+        (whole,) = folder.glob("*.safetensors")
+        weights, name = load_file(whole), f"diffusion_pytorch_model{ending}"
+        whole.unlink()
+        homes = {n: name.replace(".", f"-0000{i % 2}.") for i, n in enumerate(weights)}
+        for file in {*homes.values()}:
+            part = {n: v for n, v in weights.items() if homes[n] == file}
+            (save_file if ending == ".safetensors" else pickled)(part, folder / file)
+        (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": homes}))
+
+    cached_repository(offline_hub, "someone/model", lambda path: files(path))
+    (snapshot,) = (offline_hub / "models--someone--model" / "snapshots").iterdir()
+    loaded = load_pretrained("someone/model" if where == "hub" else snapshot)
+    assert loaded.source.name == f"diffusion_pytorch_model{ending}.index.json"
+    assert_same_parameters(loaded.vae, vae)
+    if where == "folder":  # without its config, too
+        (snapshot / "config.json").unlink()
+        assert_same_parameters(load_pretrained(snapshot, groups=4).vae, vae)
+
+
+def pickled(state, path):
+    write_torch_file(path, state)
 
 
 @pytest.mark.usefixtures("offline_hub")
@@ -213,3 +303,56 @@ def test_of_a_run_with_several_exports_the_newest_is_loaded(tmp_path, caplog):
     assert loaded() == [3]
     shutil.rmtree(tmp_path / "model")
     assert loaded() == [2]
+
+
+def test_the_command_speaks_of_options_where_a_file_needs_or_refuses_them(tmp_path, capsys):
+    model = tiny("tats")
+    tats.save(model, tmp_path / "whole")
+    state = dict(read_weight_file(tmp_path / "whole" / "tats.ckpt").content["state_dict"])
+    write_torch_file(tmp_path / "bare.ckpt", {"state_dict": state})
+    model.save_pretrained(tmp_path / "native")
+    sd = small_model("image", width=8, groups=4)
+    sd_vae_state(sd, tmp_path / "sd.safetensors")
+    for arguments, words in (
+        (["bare.ckpt"], "or in the shell odvae convert with --downsample=4,8,8."),
+        (["bare.ckpt", "--downsample=2,2"], "--downsample: '2,2' is not three numbers, as in 4,8"),
+        (["whole", "--downsample=2,2,2"], "--downsample: .* holds TATS, whose file decides that"),
+        (["native", "--norm=frame"], "--norm: .* holds TATS, whose file decides that"),
+        (
+            ["native", "--upsample=linear", "--time-upsample=linear"],
+            "--upsample, --time-upsample: .* holds TATS, which has no such setting",
+        ),
+        (["native", "--upsample=cubic"], "argument --upsample: invalid choice: 'cubic'"),
+        (["native", "--heads=4"], "--heads: .* holds TATS, which has no such setting; leave"),
+        (["sd.safetensors"], "or in the shell odvae convert with --groups."),
+    ):
+        status, _, errors = convert(
+            capsys, tmp_path / arguments[0], tmp_path / "out", *arguments[1:]
+        )
+        assert status > 0 and not (tmp_path / "out").exists()
+        assert re.search(rf"^odvae convert: .*{words}", errors.replace("--help", ""), re.MULTILINE)
+    for name, option, expected in (
+        ("bare.ckpt", "--downsample=2,2,2", model),
+        ("sd.safetensors", "--groups=4", sd),
+    ):
+        status, _, errors = convert(capsys, tmp_path / name, tmp_path / name.split(".")[0], option)
+        assert status == 0, errors
+        loaded = odvae_jax.from_pretrained(tmp_path / name.split(".")[0])
+        assert_same_parameters(loaded, expected)
+
+
+def sd_vae_state(model, path):
+    """The weights of an image model alone, without its config."""
+    sd_vae.save(model, path.parent / "folder")
+    shutil.copy(path.parent / "folder" / "diffusion_pytorch_model.safetensors", path)
+
+
+@pytest.mark.parametrize("kind", ["od_vae", "cv_vae", "ops_vae"])
+def test_a_factor_of_one_s_own_survives_the_published_layout(kind, tmp_path):
+    layout = {"od_vae": open_sora_plan, "cv_vae": cv_vae, "ops_vae": ops_vae}[kind]
+    released = functools.partial(small_model, width=32, groups=32, upsample="linear")
+    model = released() if kind == "od_vae" else tiny(kind)
+    layout.save(model, tmp_path / "usual")
+    assert not (tmp_path / "usual" / "odvae_latents_scale.json").exists()
+    layout.save(with_config(model, scaling_factor=0.5), tmp_path / "model")
+    assert load_pretrained(tmp_path / "model").vae.config.scaling_factor == 0.5

@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import odvae_jax
+from odvae_jax.checkpoints import sd_vae
 from odvae_jax.checkpoints.torch_file import write_torch_file
+from tests.baselines.published import state
+from tests.conftest import small_model
 from tests.released import released_config, released_state
 
 ONE_0 = {
@@ -95,3 +98,91 @@ def test_a_bare_file_of_another_version_is_called_by_its_name(tmp_path, state, w
         write_torch_file(path, {"ema_state_dict": state()} if "ema" in kind else state())
     with pytest.raises(ValueError, match=rf"{path.name}: {words}"):
         odvae_jax.from_pretrained(path)
+
+
+def under_diffusers_names(channels, inner=""):
+    """The first layers of a video autoencoder that has diffusers' names."""
+    return zeros(
+        **{
+            f"encoder.conv_in{inner}.weight": (16, 3, 3, 3, 3),
+            f"encoder.down_blocks.0.resnets.0.conv1{inner}.weight": (16, 16, 3, 3, 3),
+            f"decoder.conv_in{inner}.weight": (32, channels, 3, 3, 3),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "channels, inner, words",
+    [
+        (16, "", "this is likely the CV-VAE for Stable Diffusion 3, 16.*CVVAEModel.*vae3d_v1-1"),
+        (16, ".conv", "this is a video autoencoder of 16 latent channels under diffusers' names"),
+        (4, "", "this is a video autoencoder of 4 latent channels under diffusers' names"),
+    ],
+    ids=["CV-VAE for SD3", "CogVideoX", "another"],
+)
+def test_video_models_under_the_names_of_an_image_model_are_told_from_it(
+    channels, inner, words, tmp_path
+):
+    save_file(under_diffusers_names(channels, inner), tmp_path / "vae.safetensors")
+    with pytest.raises(ValueError, match=rf"vae\.safetensors: {words}"):
+        odvae_jax.from_pretrained(tmp_path / "vae.safetensors")
+
+
+HALF = {
+    "cv_vae": ("encoder.", "decoder."),
+    "svd_vae": ("decoder.",),
+    "vqgan": ("encoder.", "decoder."),
+    "tats": ("encoder.", "decoder."),
+}
+HALVES = [(model, begins) for model, both in HALF.items() for begins in both]
+NAMES = {"cv_vae": "a CV-VAE", "svd_vae": "an SVD-VAE", "vqgan": "a VQGAN", "tats": "a TATS"}
+
+
+@pytest.mark.parametrize("model, begins", HALVES)
+def test_half_of_an_autoencoder_is_called_so(model, begins, tmp_path):
+    both = ("encoder.", "decoder.")
+    weights = {
+        n: v for n, v in state(model).items() if n.startswith(begins) or not n.startswith(both)
+    }
+    save_file(weights, tmp_path / "half.safetensors")
+    words = (
+        rf"half\.safetensors holds the {begins[:-1]} of {NAMES[model]}.* alone: take the file that"
+    )
+    with pytest.raises(ValueError, match=words):
+        odvae_jax.from_pretrained(tmp_path / "half.safetensors")
+
+
+@pytest.mark.parametrize("begins", ["encoder.", "decoder."])
+@pytest.mark.parametrize("kind", ["OD-VAE", "SD-VAE"])
+def test_half_of_an_od_vae_or_an_sd_vae_is_called_so(kind, begins, tmp_path):
+    if kind == "OD-VAE":
+        weights = released_state()
+    else:
+        sd_vae.save(small_model("image"), tmp_path / "sd")
+        weights = load_file(tmp_path / "sd" / "diffusion_pytorch_model.safetensors")
+    half = {n: v for n, v in weights.items() if n.startswith(begins)}
+    save_file(half, tmp_path / "half.safetensors")
+    words = (
+        f"holds the {begins[:-1]} of {'an OD-VAE' if kind == 'OD-VAE' else 'an autoencoder'} alone"
+    )
+    if (kind, begins) == ("SD-VAE", "encoder."):
+        words = "is not a whole SD-VAE: .*post_quant_conv.*, and it has no decoder"
+    with pytest.raises(ValueError, match=words):
+        odvae_jax.from_pretrained(tmp_path / "half.safetensors")
+
+
+@pytest.mark.parametrize(
+    "begins, bare, words",
+    [
+        ("spatial_vae.module.", "module.", "the image model of an OPS-VAE alone.*temporal model"),
+        ("temporal_vae.", "", "the temporal model of an OPS-VAE alone.*image model, too"),
+    ],
+    ids=["image", "temporal"],
+)
+def test_one_of_the_two_models_of_an_ops_vae_is_called_so(begins, bare, words, tmp_path):
+    half = {n: v for n, v in state("ops_vae").items() if n.startswith(begins)}
+    for prefix in (begins, bare):
+        weights = {prefix + n.removeprefix(begins): v for n, v in half.items()}
+        save_file(weights, tmp_path / "half.safetensors")
+        with pytest.raises(ValueError, match=rf"half\.safetensors holds {words}"):
+            odvae_jax.from_pretrained(tmp_path / "half.safetensors")

@@ -67,7 +67,7 @@ def test_the_module_run_by_python_is_the_command(capsys):
 
 def test_every_command_has_a_file_and_every_file_a_command():
     files = {path.stem for path in (ROOT / "odvae_jax" / "cli").glob("*.py")}
-    shared = {"__init__", "configs", "encode_dataset", "files", "parsing", "programs"}
+    shared = {"__init__", "configs", "encode_dataset", "files", "measuring", "parsing", "programs"}
     assert files - shared == {command.replace(" ", "_") for command in COMMANDS}
 
 

@@ -14,7 +14,8 @@ import pytest
 import skimage.metrics
 
 from odvae_jax import ODVAE, ODVAEConfig
-from odvae_jax.baselines import MODELS
+from odvae_jax.baselines import MODELS, TATSConfig
+from odvae_jax.baselines.base import parameter_counts
 from odvae_jax.cli import main
 from odvae_jax.evaluation.clips import FixedClips
 from odvae_jax.evaluation.measure import Meters
@@ -22,6 +23,7 @@ from odvae_jax.evaluation.models import contender, from_outside, load_contenders
 from odvae_jax.evaluation.outside import Function, Reconstructions
 from odvae_jax.evaluation.results import notes, table
 from odvae_jax.evaluation.run import evaluate
+from odvae_jax.parameters import abstract_model
 from odvae_jax.pixels import to_uint8, to_unit_range
 from tests.baselines.test_common import tiny
 from tests.conftest import full, write_clip
@@ -136,7 +138,7 @@ def test_every_kind_of_model_stands_in_one_table(kinds, videos, folders, tmp_pat
     assert all(name in page for name in kinds) and "tats takes 16×16×16" in page
 
 
-def test_parameters_are_counted_as_the_reference_does_and_of_the_autoencoder(videos):
+def test_parameters_are_counted_as_the_reference_does_and_of_the_autoencoder(videos, monkeypatch):
     models = [contender(name, "", model(name)) for name in ("tats", "image")]
     leaves = sum(math.prod(p.shape) for p in jax.tree.leaves(model("tats")))
     config = model("tats").config
@@ -144,10 +146,16 @@ def test_parameters_are_counted_as_the_reference_does_and_of_the_autoencoder(vid
     buffers += sum(p.size for path, p in jax.tree_util.tree_leaves_with_path(model("tats"))
                    if "running" in jax.tree_util.keystr(path))  # fmt: skip
     assert models[0].parameters.autoencoder == leaves - buffers
-    more = config.training_parameters
-    assert (
-        models[0].parameters.reference == leaves - buffers + more == leaves - buffers + 28_540_546
+    # What the reference counts beside the autoencoder is known of the released model alone.
+    assert models[0].parameters.reference == leaves - buffers
+    counted = parameter_counts(abstract_model(TATSConfig(dtype="bfloat16")))
+    more = counted.reference - counted.autoencoder
+    assert more == 28_540_546
+    assert not any(
+        "Parameters: as the model's" in n for n in notes(scores(models, videos, limit=1))
     )
+    monkeypatch.setattr(TATSConfig, "training_parameters", property(lambda _: more))
+    assert models[0].parameters.reference == leaves - buffers + more
     assert models[1].parameters.autoencoder == models[1].parameters.reference
     results = scores(models, videos, limit=1)
     titles, rows = table(results)
@@ -296,6 +304,19 @@ def test_reconstructions_that_do_not_fit_are_named(change, words, videos, tmp_pa
     files = from_outside("files", str(folder), Reconstructions(str(folder)))
     with pytest.raises(ValueError, match=words):
         scores([files], videos)
+
+
+def test_videos_without_a_reconstruction_are_said_before_anything_is_measured(
+    videos, tmp_path, caplog
+):
+    folder = at_fault(tmp_path / "made", lambda *_: None)
+    clips = FixedClips(videos, frames=FRAMES, size=SIDE)
+    Reconstructions(str(folder)).check(clips)
+    assert not caplog.records
+    (folder / "clip1.mkv").unlink()
+    Reconstructions(str(folder)).check(clips)
+    said = rf"1 of 2 videos have no reconstruction in {folder}, .*first of them.*: .*clip1\.mp4"
+    assert re.search(said, caplog.text)
 
 
 def test_reconstructions_of_videos_of_one_name_are_told_apart_by_folder(tmp_path):

@@ -70,6 +70,10 @@ def test_the_table_has_all_rows_of_the_paper_with_its_figures(kinds, sources, tm
     if gone:
         assert "OD-VAE is missing: " in printed and "nowhere does not exist" in printed
         assert "CV-VAE is missing: it is not in the list of models." in printed
+    small = "TATS: this is not the paper's TATS, but a model of another size: width 8 (there 32), "
+    assert printed.count(f"{small}downsample (2, 2, 2) (there (4, 8, 8)), codes 16") == 2
+    assert "SD-VAE: this is not the paper's SD-VAE, but a model of another size: width 8" in printed
+    assert "Mine: this is not" not in printed
     read = json.loads((tmp_path / "out" / "table1.json").read_text())
     assert list(read["measured"]) == ["webvid", "second"] and len(read["paper"]) == 7
     models = read["measured"]["second"]["models"]
@@ -144,6 +148,11 @@ def test_the_papers_models_have_the_parameters_that_it_prints():
         block = made.config.time_compression, *[made.config.space_compression] * 2
         assert block == row.block
     assert [row.name for row in TABLE_1] == NAMES
+
+
+def test_a_model_of_the_papers_size_gets_no_remark_whatever_it_computes_in():
+    for row in TABLE_1:
+        assert row.other_sizes(row.config(dtype="bfloat16", precision="highest")) == {}
 
 
 @pytest.mark.full
