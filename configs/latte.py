@@ -66,7 +66,7 @@ def _quick(config):
     config.data.names = "motion"
     config.data.holdout = 64
     config.batch_size = 32
-    config.steps = 1000
+    config.steps = 2000
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.99
     config.optimizer.clip_norm = 1.0

@@ -35,6 +35,7 @@ COMMANDS = {
     "decode": "Decode files of latents into videos.",
     "reconstruct": "Send videos through encoder and decoder, and compare.",
     "sample": "Make videos with a denoiser that was trained on latents.",
+    "recognise": "Tell how many samples show the class that they were made for.",
     "summary": "Print the statistics of the latents in a folder.",
     "data inspect": "Show what training would see of a source of videos.",
     "data collect": "Collect pictures and clips out of packages, for training.",

@@ -23,6 +23,7 @@ GOES_ON = True
 
 _GUIDANCE = 7.0  # the paper's, for denoisers with classes
 _STEPS = {"gaussian": 250, "flow": 50}
+_NO_CLASS = ("none", "-1")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -61,7 +62,8 @@ def add_arguments(parser: Parser) -> None:
         "--classes",
         metavar="LIST",
         help="The classes, by name or number, as in horse,3: sample n is of the n-th in turn. The "
-        "default is all classes. The word none stands for no class.",
+        "default is all classes. A name goes before a number. The word none stands for no class, "
+        "and so does -1.",
     )
     group.add_argument(
         "--sampler",
@@ -248,11 +250,17 @@ def _classes(text: str | None, config) -> tuple[int, ...]:
     names = list(config.trained_on.classes) if config.trained_on else []
     found = []
     for word in (one.strip() for one in text.split(",")):
+        if word in _NO_CLASS and word in names:
+            other = next(one for one in _NO_CLASS if one not in names)
+            raise ValueError(
+                f"--classes: {word!r} is the name of a class, and the word for no class: write "
+                f"{names.index(word)} for the class, or {other} for no class."
+            )
         if word in names:
             found.append(names.index(word))
         elif word.isascii() and word.isdigit() and int(word) < config.classes:
             found.append(int(word))
-        elif word == "none":
+        elif word in _NO_CLASS:
             found.append(config.classes)
         else:
             listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

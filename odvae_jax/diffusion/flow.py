@@ -39,6 +39,16 @@ class FlowSampler:
         """Whether a step adds noise; none does."""
         return False
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the greatest s: 0 is noise, 1 is data."""
+        return 0.0, 1.0
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The s at which each step begins, rising from 0."""
+        return tuple(i / self.steps for i in range(self.steps))
+
     def network_time(self, time: Real[Array, ""]) -> Real[Array, ""]:
         """Returns the time that the network is given, 1000 (1 - s)."""
         return _NETWORK_TIMES * (1 - time)

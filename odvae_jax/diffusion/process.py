@@ -168,6 +168,16 @@ class GaussianSampler:
         """The schedule of these steps."""
         return _schedule(self.original)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the greatest number of an original step: 0 is next to data."""
+        return 0.0, STEPS - 1.0
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The number of the original step that each step is, falling towards 0."""
+        return tuple(map(float, reversed(self.original)))
+
     def network_time(self, time: Real[Array, ""]) -> Real[Array, ""]:
         """Returns the time that the network is given: the sampler's own is the original number."""
         return time

@@ -38,6 +38,16 @@ class Sampler(Protocol):
         """Whether a step adds noise."""
         ...
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the greatest time that there is, in the sampler's own time."""
+        ...
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The time at which each step begins, in the sampler's own time."""
+        ...
+
     def network_time(self, time: Real[Array, ""]) -> Real[Array, ""]:
         """Returns the time that the network is given, for one of the sampler's own."""
         ...

@@ -47,6 +47,7 @@ def sample(
     guidance: float = 1.0,
     interval: Interval | None = None,
     mesh: Mesh | None = None,
+    finite: bool = True,
 ) -> Float[Array, "b f h w c"]:
     """Returns samples of normalised latents, float32 [B, F, H, W, C].
 
@@ -66,6 +67,8 @@ def sample(
       interval: the times at which the sampler guides, its first and last, in its own time; None
         guides always. Elsewhere the labelled prediction is taken.
       mesh: a mesh (`make_mesh`) whose axes "data" and "fsdp" share the samples.
+      finite: whether samples that are not finite are an error. Otherwise they are returned with
+        the others.
 
     Raises:
       ValueError: if a class is not known, labels are missing or not expected, there is guidance
@@ -87,7 +90,8 @@ def sample(
     limited = strength is not None and interval is not None
     limits = tuple(map(jnp.float32, interval)) if limited else None
     samples = _sample(model, sampler, numbers, key, labels, strength, limits, over)
-    check_samples(samples, numbers)
+    if finite:
+        check_samples(samples, numbers)
     return samples
 
 

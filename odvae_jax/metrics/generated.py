@@ -209,7 +209,10 @@ def notes(comparison: Comparison) -> list[str]:
             f"Published numbers are of {COUNT} clips. FVD of fewer is greater: compare only "
             "numbers of as many clips."
         )
-    said += [f"{TITLES[m][:-2]} is missing: {why}." for m, why in comparison.missing.items()]
+    missing = dict(comparison.missing)
+    if "is" in missing and missing.get("is10") == missing["is"]:
+        del missing["is10"]  # one reason for both
+    said += [f"{TITLES[m][:-2]} is missing: {why}." for m, why in missing.items()]
     return said
 
 

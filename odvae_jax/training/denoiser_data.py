@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from odvae_jax import registry
 from odvae_jax.data.clips import RandomClips, batches
+from odvae_jax.data.sources import Source
 from odvae_jax.data.video import VideoError
 from odvae_jax.diffusion import LatteConfig, TrainedOn
 from odvae_jax.files import printable
@@ -26,7 +27,7 @@ from odvae_jax.latents.description import Bucket, Description, read_description
 from odvae_jax.latents.schema import compression, in_time
 from odvae_jax.latents.storage import open_folder
 from odvae_jax.sharding import clip_sharding, clip_shards, local_rows
-from odvae_jax.training.denoising import Batch, denoiser_model_config
+from odvae_jax.training.denoising import Batch, denoiser_config, denoiser_model_config
 from odvae_jax.training.tasks.task import Feeds
 from odvae_jax.transcoding import encoder_digest
 
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 """A batch on the host: "latents" or "clips", and "labels" with classes."""
+_NAMED = 5  # videos that a warning lists
+_OF_VIDEOS = ("validation_path", "frames", "size", "short_side", "stride", "stride_max", "crop")
+_OF_VIDEOS += ("flip", "max_unusable", "read_timeout")
+_OF_LATENTS = ("holdout", "window_stride")
 _VALIDATION_SEED = 2**30  # of the videos that a run measures itself on
 
 
@@ -50,6 +55,8 @@ def open_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
         or no class of the denoiser's.
     """
     vae = _autoencoder(config)
+    if not _is_quiet():
+        _say_unused(config)
     if is_dataset(config.data.path):
         return StoredLatents(config, mesh, vae)
     if vae is None:
@@ -59,6 +66,19 @@ def open_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
             "encode its videos in every step, --config.vae."
         )
     return EncodedVideos(config, mesh, vae)
+
+
+def _say_unused(config) -> None:
+    """Says which fields that differ from their defaults are of the other kind of data."""
+    stored, usual = is_dataset(config.data.path), denoiser_config().data
+    fields = _OF_VIDEOS if stored else _OF_LATENTS
+    if unused := [name for name in fields if config.data[name] != usual[name]]:
+        why = (
+            "clips of a dataset of latents are as they were encoded"
+            if stored
+            else "only a dataset of latents has it"
+        )
+        logger.info("%s: without effect, for %s", ", ".join(f"data.{n}" for n in unused), why)
 
 
 def _autoencoder(config) -> Any:
@@ -297,13 +317,34 @@ class EncodedVideos(Data):
     def _classes(self) -> tuple[str, ...]:
         if not self.model.classes:
             return ()
-        every = (
-            (source.name(i), source.columns(i))
-            for source in self.clips.sources
-            for i in range(len(source))
-        )
+        every = [(source, i) for source in self.clips.sources for i in range(len(source))]
         bar = tqdm(every, desc="labels", unit="video", disable=_is_quiet(), leave=False)
-        return class_names(iter(bar), self._config.data, self.model.classes)
+        return class_names(self._labelled(bar), self._config.data, self.model.classes)
+
+    def _labelled(self, videos: Iterable[tuple[Source, int]]) -> Iterator[tuple[str, Any]]:
+        """The names and the columns of the videos whose label is not empty; says how many are."""
+        column, empty, there = self._config.data.label, [], False
+        for source, number in videos:
+            columns, name = source.columns(number), source.name(number)
+            if columns.get(column, name) in ("", None):  # they are passed over when they are drawn
+                empty.append(name)
+            else:
+                there = True
+                yield name, columns
+        if empty and not there:
+            raise ValueError(
+                f"no video has a label: the column {column!r} (config.data.label) is empty."
+            )
+        if empty and not _is_quiet():
+            listed = ", ".join(map(printable, empty[:_NAMED])) + (
+                "" if len(empty) <= _NAMED else ", …"
+            )
+            logger.warning(
+                "%d videos have no label in the column %r and are left out: %s",
+                len(empty),
+                column,
+                listed,
+            )
 
     def feeds(self, position: Mapping[str, Any]) -> DenoiserFeeds:
         """Batches from clip number `position["next"]` on."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from odvae_jax.checkpoints.native import digest
 from odvae_jax.diffusion import Latte, process_of, sample
+from odvae_jax.diffusion.protocol import Sampler
 from odvae_jax.files import one_line, printable, write_whole
 from odvae_jax.latents import LatentsInfo, LatentsWriter, Scale, Statistics
 from odvae_jax.parameters import Autoencoder, named_parameters
@@ -172,11 +173,12 @@ def sample_files(
       bar: whether a progress bar is shown.
 
     Returns:
-      What came of it; `problems` has samples that came to nothing, by their paths.
+      What came of it; `problems` has samples that came to nothing, by their paths. One whose
+      latents are not finite is among them, and keeps no other from being made.
 
     Raises:
       ValueError: if the autoencoder is another than the denoiser was trained with, the folder holds
-        samples of other settings, a setting is impossible, or samples are not finite.
+        samples of other settings, or a setting is impossible.
       OSError: if the folder cannot be written.
     """
     devices = list(devices or jax.local_devices()[:1])
@@ -211,7 +213,7 @@ def check_settings(denoiser: Latte, settings: SampleSettings) -> None:
     Raises:
       ValueError: if the sampler or its steps are impossible, or classes are not the denoiser's.
     """
-    _sampler(denoiser, settings)
+    sampler = _sampler(denoiser, settings)
     classes = denoiser.config.classes
     if bool(settings.classes) != bool(classes):
         has = f"{classes} classes" if classes else "no classes"
@@ -222,10 +224,11 @@ def check_settings(denoiser: Latte, settings: SampleSettings) -> None:
         raise ValueError(f"guidance={settings.guidance}: expected a finite number; 1 is none.")
     if settings.interval is not None:
         low, high = settings.interval
-        if not 0 <= low < high < math.inf:
+        if not low < high < math.inf:
             raise ValueError(f"interval={low, high}: expected two times, the smaller one first.")
         if settings.guidance == 1:
             raise ValueError("an interval says where guidance is used, and guidance=1 is none.")
+        _check_within(settings.interval, sampler)
     if not 0 <= settings.crf <= _WORST:
         raise ValueError(f"crf={settings.crf}: expected 0 to {_WORST}; lower is better.")
     if settings.batch < 1:
@@ -234,6 +237,21 @@ def check_settings(denoiser: Latte, settings: SampleSettings) -> None:
         raise ValueError(
             f"guidance={settings.guidance} needs classes, and this denoiser has none: leave it "
             "at 1."
+        )
+
+
+def _check_within(interval: tuple[float, float], sampler: Sampler) -> None:
+    """Whether a sampler has times within an interval, and has all its times between the ends."""
+    (low, high), (first, last) = interval, sampler.span
+    own = f"the sampler's own time, {sampler.times[0]:g} at noise"
+    if low < first or high > last:
+        raise ValueError(
+            f"interval={low:g}, {high:g}: expected times from {first:g} to {last:g}, in {own}."
+        )
+    if not any(low <= time <= high for time in sampler.times):
+        raise ValueError(
+            f"interval={low:g}, {high:g}: none of the {sampler.steps} steps begins in it; its "
+            f"ends are in {own}: give a longer one, or more steps."
         )
 
 
@@ -285,6 +303,7 @@ class _Maker:
             guidance=settings.guidance,
             interval=settings.interval,
             mesh=self._mesh,
+            finite=False,
         )
         latents = self._scale.denormalise(np.asarray(z)[: len(numbers)])
         with concurrent.futures.ThreadPoolExecutor(len(self._devices)) as pool:
@@ -303,6 +322,11 @@ class _Maker:
 
     def _write(self, number: int, latents: np.ndarray, device: jax.Device) -> int:
         """Writes the files of a sample, the video last; returns its number of frames."""
+        if not np.isfinite(latents).all():
+            raise ValueError(
+                "its latents are not finite: the denoiser diverged, its dtype is too small, or the "
+                "guidance is too strong"
+            )
         settings = self._settings
         vae = self._models.on(device if len(self._devices) > 1 else None)
         clip = decode_sample(vae, latents, frames=self._frames, tiling=settings.tiling)

@@ -160,6 +160,7 @@ def test_a_folder_of_other_settings_or_of_other_files_is_refused(models, tmp_pat
         ({"interval": (5, 1), "guidance": 2}, "the smaller one first"),
         ({"crf": 60}, "crf=60: expected 0 to 51"),
         ({"batch": 0}, "batch=0: expected at least 1"),
+        ({"interval": (0.5, 2), "guidance": 2}, "interval=0.5, 2: expected times from 0 to 1"),
     ],
 )
 def test_impossible_settings_claim_no_folder(models, tmp_path, fields, words):
@@ -182,6 +183,9 @@ def test_impossible_settings_claim_no_folder(models, tmp_path, fields, words):
         (["--tiling=4"], "a group of 4 frames is not 2k + 1"),
         (["--guidance=nan"], "guidance=nan"),
         (["--interval=0.1,0.9", "--guidance=1"], "guidance=1 is none"),
+        (["--interval=100,900"], "interval=100, 900: expected times from 0 to 1, in the sampler's"),
+        (["--interval=-1,0.5"], "expected times from 0 to 1"),
+        (["--interval=0.6,0.9"], "none of the 2 steps begins in it"),
         (["--crf=60"], "60"),
     ],
 )
@@ -212,14 +216,44 @@ def test_another_autoencoder_and_one_that_is_not_here_are_refused(models, tmp_pa
     assert not (tmp_path / "s").exists()
 
 
-def test_samples_that_are_not_finite_are_named(models, tmp_path):
+def test_samples_that_are_not_finite_are_named_and_the_others_are_made(models, tmp_path, capsys):
     _, vae, model = models
     parameters = named_parameters(model)
-    parameters["last.linear.bias"] = jnp.full_like(parameters["last.linear.bias"], jnp.nan)
+    (name,) = (n for n in parameters if n.endswith("conditioning.labels"))
+    parameters[name] = parameters[name].at[1].set(3e38)  # it overflows
     broken = with_parameters(model, parameters)
-    settings = SampleSettings(steps=2, classes=(0, 1, 2))
-    with pytest.raises(ValueError, match="2 of 2 samples are not finite, .* numbers 0, 1"):
-        sample_files(broken, vae, "m", tmp_path / "s", 2, settings, bar=False)
+    broken.save_pretrained(tmp_path / "broken")
+    made = tmp_path / "s"
+    command = ["sample", f"--ckpt={tmp_path / 'broken'}", f"--output={made}", "--count=5"]
+    assert main([*command, "--steps=2", "--guidance=2", "--latents", "--no-verify"]) == 1
+    out, err = capsys.readouterr()
+    assert "3 samples; 0 were there already" in out
+    for number in range(5):
+        is_broken = number % 3 == 1
+        assert (f"{number:06d}.mp4: its latents are not finite" in err) == is_broken
+        assert (made / f"{number:06d}.mp4").exists() != is_broken
+    assert sorted(p.name for p in (made / "latents").iterdir()) == [
+        "000000.safetensors", "000002.safetensors", "000003.safetensors"
+    ]  # fmt: skip
+    listed = (made / "samples.csv").read_text()
+    assert "000000.mp4" in listed and "000001.mp4" not in listed
+    settings = SampleSettings(steps=2, guidance=2, classes=(0, 1, 2))
+    whole = tmp_path / "whole"
+    assert not sample_files(model, vae, "m", whole, 1, settings, bar=False).problems
+    np.testing.assert_array_equal(frames(whole / "000000.mp4"), frames(made / "000000.mp4"))
+
+
+def test_the_word_none_is_refused_where_a_class_is_called_so(models, tmp_path, capsys):
+    shutil.copytree(models[0] / "denoiser", tmp_path / "named")
+    path = tmp_path / "named" / "config.json"
+    config = json.loads(path.read_text())
+    config["trained_on"]["classes"] = ["cats", "dogs", "none"]
+    path.write_text(json.dumps(config))
+    given = ["sample", f"--ckpt={tmp_path / 'named'}", "--no-verify", "--count=2", "--steps=2"]
+    assert main([*given, f"--output={tmp_path / 's'}", "--classes=0,none"]) == 1
+    assert "write 2 for the class, or -1 for no class." in capsys.readouterr().err
+    assert main([*given, f"--output={tmp_path / 's'}", "--classes=2,-1"]) == 0
+    assert json.loads((tmp_path / "s" / "samples.json").read_text())["classes"] == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from odvae_jax import make_mesh
 from odvae_jax.diffusion import Latte, process_of, sample, sampling
 from odvae_jax.diffusion.flow import FlowSampler
 from odvae_jax.diffusion.process import GaussianSampler, spaced
-from odvae_jax.diffusion.sampling import guided, integrate
+from odvae_jax.diffusion.sampling import PROCESSES, guided, integrate
 from tests.conftest import full
 from tests.diffusion.released import ABOUT, golden, released_model
 from tests.diffusion.test_denoiser import small
@@ -163,6 +163,24 @@ def test_samples_are_spread_over_the_mesh():
     )
     assert {shard.data.shape[0] for shard in z.addressable_shards} == {1}
     assert len(z.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize(
+    ("process", "name"), [("flow", "euler"), ("gaussian", "ddpm"), ("gaussian", "ddim-strided")]
+)
+def test_a_sampler_s_times_are_those_at_which_it_calls_the_network(process, name):
+    sampler = PROCESSES[process].sampler(name, 4)
+    called = []
+
+    def denoise(z, time):
+        called.append(float(time))
+        return jnp.zeros((*z.shape[:-1], z.shape[-1] * (2 if process == "gaussian" else 1)))
+
+    z = jnp.ones((1, 1, 1, 1, 2))
+    for i in range(4):
+        sampler.step(denoise, z, jnp.asarray(i), z)
+    np.testing.assert_allclose(called, sampler.times)
+    assert sampler.span[0] <= min(called) and max(called) <= sampler.span[1]
 
 
 @pytest.mark.parametrize("process", ["flow", *full("gaussian")])

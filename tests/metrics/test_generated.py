@@ -129,6 +129,8 @@ def test_metrics_without_a_network_or_enough_frames_are_missing_with_the_reason(
     without = Networks(Brightness(), None, {"classifier": "no package carries it"})
     found = measure_generated(clips(3), clips(3, seed=1), without, **QUIET)
     assert "Inception score is missing: no package carries it." in notes(found)
+    assert "\n".join(notes(found)).count("no package carries it") == 1
+    assert [row[-1] for row in table(found)[1]].count("missing") == 2
     short = [clips(3, frames=12), clips(3, seed=1, frames=12)]
     found = measure_generated(*short, networks(), **QUIET)
     assert {s.metric for s in found.scores} == {"fvd", "kvd"}

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import json
+import re
+import signal
 
 import chex
 import jax
@@ -33,7 +35,7 @@ from tests.conftest import full
 from tests.diffusion.released import ABOUT, golden, released_model
 from tests.latents.test_baselines import tiny as baseline
 from tests.training.denoisers import CLASSES, save_autoencoder, tiny, write_latents, write_manifest
-from tests.training.test_faults import finished, start
+from tests.training.test_faults import finished, start, wait_until
 from tests.training.test_loop import lines, timeless
 from tests.training.test_mesh import free_port
 
@@ -227,6 +229,65 @@ def test_labels_travel_with_videos_that_are_encoded_in_the_step(vae, manifest, t
     assert Latte.from_pretrained(tmp_path / "run").config.trained_on.classes == CLASSES
     with pytest.raises(ValueError, match="has the label 2; expected a whole number from 0 to 1"):
         train(tiny(manifest, **fields, **{"model.classes": 2}), tmp_path / "other")
+
+
+def test_videos_with_an_empty_label_are_left_out_and_said(vae, tmp_path, caplog):
+    path = write_manifest(tmp_path)
+    path.write_text(path.read_text().replace("v4.mp4,1,", "v4.mp4,,"))
+    config = tiny(path, **{"vae": str(vae[1]), "data.scale": "factor"})
+    task = denoiser.Denoiser(config, check(config, jax.devices()[:1]))
+    (said,) = [r.getMessage() for r in caplog.records if "have no label" in r.getMessage()]
+    assert said.startswith("1 videos have no label in the column 'label' and are left out: ")
+    assert said.endswith("v4.mp4")
+    clips = np.stack([clip_of(path, i) for i in range(6)])
+    with contextlib.closing(task.feeds({})) as feeds:
+        for step in range(3):
+            batch = feeds(step)
+            for clip, label in zip(
+                *(np.asarray(batch[n]) for n in ("clips", "labels")), strict=True
+            ):
+                (number,) = np.flatnonzero((clips == clip).all(axis=(1, 2, 3, 4)))
+                assert number != 4 and label == number % 3
+    text = path.read_text()
+    path.write_text("\n".join(re.sub(r",\d,", ",,", line) for line in text.splitlines()))
+    with pytest.raises(ValueError, match=r"no video has a label: the column 'label' .* is empty"):
+        denoiser.Denoiser(config, check(config, jax.devices()[:1]))
+
+
+def test_fields_that_are_of_the_other_kind_of_data_are_said_once(vae, manifest, latents, caplog):
+    caplog.set_level("INFO")
+    for path, named in (
+        (latents, {"data.frames", "data.size", "data.short_side", "data.stride", "data.flip"}),
+        (manifest, {"data.holdout"}),
+    ):
+        caplog.clear()
+        config = tiny(path, **{"vae": str(vae[1]), "data.scale": "factor", "data.holdout": 1})
+        denoiser.Denoiser(config, check(config, jax.devices()[:1]))
+        (said,) = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
+        fields = set(said.split(":")[0].split(", "))
+        assert named <= fields and not fields & {"data.path", "data.label", "data.threads"}
+        assert ("data.holdout" in fields) == (path == manifest)
+
+
+@pytest.mark.full
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(latents, tmp_path):
+    config = tiny(latents, **{"steps": 40, "checkpoint_every": 4, "data.holdout": 2})
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    finished(start(config, alone))
+    metrics, checkpoints = killed / "metrics.jsonl", killed / "checkpoints"
+    for kill in range(3):
+        process = start(config, killed)
+        size = metrics.stat().st_size if metrics.exists() else 0
+        wait_until(lambda s=size: metrics.exists() and metrics.stat().st_size > s, process)
+        if kill % 2 == 0:  # while a checkpoint is being written
+            wait_until(lambda: any("tmp" in p.name for p in checkpoints.iterdir()), process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run was over before it was killed"
+    finished(start(config, killed))
+    weights = [(d / "model" / "model.safetensors").read_bytes() for d in (alone, killed)]
+    assert weights[0] == weights[1]
+    assert timeless(alone) == timeless(killed)
+    assert [r["step"] for r in lines(killed)] == list(range(1, config.steps + 1))
 
 
 @pytest.mark.parametrize("name", full("ops_vae", "svd_vae", "cv_vae"))

@@ -1,0 +1,93 @@
+"""`odvae recognise`: whether samples show the class that they were made for."""
+
+import contextlib
+import csv
+import io
+import re
+
+import numpy as np
+import pytest
+
+from odvae_jax.cli import main
+from odvae_jax.data.shapes import MOTIONS
+from odvae_jax.data.sources import Sampling, open_source
+from odvae_jax.data.video import write_video
+from odvae_jax.evaluation.recognition import Recognition
+
+COUNT = 24
+FRAMES = 9
+REAL = ["--data=moving-shapes", "--test=moving-shapes:test,clips=64", "--test-clips=64"]
+
+
+def fill(folder, labels):
+    """Real clips of the test part of moving-shapes as if they had been sampled for some classes."""
+    folder.mkdir()
+    source = open_source(f"moving-shapes:test,clips={64 + COUNT}")
+    with (folder / "samples.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "class"])
+        for number, label in enumerate(labels):
+            clip = source.read(64 + number, Sampling(FRAMES, short_side=64), 4, lambda n: 0)
+            write_video(folder / f"{number:06d}.mp4", np.stack(clip), 6)
+            name = MOTIONS[label] if label < len(MOTIONS) else str(label)
+            writer.writerow([f"{number:06d}.mp4", label, name])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Samples of which one in three claims to be of the next class."""
+    labels = [(n + (n % 3 == 0)) % len(MOTIONS) for n in range(COUNT)]
+    return fill(tmp_path_factory.mktemp("recognise") / "samples", labels)
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    """What the command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        assert main(["recognise", str(folder), *REAL, "--clips=1024", "--steps=150"]) == 0
+    return text.getvalue()
+
+
+@pytest.mark.full
+def test_real_clips_are_recognised_and_those_with_a_wrong_class_are_not(said, folder):
+    held_out = re.search(r"real clips of .*: (\d+) of 64 recognised", said)
+    samples = re.search(r"samples of (.*): (\d+) of 24 recognised", said)
+    assert int(held_out[1]) >= 58
+    assert samples[1] == str(folder) and abs(int(samples[2]) - 16) <= 2
+    assert "by chance 12.5%" in said
+
+
+@pytest.mark.full
+def test_the_table_says_as_what_each_class_is_seen(said):
+    lines = said.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("made for"))
+    rows = [line.split() for line in lines[start + 1 :]]
+    assert lines[start].split()[-9:-1] == [*MOTIONS] and [row[0] for row in rows] == [*MOTIONS]
+    counts = np.array([[int(n.replace(".", "0")) for n in row[1:9]] for row in rows])
+    assert counts.sum() == COUNT
+    assert counts.trace() == sum(int(row[-3]) for row in rows)
+    # Those that claim the next class are seen as what they are, the one before.
+    before = sum(counts[(k + 1) % 8, k] for k in range(8))
+    assert counts.trace() + before >= COUNT - 3
+
+
+def test_samples_without_a_known_class_and_broken_ones_are_named_and_left_out(tmp_path, capsys):
+    folder = fill(tmp_path / "s", [0, 8, 2])
+    (folder / "000002.mp4").write_bytes(b"no video")
+    command = ["recognise", str(folder), *REAL, "--clips=64", "--steps=2"]
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert " of 1 recognised" in out
+    assert "000001.mp4 has the class 8; there are 0 to 7." in err
+    assert "000002.mp4" in err and "2 samples left out" in err
+    assert "so the share of samples says little" in err
+    assert main(command) == 1
+    again = capsys.readouterr().out
+    assert re.sub(r"in \d+ s", "", again) == re.sub(r"in \d+ s", "", out), "the seed is the same"
+
+
+def test_counts_are_those_of_pairs():
+    found = Recognition.of(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
+    assert found.counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert (found.right, found.total, found.share) == (2, 4, 0.5)
