@@ -1,11 +1,13 @@
 # make demo: see what the small model does with real video.   make test: run the tests.
 # make demo-train: train a smaller model from nothing.
+# make docs: build the site, docs/_build/html/index.html.
 # make fuzz MINUTES=60, make soak MINUTES=120: try to break it (docs/reliability.md).
 PYTHON ?= python3
 BIN := .venv/bin
 # On a machine with an NVIDIA GPU JAX comes with CUDA, elsewhere for the CPU.
 PACKAGE := .$(shell nvidia-smi -L >/dev/null 2>&1 && echo '[cuda]')
 PACKAGE_TEST := .[test$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)]
+PACKAGE_DOCS := .[docs$(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda)]
 # PyTorch is for the parity tests alone, and on the CPU.
 TORCH ?= torch==2.13.0+cpu
 DEMO ?= runs/demo
@@ -14,7 +16,7 @@ RUNS ?= runs/quick
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: install demo demo-train test test-full fuzz soak lint clean
+.PHONY: install demo demo-train test test-full docs fuzz soak lint clean
 
 install: .venv/installed
 
@@ -50,8 +52,17 @@ demo-train: install
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-full: .venv/installed-test
+test-full: .venv/installed-test .venv/installed-docs
 	$(BIN)/python -m pytest $(PARALLEL) --full
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet -e '$(PACKAGE_DOCS)'
+	touch $@
+
+# A warning is an error. It is done for all pages before it ends.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --quiet -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 fuzz: MINUTES ?= 60
 fuzz: .venv/installed-test
@@ -66,4 +77,4 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .cache runs
+	rm -rf .venv .cache runs docs/_build

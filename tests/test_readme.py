@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# What only the site shows, such as tables of contents.
+DIRECTIVE = re.compile(r"^```\{.*?^```", re.DOTALL | re.MULTILINE)
 # Comments in blocks that cannot run in an empty folder.
 NOT_HERE = ("of your own", "in the checkout")
 # Files and folders in the pages that are the reader's, or that a run writes.
@@ -47,7 +49,7 @@ def blocks(page, language):
 
 def spoken(page):
     """What stands in backticks outside of blocks."""
-    texts = re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
+    texts = re.findall(r"`([^`]+)`", DIRECTIVE.sub("", BLOCK.sub("", page.read_text())))
     return [" ".join(text.split()) for text in texts]
 
 

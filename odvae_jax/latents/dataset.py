@@ -49,16 +49,17 @@ class LatentDataset:
     that the order does not depend on who wrote which shard.
 
     An item is a dict:
-      "latents": [n, h, w, C], or [n, h, w, 2 C] for moments; it may not be written to.
-      "frames": the first and the last frame of the clip that each latent frame stands for, [n, 2]
-        (see `odvae_jax.latents.views.frames_of`).
-      "first": the number of the first of these latent frames in the record.
-      "entry": the number of the record's entry in the dataset's plan.
-      "bucket": the name of the bucket.
-      "source": the name of the video.
-      "fps": the frames per second of the clip.
-      "place": where in the source the clip is from, see `LatentsInfo`; None for whole videos.
-      "columns": what else the source says of the video, such as a caption, by the column's name.
+
+    - "latents": [n, h, w, C], or [n, h, w, 2 C] for moments; it may not be written to.
+    - "frames": the first and the last frame of the clip that each latent frame stands for, [n, 2]
+      (see `odvae_jax.latents.views.frames_of`).
+    - "first": the number of the first of these latent frames in the record.
+    - "entry": the number of the record's entry in the dataset's plan.
+    - "bucket": the name of the bucket.
+    - "source": the name of the video.
+    - "fps": the frames per second of the clip.
+    - "place": where in the source the clip is from, see `LatentsInfo`; None for whole videos.
+    - "columns": what else the source says of the video, such as a caption, by the column's name.
 
     A decoder takes the first latent frame that it is given for the first frame of a clip. So a
     window of n latent frames decodes to c (n - 1) + 1 frames, where c is the compression in time:

@@ -54,7 +54,7 @@ For a norm they are what it multiplies by and what it adds.
 # Ways to convolve by platform; the first that applies is taken. Each is a module of two functions,
 # `forward(x, kernel, before, window)` and, where autodiff would be slower or keep more,
 # `backward(x, kernel, dy, window)`, with the condition `applies(x, kernel, before, window)`.
-# The column "cuda" was timed on H100 and H200 (docs/performance.md); "tpu" was never timed.
+# The column "cuda" was timed on H100 and H200 (docs/kernels.md); "tpu" was never timed.
 TABLE = {
     "cuda": (taps_summed, columns_joined, pairs, evenly_padded, per_frame, frames_joined),
     "tpu": (taps_summed, per_frame, plain_3d),

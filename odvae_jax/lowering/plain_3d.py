@@ -1,7 +1,7 @@
 """XLA's own 3D convolution: for TPUs.
 
 On an NVIDIA GPU, cuDNN's 3D convolution is slower than the other ways, and far slower at large
-sizes (docs/performance.md).
+sizes (docs/kernels.md).
 """
 
 from __future__ import annotations
