@@ -204,7 +204,7 @@ def _length(kind: Kind) -> int:
     return 1 if kind == "2d" else 3
 
 
-class ODVAE(nnx.Module):
+class ODVAE(nnx.Module, registry.OnTheHub):
     """The omni-dimensional video autoencoder (section 3): 4× in time, 8×8 in space, causal.
 
     It is a Flax NNX module and a pytree: pass it to `jax.jit`, `jax.grad` and other transformations

@@ -7,6 +7,7 @@ functions here, so that a model's own file need not know it.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,61 @@ def load_as(cls: type, source: Any, **arguments: Any) -> Any:
 def save(model: Any, path: Any, **arguments: Any) -> None:
     """Writes a model into a folder; see `ODVAE.save_pretrained`."""
     _function("save")(model, path, **arguments)
+
+
+class OnTheHub:
+    """What every model has that can be written to the hub."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        results: str | os.PathLike | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Writes the model into a repository on the hub, and makes the repository if there is none.
+
+        `config.json`, `model.safetensors` and the model card, `README.md`, are written in one
+        commit. `odvae_jax.from_pretrained(repo_id)` gives the same model, to the bit. A card that
+        somebody has taken over stays as it is, and so do other files of the repository.
+
+        Args:
+          repo_id: the repository, such as "owner/name".
+          results: what `odvae eval` has measured of the model, for the card: its `results.json`, or
+            the folder that holds it.
+          license: the hub's name for the licence of the weights, for the card, such as
+            "apache-2.0".
+          private: whether a repository that is made now is private; None takes what its owner has
+            set. A repository that there is stays what it is.
+          revision: the branch to write to; it is made if there is none. None is "main".
+          token: a token of the hub that may write. None takes the environment's HF_TOKEN, or what
+            `hf auth login` has stored.
+          message: the message of the commit.
+
+        Returns:
+          The address of the commit.
+
+        Raises:
+          ValueError: if `repo_id` is none, the results are not this model's, the hub refuses the
+            card, or the repository holds a model of another layout.
+          OSError: if the hub could not be reached or refused: without a token or the right to
+            write, for instance.
+        """
+        hub = importlib.import_module("odvae_jax.hub")
+        return hub.push_to_hub(
+            self,
+            repo_id,
+            results=results,
+            license=license,
+            private=private,
+            revision=revision,
+            token=token,
+            message=message,
+        )
 
 
 def _function(name):

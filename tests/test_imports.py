@@ -22,7 +22,7 @@ LAYERS = [
     {"transcoding"},
     {"training"},
     {"evaluation"},
-    {"ablate"},
+    {"ablate", "hub"},
     {"cli"},
     {"__main__"},
 ]

@@ -287,7 +287,7 @@ class Codes:
         return f"Codes({self.codes!r})"
 
 
-class Baseline(nnx.Module):
+class Baseline(nnx.Module, registry.OnTheHub):
     """An autoencoder of the paper's Table 1 beside OD-VAE, with the face that all have.
 
     A subclass has a `config_class`, builds its layers in `__init__`, and defines `to_latents` and

@@ -41,6 +41,7 @@ COMMANDS = {
     "data collect": "Collect pictures and clips out of packages, for training.",
     "data pack": "Decode videos once and store them small, for training.",
     "convert": "Convert weights between layouts, and inflate image models.",
+    "push": "Write a model to the hub, with a model card.",
     "calibrate": "Measure a model's latents, and write their scale into the model.",
     "ablate": "Train and compare variants and initialisations.",
     "curves": "Draw the curves of training runs.",

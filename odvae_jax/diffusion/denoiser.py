@@ -248,7 +248,7 @@ def _gelu(x):
     return jax.nn.gelu(x, approximate=True)
 
 
-class Latte(nnx.Module):
+class Latte(nnx.Module, registry.OnTheHub):
     """The denoiser of Table 2.
 
     It is a Flax NNX module and a pytree: pass it to `jax.jit`, `jax.grad` and other transformations

@@ -216,7 +216,7 @@ def described(row: Row, shape: tuple[int, int, int]) -> list[str]:
 def scored(row: Row, metrics: Iterable[str]) -> list[str]:
     """Returns the cells of a table with the metrics of a model, each with its interval."""
     broken = "missing" if row.clips else "not finite"
-    return [_cell(metric, row.scores.get(metric), broken) for metric in metrics]
+    return [score_cell(metric, row.scores.get(metric), broken) for metric in metrics]
 
 
 def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -253,7 +253,14 @@ def by_clip(results: Results) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def _cell(metric: str, score: Score | None, without: str) -> str:
+def score_cell(metric: str, score: Score | None, without: str) -> str:
+    """Returns the cell of a table with one score and its interval.
+
+    Args:
+      metric: the name of the metric.
+      score: the score; None if there is none.
+      without: what the cell says then.
+    """
     if score is None:
         return without
     digits = DIGITS[metric]
