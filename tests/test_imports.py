@@ -23,6 +23,7 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"ablate", "hub"},
+    {"table2"},
     {"cli"},
     {"__main__"},
 ]

@@ -253,6 +253,25 @@ def _check_begun(config, workdir: Path, init: str | None, planned: list[Run]) ->
             config_lib.check_continues(begun, own, str(workdir / name))
 
 
+def trained_runs(workdir: str | Path) -> list[str]:
+    """Returns the names of an ablation's trainings that are done, without the 2D model's, sorted.
+
+    Args:
+      workdir: the folder of the ablation.
+
+    Raises:
+      FileNotFoundError: if it holds none.
+    """
+    folders = [path.parent for path in Path(workdir).glob(f"*/{_TRAINED}")]
+    names = sorted(folder.name for folder in folders if folder.name != IMAGE_RUN)
+    if not names:
+        raise FileNotFoundError(
+            f"{printable(workdir)} holds no training of an ablation that is done; `odvae ablate` "
+            "trains them."
+        )
+    return names
+
+
 def _is_trained(folder: Path) -> bool:
     return (folder / _TRAINED).exists()
 

@@ -95,18 +95,25 @@ def train_side_by_side(
             return several.failed
 
 
-def carry_out(command: Sequence[str]) -> int:
-    """Runs a command, and returns its exit status.
+def carry_out(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Runs a command, and returns its exit status; that of a signal is negative.
+
+    Args:
+      command: the words of the command.
+      environment: its environment; None takes that of this process.
 
     Raises:
       InterruptedError: if SIGINT, SIGTERM or SIGHUP came, after the command was ended.
     """
-    with _Signals() as signals, subprocess.Popen(command, start_new_session=True) as process:
+    with (
+        _Signals() as signals,
+        subprocess.Popen(command, env=environment, start_new_session=True) as process,
+    ):
         while process.poll() is None:
             if signals.count:
                 process.terminate()
                 process.wait()
-                raise InterruptedError("stopped while it measured; the same command goes on.")
+                raise InterruptedError("stopped; the same command goes on.")
             time.sleep(_LOOK_EVERY / 5)
         return process.returncode
 
@@ -279,6 +286,15 @@ def gpus(environment: Mapping[str, str]) -> list[str]:
     return [str(i) for i in range(len(re.findall(r"^GPU \d+:", listed.stdout, re.M)))]
 
 
+def with_parent(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment in which `end_with_parent` finds this process.
+
+    Args:
+      environment: the environment of this process.
+    """
+    return dict(environment) | {_PARENT: str(os.getpid())}
+
+
 def environment(of_this: Mapping[str, str], device: str | None) -> dict[str, str]:
     """Returns the environment of a process that shares a GPU with others.
 
@@ -289,7 +305,7 @@ def environment(of_this: Mapping[str, str], device: str | None) -> dict[str, str
       of_this: the environment of this process.
       device: the GPU, as CUDA_VISIBLE_DEVICES names it; None if there is none.
     """
-    own = dict(of_this) | {_PARENT: str(os.getpid())}
+    own = with_parent(of_this)
     if not any(name in own for name in _MEMORY):
         own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if device is not None:

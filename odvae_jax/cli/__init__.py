@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "Train a model, or go on with its training.",
     "eval": "Compare models on videos, or generated videos with real ones, or time models.",
     "table1": "Measure the paper's Table 1, or time its models.",
+    "table2": "Measure the paper's Table 2: denoisers on latents of several autoencoders.",
     "encode": "Encode videos into files of latents.",
     "decode": "Decode files of latents into videos.",
     "reconstruct": "Send videos through encoder and decoder, and compare.",

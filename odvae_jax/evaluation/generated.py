@@ -95,6 +95,7 @@ def evaluate_generated(
     count: int = COUNT,
     sizes: Sequence[int] = SIZES,
     output: str | os.PathLike | None = None,
+    cache: FeatureCache | None = None,
     batch: int = 1,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
@@ -109,6 +110,8 @@ def evaluate_generated(
       sizes: the numbers of clips that FVD is computed for, beside all.
       output: the folder of the report and of what the networks made of clips so far. The same call
         goes on where it was interrupted. None keeps everything in memory and writes nothing.
+      cache: where the vectors are kept that the networks made, for several calls with the same real
+        clips; None keeps them in the output's folder.
       batch: the number of clips per device and call.
       devices: the devices to use; None uses all devices of this process.
       progress: whether progress bars are shown.
@@ -124,7 +127,8 @@ def evaluate_generated(
     for clips in sets.values():
         clips.check(count)
     folder = None if output is None else Path(output)
-    cache = FeatureCache(None if folder is None else folder / FEATURES_FOLDER)
+    if cache is None:
+        cache = FeatureCache(None if folder is None else folder / FEATURES_FOLDER)
     options = {"count": count, "cache": cache, "batch": batch, "devices": devices}
     options["progress"] = progress
     if folder is not None:

@@ -8,6 +8,7 @@ then looks at the generated ones. It is made for classes that are motions, such 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ class Recogniser(nnx.Module):
             [nnx.Conv(i, o, (k, k), strides=(s, s), rngs=rngs) for i, o, k, s in shapes]
         )
         self.norms = nnx.List([nnx.GroupNorm(o, _GROUPS, rngs=rngs) for _, o, _, _ in shapes])
-        self.head = nnx.Linear((SIZE // 8) ** 2 * 2 * _WIDTH, classes, rngs=rngs)
+        side = SIZE // math.prod(stride for *_, stride in shapes)
+        self.head = nnx.Linear(side**2 * 2 * _WIDTH, classes, rngs=rngs)
 
     def __call__(self, clips: Num[Array, "b t 32 32 3"]) -> Float[Array, "b classes"]:
         """Returns the logits of clips with values from 0 to 255."""

@@ -53,12 +53,13 @@ class Listed:
     arguments: Mapping[str, str]
 
 
-def read_list(text: str) -> list[Listed]:
+def read_list(text: str, option: str = "--models") -> list[Listed]:
     """Reads a list of models: a JSON file, or NAME=MODEL,NAME=MODEL.
 
     Args:
       text: the path of a file that ends in .json, or the list. In the file, each name stands for a
         source, or for an object with "source" and perhaps "subfolder" and "revision".
+      option: what a message calls the text.
 
     Raises:
       FileNotFoundError: if the file does not exist.
@@ -71,11 +72,11 @@ def read_list(text: str) -> list[Listed]:
         name, equals, source = (word.strip() for word in part.partition("="))
         if not (name and equals and source):
             raise ValueError(
-                f"--models: {part!r} is not NAME=MODEL; expected a list such as "
+                f"{option}: {part!r} is not NAME=MODEL; expected a list such as "
                 "SD-VAE=FOLDER,OD-VAE=FOLDER, or a file that ends in .json."
             )
         listed.append(Listed(_canonical(name), source, {}))
-    return _checked(listed, "--models")
+    return _checked(listed, option)
 
 
 def _from_file(path: Path) -> list[Listed]:

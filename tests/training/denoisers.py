@@ -21,13 +21,13 @@ def save_autoencoder(folder, seed=0):
     return vae
 
 
-def write_manifest(folder, videos=6):
-    """Videos of 5 frames of 16×16 with a label and a name."""
+def write_manifest(folder, videos=6, frames=5):
+    """Videos of 16×16 with a label and a name."""
     with (folder / "list.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["path", "label", "animal"])
         writer.writeheader()
         for number in range(videos):
-            path = write_clip(folder / f"v{number}.mp4", 5, 16, 16, seed=number)
+            path = write_clip(folder / f"v{number}.mp4", frames, 16, 16, seed=number)
             label = number % len(CLASSES)
             writer.writerow({"path": path.name, "label": label, "animal": CLASSES[label]})
     return folder / "list.csv"
