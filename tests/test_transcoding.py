@@ -1,6 +1,7 @@
 """Files of videos to files of latents and back, as a user runs it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -123,6 +124,12 @@ def test_odd_sides_stay(model, tmp_path, capsys):
     assert frames_of(tmp_path / "back.mp4").shape == (5, 21, 21, 3)
 
 
+def test_the_bar_of_one_video_ends_at_its_number_of_frames(model, tmp_path, capsys):
+    write_clip(tmp_path / "v.mp4", frames=6, height=24, width=40)
+    said = run(capsys, "encode", tmp_path / "v.mp4", tmp_path / "v.safetensors", "--ckpt", model)
+    assert re.findall(r"(\d+)/(\d+) \[", said)[-1] == ("6", "6")
+
+
 def test_models_with_norms_per_frame_are_streamed(clips, tmp_path, capsys):
     vae = small_model("v4", norm="frame")
     vae.save_pretrained(tmp_path / "model")
@@ -217,6 +224,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_
         (["encode", "CLIPS", "OUT", "--rows=99"], "there are 8 devices"),
         (["encode", "CLIPS", "OUT", "--process=1", "--processes=4"], "need --coordinator"),
         (["encode", "CLIPS", "out.mp4"], "out.mp4 is no .safetensors file"),
+        (["encode", "CLIPS", "out.npy"], "out.npy is no .safetensors file"),
         (["decode", "CLIPS", "OUT"], "no file of latents below"),
         (["summary", "CLIPS"], "no file of latents below"),
     ],

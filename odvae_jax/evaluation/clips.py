@@ -41,7 +41,7 @@ class Clip:
     index: int
     name: str
     fps: float = 0.0
-    frames: UInt8[np.ndarray, "t h w 3"] | None = None
+    frames: UInt8[np.ndarray, "t h w 3"] | None = dataclasses.field(default=None, repr=False)
     reason: str = ""
 
     @property
@@ -141,7 +141,13 @@ class FixedClips:
           index: the number of the video.
           where: maps the number of frames at which the clip can begin to the chosen one, counted
             from 0; None takes the place that `start` names.
+
+        Raises:
+          IndexError: if there is no video of this number.
         """
+        if not -len(self._source) <= index < len(self._source):
+            videos = "1 video" if len(self._source) == 1 else f"{len(self._source)} videos"
+            raise IndexError(f"{self.source} has {videos}, counted from 0; no number {index}.")
         name = self.name(index)
         try:
             rate = self._source.rate(index)

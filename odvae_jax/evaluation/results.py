@@ -325,13 +325,15 @@ def _about_columns(results: Results) -> list[str]:
     said = []
     if any(c.vcpr for c in contenders):
         codes = (
-            "; of codes, bits of the 8-bit video per bit of the codes, log2 of their number each"
+            " (for codes: bits of the 8-bit video per bit of the codes; a code has log2 of their "
+            "number)"
             if any(c.codes for c in contenders)
             else ""
         )
         said.append(
-            "VCPR: positions of the video per position of the latents, T×H×W, the first frame's "
-            f"aside. By values: numbers of these clips per number of their latents{codes}."
+            "VCPR: how many positions of the video (T×H×W) stand for one position of the latents; "
+            "the first frame is not counted. By values: how many numbers of these clips stand for "
+            f"one number of their latents{codes}."
         )
     if any(c.parameters.reference != c.parameters.autoencoder for c in contenders):
         said.append(

@@ -24,6 +24,13 @@ def import_named(text: str, field: str) -> Any:
       ValueError: if there is no such module, or no such name in it.
     """
     module_name, _, name = text.partition(":")
+    if module_name.endswith(".py"):
+        written = f"{os.path.basename(module_name).removesuffix('.py')}:{name}"
+        raise ValueError(
+            f"{field}: {text!r} names a file; expected a module: write {written!r}, without .py. "
+            "It is looked for on Python's path and in the current folder; name another folder "
+            "with PYTHONPATH."
+        )
     here = os.getcwd()
     if here not in sys.path:  # at the end, so that it hides nothing
         sys.path.append(here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from odvae_jax.posterior import DiagonalGaussian
 from odvae_jax.training.importing import import_named
 
 FIELD = "config.loss.terms"
+ARGUMENTS = ("video", "reconstruction", "posterior", "key")
 
 
 class Term(NamedTuple):
@@ -37,7 +39,8 @@ def load_terms(given: Sequence[Any]) -> tuple[Term, ...]:
       given: pairs of "package.module:function" and a weight.
 
     Raises:
-      ValueError: for what is no such pair, a function that does not exist, or two of one name.
+      ValueError: for what is no such pair, a function that does not exist or takes other
+        arguments than those of a term, or two functions of one name.
     """
     terms: list[Term] = []
     for pair in given:
@@ -50,11 +53,26 @@ def load_terms(given: Sequence[Any]) -> tuple[Term, ...]:
         function = import_named(text, FIELD)
         if not callable(function):
             raise ValueError(f"{FIELD}: {text!r} is no function.")
+        _check_arguments(function, text)
         terms.append(Term(text.partition(":")[2], function, float(weight)))
     names = [term.name for term in terms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{FIELD} has two functions of the name {twice[0]!r}: rename one.")
     return tuple(terms)
+
+
+def _check_arguments(function: Callable, text: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions that are written in C have none
+        return
+    try:
+        signature.bind(*ARGUMENTS)
+    except TypeError as error:
+        raise ValueError(
+            f"{FIELD}: {text!r} cannot be called as {text.partition(':')[2]}"
+            f"({', '.join(ARGUMENTS)}): {error}."
+        ) from None
 
 
 def _is_pair(pair) -> bool:

@@ -16,6 +16,8 @@ from odvae_jax.latents import SUFFIX
 from odvae_jax.latents.chosen import StoredRecord
 
 logger = logging.getLogger(__name__)
+# Who gives such a name means one file, not a folder; no command here writes these kinds.
+_NEVER_WRITTEN = (".npy", ".npz", ".pt", ".h5", ".gif", ".png", ".jpg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +88,11 @@ def plan_jobs(
         )
     output = Path(output)
     shown = printable(output)
-    if output.suffix in {*EXTENSIONS, SUFFIX} - {suffix} and not output.is_dir():
-        raise ValueError(f"{shown} is no {suffix} file, which is what is written, and no folder.")
+    if output.suffix in {*EXTENSIONS, SUFFIX, *_NEVER_WRITTEN} - {suffix} and not output.is_dir():
+        raise ValueError(
+            f"{shown} is no {suffix} file, which is what is written, and no folder. Give the name "
+            f"of a folder, or for one input a name that ends in {suffix}."
+        )
     if output.is_file() and output.suffix != suffix:
         raise ValueError(f"{shown} is a file; expected a folder to write to.")
     found = []

@@ -424,7 +424,9 @@ class _Bar:
         """Adds frames."""
         self._frames += frames
         if self._single:
-            self._bar.update(frames)
+            # The last block may hold frames that were added so that their number divides.
+            left = frames if self._bar.total is None else self._bar.total - self._bar.n
+            self._bar.update(min(frames, left))
         else:
             rate = self._frames / (time.perf_counter() - self._start)
             self._bar.set_postfix_str(f"{rate:.0f} frames/s")

@@ -131,7 +131,9 @@ def test_what_cannot_be_read_has_neither_header_nor_places(sources, tmp_path):
     ):
         with pytest.raises(VideoError, match=r"fake\.mp4 cannot be read as a video"):
             read()
-    with pytest.raises(VideoError, match="has 20 frames, 2 of them held out; clips need 19"):
+    with pytest.raises(
+        VideoError, match="20 frames, 2 of them held out; clips need 19.* hold out fewer"
+    ):
         sources["folder"].places(0, Sampling(19, holdout=2), 1)
     with pytest.raises(VideoError, match="is an image; clips need 2 frames"):
         sources["images"].places(0, Sampling(2), 1)

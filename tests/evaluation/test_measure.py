@@ -183,6 +183,15 @@ def test_a_source_without_a_usable_video_is_refused_with_the_reasons(tmp_path, m
         measure(models, clips, meters, progress=False)
 
 
+def test_a_printed_clip_fits_a_line_and_a_video_that_is_not_there_is_said(tmp_path):
+    write_clip(tmp_path / "one.mp4", frames=4)
+    clips = FixedClips(tmp_path, frames=4, size=32)
+    printed = repr(clips.read(0))
+    assert "one.mp4" in printed and len(printed) < 300
+    with pytest.raises(IndexError, match=r"has 1 video.* no number 1"):
+        clips.read(1)
+
+
 def test_metrics_without_weights_are_marked_missing_and_the_others_computed(
     five, models, monkeypatch
 ):

@@ -40,6 +40,9 @@ def quiet(video, reconstruction, posterior, key):
 def uneven(video, reconstruction, posterior, key):
     return jnp.mean(reconstruction, (1, 2, 3, 4))
 
+def narrow(video, reconstruction):
+    return jnp.mean(video - reconstruction)
+
 constant = 3.0
 '''
 TERMS = (("own_losses:smooth", 300.0), ("own_losses:quiet", 70.0))
@@ -177,6 +180,11 @@ def test_a_run_with_them_is_saved_loaded_without_the_module_and_not_continued(
     [
         ((("own_losses:smoth", 1.0),), r"'own_losses:smoth' does not exist; did you mean 'smooth'"),
         ((("own_losses:constant", 1.0),), "'own_losses:constant' is no function"),
+        (
+            (("own_losses:narrow", 1.0),),
+            r"'own_losses:narrow' .*narrow\(video, reconstruction, posterior, key\)",
+        ),
+        ((("own_losses.py:smooth", 1.0),), r"write 'own_losses:smooth', without \.py"),
         ((("own_loss:smooth", 1.0),), "'own_loss:smooth' cannot be imported .*current folder"),
         ((("own_losses.smooth", 1.0),), r"expected \(\"package.module:function\", weight\)"),
         ((("own_losses:smooth", "1"),), r"expected \(\"package.module:function\", weight\)"),

@@ -125,7 +125,8 @@ class Extent:
             have = round((self.end - self.start) * self.rate)
             raise VideoError(
                 f"{self.name} has {have} frames, {sampling.holdout} of them held out; clips need "
-                f"{round(seconds * self.rate)}."
+                f"{round(seconds * self.rate)}. Take shorter clips"
+                f"{' or hold out fewer frames' if sampling.holdout else ''}."
             )
         return places
 
