@@ -218,10 +218,17 @@ def known():
     path = _RESULTS.value and pathlib.Path(_RESULTS.value)
     if not path or not path.exists():
         return {"settings": settings(), "rows": {}, "rates": {}}
-    found = json.loads(path.read_text())
-    if found["settings"] != settings():
+    try:
+        found = json.loads(path.read_text())
+        there = found["settings"]
+    except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(
-            f"table2_speed.py: {path} holds rows of {found['settings']}, not of {settings()}: "
+            f"table2_speed.py: {path} holds no rows of this benchmark, or is cut short "
+            f"({type(error).__name__}): choose another file, or delete it."
+        ) from error
+    if there != settings():
+        raise SystemExit(
+            f"table2_speed.py: {path} holds rows of {there}, not of {settings()}: "
             "choose another file."
         )
     return found
@@ -229,7 +236,10 @@ def known():
 
 def keep(found):
     if _RESULTS.value:
-        pathlib.Path(_RESULTS.value).write_text(json.dumps(found, indent=1) + "\n")
+        # In one piece: whoever ends this while it writes loses no row that was measured.
+        part = pathlib.Path(f"{_RESULTS.value}.part")
+        part.write_text(json.dumps(found, indent=1) + "\n")
+        part.replace(_RESULTS.value)
 
 
 def of_paper(row):
@@ -289,11 +299,12 @@ def print_table(found, asked):
             f"{dtype} {rate / 1e12:.1f} TFLOP/s"
             for name, rate in found["rates"].items()
             for of, dtype in [name.rsplit(" ", 1)]
-            if of == device
+            if of == device and rate
         ]
         print(f"{device}, jax {version}; matrix products: {', '.join(rates) or 'not measured'}")
     shown = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
-    print(f"{shown}; {_STEPS.value} steps are timed")
+    counts = sorted({len(result["seconds"]) for result in found["rows"].values()})
+    print(f"{shown}; steps that are timed: {', '.join(map(str, counts)) or 'none'}")
     print(as_text(titles, [line(row, dtype, found) for row, dtype in names]))
     wrong = [name for name, result in found["rows"].items() if not result["finite"]]
     if wrong:
@@ -313,12 +324,12 @@ def main(_):
             continue
         found["rows"][f"{row} {dtype}"] = result
         device = f"{result['device']} {dtype}"
-        if device not in found["rates"]:
+        if not found["rates"].get(device):
             found["rates"][device] = in_a_process("products", dtype)
         keep(found)
         print(f"{row} {dtype}: {speed_of(result):.3f} steps per second", flush=True)
     print_table(found, asked)
-    return None
+    return int(any(f"{row} {dtype}" not in found["rows"] for row, dtype in asked))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Models written to the hub and read from it again, and the cards that they get."""
 
+import dataclasses
 import json
 import os
 import re
@@ -201,6 +202,17 @@ def test_a_denoiser_s_card_names_its_autoencoder_and_its_samples_metrics(tmp_pat
     assert "odvae sample --ckpt=owner/name" in card and "cats, dogs" in card
     assert "| FVD, all frames ↓ | 256 | 256 | 812.35 |" in card or "812.34 |" in card
     assert "3.20 ± 0.25" in card and "`videos`" in card and "/home/me" not in card
+
+
+def test_a_card_says_nothing_of_where_files_lie_on_the_machine_that_made_it():
+    model = denoiser()
+    record = dataclasses.replace(model.config.trained_on, vae="/home/me/secret/my-vae")
+    model = Latte(dataclasses.replace(model.config, trained_on=record))
+    card = model_card(model, "owner/name")
+    assert "/home/me" not in card and "`my-vae`" in card and "0123" in card
+    # Nobody else has that path, so the command says that the autoencoder has to be named.
+    assert "odvae sample --ckpt=owner/name --output=SAMPLES --count=8 --vae=AUTOENCODER" in card
+    assert "--vae=" not in model_card(denoiser(), "owner/name")
 
 
 def test_a_card_that_somebody_has_taken_over_stays_and_one_that_was_made_is_made_anew(hub, caplog):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 from PIL import Image
 
 from odvae_jax import ODVAE, ODVAEConfig
@@ -132,7 +134,9 @@ def test_one_command_makes_the_table_and_goes_on_stage_by_stage(
         assert arms[label]["denoiser_parameters"] == count
         assert model.config.trained_on.encoder
 
-    lines = {line.split("  ")[0]: line for line in printed.split("\n\n")[0].splitlines()}
+    # What encoding prints of its compilations, if they were slow, stands before the table.
+    shown = printed[printed.index("autoencoder  ") :].split("\n\n")[0]
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
     names = [row.name for row in TABLE_2]
     assert list(lines)[1:] == names
     for name in ("SVD-VAE", "CV-VAE", "OPS-VAE"):  # without any number but the paper's
@@ -152,7 +156,8 @@ def test_one_command_makes_the_table_and_goes_on_stage_by_stage(
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*.mp4")}
     stages_here.clear()
     assert main(asked) == 0
-    assert capsys.readouterr().out == printed
+    again = capsys.readouterr().out
+    assert again.startswith("autoencoder  ") and printed.endswith(again)
     assert stages_here == [("CV-VAE", "encode")]
     # More steps and more samples go on from there.
     stages_here.clear()
@@ -202,6 +207,32 @@ def test_an_arm_that_fails_is_said_and_the_others_are_done(data, tmp_path, stage
     assert stages_here == [("broken", "encode"), ("killed", "sample-4"), ("killed", "measure")]
 
 
+@pytest.mark.usefixtures("own_log", "stand_ins", "stages_here")
+def test_the_numbers_of_one_autoencoder_are_never_shown_as_those_of_another(data, tmp_path, capsys):
+    """In a folder that was measured, the name of an arm comes to stand for another model."""
+    save_autoencoder(data / "other", seed=3)
+    whole = ODVAE.from_pretrained(data / "causal")
+    kept = jax.tree.map(lambda p: p * 1.5, nnx.state(whole.decoder, nnx.Param))
+    nnx.update(whole.decoder, kept)
+    whole.save_pretrained(data / "decoder")
+    shutil.copytree(data / "causal", data / "moved")
+    run, last = tmp_path / "run", "--config.table2.measure_at=()"
+
+    def points(folder):
+        status = main(words(data, run, {"good": folder}, last, "--config.steps=2"))
+        (arm,) = json.loads((run / "table2.json").read_text())["arms"]
+        return status, arm["points"], capsys.readouterr().out
+
+    status, first, _ = points("causal")
+    assert status == 0 and len(first) == 1
+    for folder, stage in (("other", "encode"), ("decoder", "sample-2")):
+        status, found, printed = points(folder)
+        assert (status, found) == (1, []), folder
+        assert f"good failed in {stage}" in printed and re.search("^good .* failed", printed, re.M)
+    assert points("moved")[:2] == (0, first)  # the same model at another place
+    assert points("causal")[:2] == (0, first)
+
+
 @pytest.mark.full
 def test_a_signal_ends_the_stage_that_saves_what_it_did_and_the_command_goes_on(data, tmp_path):
     """In processes, as for a user."""
@@ -244,8 +275,12 @@ def test_a_signal_ends_the_stage_that_saves_what_it_did_and_the_command_goes_on(
         (["--config.table2.ablation=nowhere"], "nowhere holds no training of an ablation"),
         (["--config.table2.dataset=UCF"], "config.table2.dataset='UCF' is none of"),
         (["--config.table2.measure_at=5"], "measure_at has 5; expected steps from 1 to"),
-        (["--config.table2.count=0"], "config.table2.count=0 must be a whole number of at least 1"),
+        (["--config.table2.count=0"], "config.table2.count=0 must be a whole number of at least 2"),
+        (["--config.table2.count=1"], "config.table2.count=1 must be a whole number of at least 2"),
         (["--config.table2.sampler=euler"], "euler"),
+        (["--config.table2.guidance=nan"], "config.table2.guidance=nan"),
+        (["--config.table2.dtype=float8"], "config.table2.dtype='float8'"),
+        (["--config.table2.store=int3"], "config.table2.store='int3'"),
         (["--config.data.path=nowhere"], "nowhere"),
         (["--config.table2.reals=nowhere"], "nowhere"),
         (["--config.vae=small"], "config.vae is one autoencoder"),
@@ -311,3 +346,43 @@ def test_the_paper_s_figures_fit_what_its_text_says():
     assert speed["OD-VAE"] / speed["SD-VAE"] == pytest.approx(2.06, abs=0.01)
     assert TABLE_3[4][1] == speed["OD-VAE"]
     assert rows["OD-VAE"].megabytes == {"UCF101": 30520, "SkyTimelapse": 30834}
+
+
+def shown_by_the_benchmark(results):
+    """What benchmarks/table2_speed.py says of a file of results, in which it measures nothing."""
+    script = ROOT / "benchmarks" / "table2_speed.py"
+    words = [f"--results={results}", "--rows=", "--size=S/2", "--frames=5", "--width=8"]
+    return subprocess.run(
+        [sys.executable, script, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_speeds_are_shown_though_the_rate_of_products_could_not_be_measured(tmp_path):
+    row = {"device": "a card", "jax": "0.10", "latent_frames": 2, "seconds": [0.5, 0.5, 0.5]}
+    row |= {"needed": 3e6, "peak": 0, "flops": 2e9, "compiling": 1.0, "finite": True}
+    settings = {"size": "S/2", "remat": "none", "frames": 5, "side": 256, "width": 8}
+    rows = {"SD-VAE float32": row | {"seconds": [1.0] * 4}, "OD-VAE float32": row}
+    rates = {"a card float32": None}
+    held = {"settings": settings | {"classes": 101}, "rows": rows, "rates": rates}
+    (tmp_path / "speed.json").write_text(json.dumps(held))
+    done = shown_by_the_benchmark(tmp_path / "speed.json")
+    assert done.returncode == 0, done.stderr
+    assert "matrix products: not measured" in done.stdout
+    assert "steps that are timed: 3, 4" in done.stdout
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
+    # TSpeed, its spread, its ratio to SD-VAE, TMem; then the paper's.
+    assert lines["OD-VAE"][3:7] == ["2.00", "2.00–2.00", "2.00", "3"]
+    assert lines["OD-VAE"][-3:] == ["1.80", "2.07", "30520"]
+
+
+@pytest.mark.parametrize("text", ['{"settings": ', "[]", "{}"])
+def test_a_file_of_speeds_that_is_damaged_is_said_in_a_line(text, tmp_path):
+    (tmp_path / "cut.json").write_text(text)
+    done = shown_by_the_benchmark(tmp_path / "cut.json")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cut.json holds no rows of this benchmark" in done.stderr
+    assert (tmp_path / "cut.json").read_text() == text

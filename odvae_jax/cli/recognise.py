@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
         required=True,
         metavar="SOURCE",
         type=source,
-        help="Other real videos, which it is tested with.",
+        help="Other real videos, which it is tested with: none of those that it learns from.",
     )
     group.add_argument(
         "--clips",
@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     from odvae_jax.evaluation.recognition import (
         Recognition,
         Samples,
+        check_apart,
         real_clips,
         recognise,
         train_recogniser,
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     options |= {"frames": samples.frames, "fps": samples.fps, "seed": arguments.seed}
     learnt = real_clips(arguments.data, count=arguments.clips, **options)
     test = real_clips(arguments.test, count=arguments.test_clips, **options)
+    check_apart(learnt, test, arguments.test)
     classes = int(max(learnt.labels.max(), test.labels.max())) + 1
     if classes < 2:
         raise ValueError(f"all clips of {printable(arguments.data)} are of one class.")

@@ -108,7 +108,11 @@ def _use_of_denoiser(config: LatteConfig, name: str) -> str:
     if record is None:
         said = "The files do not say which autoencoder the latents are of: `--vae` names it."
         return f"```sh\n{command} --vae=AUTOENCODER\n```\n\n{said}"
-    vae, encoder = (printable(text).replace("`", "'") for text in (record.vae, record.encoder))
+    vae, encoder = (
+        printable(text).replace("`", "'") for text in (_without_folders(record.vae), record.encoder)
+    )
+    if _without_folders(record.vae) != record.vae:  # nobody else has it at that place
+        command += " --vae=AUTOENCODER"
     said = (
         f"The latents are those of the autoencoder `{vae}`. Where it has another name, `--vae` "
         f"says where it is; the digest of its encoder is `{encoder}`."
@@ -131,7 +135,10 @@ def _described(config: Any) -> list[list[str]]:
                 text = _shown(value)
             rows.append([f"{prefix}{name}", printable(text) or "–"])
 
-    add("", config.to_dict())
+    fields = config.to_dict()
+    if record := fields.get("trained_on"):
+        fields = fields | {"trained_on": record | {"vae": _without_folders(record["vae"])}}
+    add("", fields)
     return rows
 
 
@@ -238,6 +245,11 @@ def _of_samples(real: Mapping[str, Any], sets: list[Mapping]) -> list[str]:
         )
         parts.append(as_markdown(["metric", "real clips", "samples", "value"], rows))
     return parts
+
+
+def _without_folders(vae: str) -> str:
+    """What a model was loaded from; of a path on this machine, the last part."""
+    return Path(vae).name if vae.startswith(("/", "~")) else vae
 
 
 def _last(source: str) -> str:

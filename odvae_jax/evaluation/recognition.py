@@ -48,10 +48,12 @@ class LabelledClips(NamedTuple):
     Attributes:
       frames: the clips, uint8 [N, T, H, W, 3].
       labels: the number of the class of each clip.
+      names: the name of the video that each clip was cut out of.
     """
 
     frames: UInt8[np.ndarray, "n t h w 3"]
     labels: Int[np.ndarray, "n"]
+    names: tuple[str, ...]
 
 
 class Recogniser(nnx.Module):
@@ -137,7 +139,27 @@ def real_clips(
         clips.note(one)
         drawn.append(one)
     labels = np.array([one.label for one in drawn], np.int32)
-    return LabelledClips(np.stack([one.clip for one in drawn]), labels)
+    names = tuple(one.video for one in drawn)
+    return LabelledClips(np.stack([one.clip for one in drawn]), labels, names)
+
+
+def check_apart(learnt: LabelledClips, test: LabelledClips, source: str) -> None:
+    """Checks that no clip that a network is tested with is of a video that it learns from.
+
+    Args:
+      learnt: the clips that it learns from.
+      test: those that it is tested with.
+      source: what names the source of these, for the message.
+
+    Raises:
+      ValueError: if a video is in both.
+    """
+    known = set(learnt.names)
+    if shared := [name for name in test.names if name in known]:
+        raise ValueError(
+            f"{len(shared)} of the {len(test.names)} clips of {printable(source)} are of videos "
+            f"that the network learns from, such as {shared[0]}: test it with other videos."
+        )
 
 
 def train_recogniser(
@@ -217,7 +239,7 @@ class Samples:
 
     Raises:
       FileNotFoundError: if there is no such source.
-      ValueError: if no video of it can be read.
+      ValueError: if no video of it can be read, or the first has one frame.
     """
 
     def __init__(
@@ -234,6 +256,11 @@ class Samples:
         self.problems: list[str] = []
         header = self._first()
         self.frames, self.fps = header.frames, header.fps
+        if self.frames < 2:
+            raise ValueError(
+                f"the first video of {printable(self.source)} has 1 frame, and what is recognised "
+                "is motion: give videos of at least 2 frames."
+            )
 
     def _first(self):
         reason = "there is none"
@@ -256,7 +283,7 @@ class Samples:
           ValueError: if no video can be used.
         """
         clips = FixedClips(self.source, frames=self.frames, size=SIZE, timeout=self._timeout)
-        frames, labels, names = [], [], {}
+        frames, labels, videos, names = [], [], [], {}
         for clip in clips.read_all(range(len(clips))):
             try:
                 label = label_of(self._videos, clip.index, self._label)
@@ -273,12 +300,14 @@ class Samples:
             else:
                 frames.append(clip.frames)
                 labels.append(label)
+                videos.append(clip.name)
                 names.setdefault(label, str(columns.get(NAME, label)))
         if not frames:
             raise ValueError(
                 f"no video of {printable(self.source)} can be used: {self.problems[0]}"
             )
-        return LabelledClips(np.stack(frames), np.array(labels, np.int32)), names
+        made = LabelledClips(np.stack(frames), np.array(labels, np.int32), tuple(videos))
+        return made, names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from odvae_jax.diffusion import process_of
 from odvae_jax.evaluation.paper import TABLE_2
 from odvae_jax.evaluation.table1 import Listed, read_list
 from odvae_jax.files import printable
+from odvae_jax.latents.records import NUMPY
 from odvae_jax.training import fields
 from odvae_jax.training.denoising import denoiser_model_config
 
@@ -21,7 +23,7 @@ ENCODE, MEASURE = "encode", "measure"
 """The first and the last stage of an arm."""
 TRAIN, SAMPLE = "train-", "sample-"
 """What the names of the stages between begin with; the number of steps follows."""
-_WHOLE_NUMBERS = {"clips_per_video": 1, "count": 1, "sampling_steps": 1, "batch": 1, "tiling": 0}
+_WHOLE_NUMBERS = {"clips_per_video": 1, "count": 2, "sampling_steps": 1, "batch": 1, "tiling": 0}
 # What may be another when a table is continued, since it changes no result, or is measured anew.
 _FREE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "mesh")
 _FREE += ("validate_every", "validation_clips", "verify_checkpoints", "data.threads")
@@ -145,10 +147,15 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(
                 f"config.table2.{name}={value!r} must be a whole number of at least {least}."
             )
-    names = [*TABLE_2[0].scores, ""]
-    if table.dataset not in names:
-        raise ValueError(f"config.table2.dataset={table.dataset!r} is none of {names}.")
-    wrong = [n for n in table.measure_at if not isinstance(n, int) or not 1 <= n <= config.steps]
+    choices = {"dataset": [*TABLE_2[0].scores, ""], "dtype": NUMPY, "store": NUMPY}
+    for name, known in choices.items():
+        if table[name] not in known:
+            raise ValueError(f"config.table2.{name}={table[name]!r} is none of {[*known]}.")
+    if not math.isfinite(table.guidance):
+        raise ValueError(
+            f"config.table2.guidance={table.guidance} must be a finite number; 1 is none."
+        )
+    wrong = [n for n in table.measure_at if type(n) is not int or not 1 <= n <= config.steps]
     if wrong:
         raise ValueError(
             f"config.table2.measure_at has {wrong[0]!r}; expected steps from 1 to config.steps="

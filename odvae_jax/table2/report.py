@@ -139,7 +139,9 @@ def _result(config, folder: Path, arm: Listed, failure, networks) -> ArmResult:
             complaints.append(f"{len(problems)} {what} came to nothing: {problems[0]}")
     points: list[Point] = []
     measured = None
-    if is_done(config, folder, MEASURE, networks):
+    # What an arm has from before a stage failed may be another autoencoder's.
+    stands = failure is None or not failure.stage
+    if stands and is_done(config, folder, arm, MEASURE, networks):
         measured = note_of(folder, MEASURE)
         complaints += measured["complaints"]
         points = [_point(n, note, measured["sets"][str(n)]) for n, note in trained.items() if note]

@@ -13,6 +13,7 @@ import ml_collections
 
 from odvae_jax.ablate.side_by_side import carry_out, with_parent
 from odvae_jax.evaluation.drawn import DrawnClips
+from odvae_jax.evaluation.table1 import Listed
 from odvae_jax.files import BusyError, one_line, printable, write_whole
 from odvae_jax.table2 import plan
 from odvae_jax.table2.report import report
@@ -67,7 +68,7 @@ def compare(
         _begin(config, workdir)
         failures = {}
         for arm in arms:
-            failure = _arm(config, workdir, arm.label, command, networks)
+            failure = _arm(config, workdir, arm, command, networks)
             if failure is not None:
                 failures[arm.label] = failure
         complaints = report(config, workdir, arms, failures, networks)
@@ -107,7 +108,7 @@ def do_arm(
     arm = arm_of(config, label)
     workdir.mkdir(parents=True, exist_ok=True)
     _begin(config, workdir)
-    return int(_arm(config, workdir, arm.label, command, networks) is not None)
+    return int(_arm(config, workdir, arm, command, networks) is not None)
 
 
 def _checked(config, workdir) -> tuple[Path, list]:
@@ -134,14 +135,14 @@ def _begin(config, workdir: Path) -> None:
     write_whole(path, json.dumps(plan.as_json(config), indent=1) + "\n")
 
 
-def _arm(config, workdir: Path, label: str, command, networks) -> Failure | None:
+def _arm(config, workdir: Path, arm: Listed, command, networks) -> Failure | None:
     """Does what is left of an arm, and returns why it could not be finished, if so."""
-    folder = workdir / plan.folder_name(label)
+    label, folder = arm.label, workdir / plan.folder_name(arm.label)
     try:
         with RunLock(folder):
             forget_failure(folder)
             for stage in plan.stages(config):
-                if is_done(config, folder, stage, networks):
+                if is_done(config, folder, arm, stage, networks):
                     continue
                 logger.info("%s: %s", label, stage)
                 failure = _stage(folder, label, stage, command)

@@ -111,24 +111,34 @@ def note_failure(folder: Path, failure: Failure) -> None:
 
 
 def is_done(
-    config: ml_collections.ConfigDict, folder: Path, stage: str, networks: dict[str, Any]
+    config: ml_collections.ConfigDict,
+    folder: Path,
+    arm: Listed,
+    stage: str,
+    networks: dict[str, Any],
 ) -> bool:
     """Whether a stage is done, and nothing more is asked of it than when it was done.
 
     Args:
       config: the config of the table.
       folder: the arm's folder.
+      arm: the arm.
       stage: the name of the stage.
       networks: what names the networks of the metrics, as values that JSON can hold.
     """
     note = note_of(folder, stage)
-    return note is not None and note.get("asked") == _asked(config, stage, networks)
+    return note is not None and note.get("asked") == _asked(config, arm, stage, networks)
 
 
-def _asked(config, stage: str, networks: dict[str, Any]) -> dict[str, Any]:
+def _asked(config, arm: Listed, stage: str, networks: dict[str, Any]) -> dict[str, Any]:
     """What decides a stage's result, beside what the table's settings hold."""
+    # Where the model lies does not decide it. But behind another name may be another model, which
+    # the dataset and the samples refuse when their stages are done again.
+    model = {"source": arm.source, **arm.arguments}
+    if stage == ENCODE:
+        return {"model": model}
     if stage.startswith(SAMPLE):
-        return {"count": config.table2.count}
+        return {"count": config.table2.count, "model": model}
     if stage == MEASURE:
         return {"count": config.table2.count, "steps": milestones(config), **networks}
     return {}
@@ -183,7 +193,7 @@ def do_stage(
     except Exception as error:
         note_failure(folder, Failure(stage, one_line(error)))
         raise
-    asked = {"asked": _asked(config, stage, networks)}
+    asked = {"asked": _asked(config, arm, stage, networks)}
     spent = {"stage_seconds": time.monotonic() - start}
     text = json.dumps({**asked, **spent, **result}, indent=1) + "\n"
     return write_whole(_note_file(folder, stage), text)

@@ -87,6 +87,28 @@ def test_samples_without_a_known_class_and_broken_ones_are_named_and_left_out(tm
     assert re.sub(r"in \d+ s", "", again) == re.sub(r"in \d+ s", "", out), "the seed is the same"
 
 
+@pytest.mark.usefixtures("own_log")
+def test_videos_that_it_learns_from_are_no_test(tmp_path, capsys):
+    """Whatever the two sources are called; a part of the videos is enough to refuse."""
+    folder = fill(tmp_path / "s", [0, 1])
+    sources = ["--data=moving-shapes:clips=16", "--test=moving-shapes:train,clips=32"]
+    few = ["--clips=16", "--test-clips=32", "--steps=1"]
+    assert main(["recognise", str(folder), *sources, *few]) == 1
+    out, err = capsys.readouterr()
+    assert not out and "Traceback" not in err
+    # What stands before it are the bars of reading.
+    assert "16 of the 32 clips of moving-shapes:train,clips=32" in err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("own_log")
+def test_samples_of_one_frame_have_no_motion_that_could_be_recognised(tmp_path, capsys):
+    folder = fill(tmp_path / "s", [0])
+    write_video(folder / "000000.mp4", np.zeros((1, 64, 64, 3), np.uint8), 6)
+    assert main(["recognise", str(folder), *REAL, "--clips=64", "--steps=1"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and "has 1 frame" in err and len(err.splitlines()) == 1
+
+
 def test_counts_are_those_of_pairs():
     found = Recognition.of(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
     assert found.counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
