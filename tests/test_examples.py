@@ -1,6 +1,7 @@
 """What README and the pages print runs as printed, in a folder that is empty but for videos."""
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -15,7 +16,7 @@ import pytest
 import odvae_jax
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.video import inspect_video, write_video
-from odvae_jax.latents import LatentsFile
+from odvae_jax.latents import LatentDataset, LatentsFile
 from tests.test_readme import BLOCK, ROOT, blocks
 
 # Blocks that say so need what the folder does not hold. Videos it holds.
@@ -108,6 +109,23 @@ def test_the_page_runs_as_printed(page, left, tmp_path):
     assert run_page(DOCS / f"{page}.md", tmp_path)
     missing = [name for name in left if not (tmp_path / name).exists()]
     assert not missing
+
+
+@pytest.mark.full
+def test_the_loop_with_captions_that_the_page_about_latents_prints_goes_on_where_it_ended(tmp_path):
+    text = (DOCS / "latents.md").read_text()
+    page = tmp_path / "section.md"
+    page.write_text(re.search(r"^## Captions, .*?(?=^## )", text, re.M | re.S)[0])
+    assert "odvae encode" in run_page(page, tmp_path)
+    assert json.loads((tmp_path / "state.json").read_text()) == {"next": 10}
+    (code,) = blocks(page, "python")
+    (tmp_path / "state.json").write_text('{"next": 8}')
+    page.write_text(f"```python\n{code}```\n")
+    run_page(page, tmp_path)
+    assert json.loads((tmp_path / "state.json").read_text()) == {"next": 10}
+    dataset = LatentDataset(str(tmp_path / "CAPTIONED"))
+    captions = {item["columns"]["caption"] for item in dataset}
+    assert captions == {"a bicycle, seen from behind", "a rabbit on a meadow"}
 
 
 def test_the_latents_that_the_quickstart_makes_have_deviation_1_per_channel_on_the_sample_clips():

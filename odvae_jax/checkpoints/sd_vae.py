@@ -108,13 +108,16 @@ def width_of(
     """
     for name, value in required.items():
         if name in fields and fields[name] != value:
-            raise ValueError(f"{source}: {name} is {fields[name]!r}; an {model} has {value!r}.")
+            raise ValueError(
+                f"{source}: {name} is {fields[name]!r}; an {model} has {value!r}. "
+                f"`odvae eval --callable` measures any other autoencoder."
+            )
     widths = fields.get("block_out_channels")
     first = widths[0] if isinstance(widths, list) and widths else None
     if not isinstance(first, int) or widths != [first * m for m in _ROW.width_multipliers]:
         raise ValueError(
-            f"{source}: block_out_channels is {widths}; "
-            f"an {model}'s are in the ratio {_ROW.width_multipliers}."
+            f"{source}: block_out_channels is {widths}; an {model}'s are in the ratio "
+            f"{_ROW.width_multipliers}. `odvae eval --callable` measures any other autoencoder."
         )
     return first
 

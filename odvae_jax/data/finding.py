@@ -93,7 +93,9 @@ def look_below(path: str | os.PathLike, extensions: frozenset[str], what: str) -
         return _look_far(path, extensions, what)
     root, shown = Path(path), printable(path)
     if not os.path.exists(root):
-        raise FileNotFoundError(f"{shown} does not exist; expected a folder of {what}s, or one.")
+        raise FileNotFoundError(
+            f"{shown} does not exist; expected a folder of {what}s, or one {what}."
+        )
     if not root.is_dir():
         check_regular(root)
         return Found(str(path), what, [str(root)], 0, {}, {})

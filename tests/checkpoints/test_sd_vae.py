@@ -280,6 +280,16 @@ def test_other_architectures_are_refused_by_field(folder, field, value):
         ODVAE.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "field, value", [("layers_per_block", 1), ("block_out_channels", [8, 8, 8, 8])]
+)
+def test_the_refusal_of_another_autoencoder_says_how_it_can_be_measured(folder, field, value):
+    config = json.loads((folder / "config.json").read_text()) | {field: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="`odvae eval --callable` measures any other autoencoder"):
+        ODVAE.from_pretrained(folder)
+
+
 def test_a_file_beside_its_config_takes_its_groups_and_a_lone_one_asks(tmp_path):
     vae = small_model("image")
     sd_vae.save(vae, tmp_path / "vae")

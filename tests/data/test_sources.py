@@ -288,7 +288,7 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path, monkeypat
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for text, words in {
-        "folder:nowhere": "nowhere does not exist; expected a folder of videos",
+        "folder:nowhere": "nowhere does not exist; expected a folder of videos, or one video",
         str(tmp_path / "empty"): "no video below .*: found 0 files, looked for",
         f"images:{tmp_path / 'empty'}": "no image below",
         str(
