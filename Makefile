@@ -1,4 +1,4 @@
-# make demo: see what the small model does with real video.   make test: run the tests.
+# make demo: see what the small model does with real video, and tune it on one.   make test: run the tests.
 # make demo-train: train a smaller model from nothing.
 # make docs: build the site, docs/_build/html/index.html.
 # make fuzz MINUTES=60, make soak MINUTES=120: try to break it (docs/reliability.md).
