@@ -108,7 +108,13 @@ def _commands(output: Path, clip: str) -> list[tuple[str, list[str]]]:
 
 def _fine_tuning(output: Path, clip: str) -> list[tuple[str, list[str]]]:
     """Returns the commands that tune on a video and measure on its last frames."""
-    fields = [f"--config.{name}={value}" for name, value in _TUNING.items()]
+    import jax
+
+    # A batch divides over all devices, however many there are.
+    devices = jax.device_count()
+    batch = -(-_TUNING["batch_size"] // devices) * devices
+    tuning = _TUNING | {"batch_size": batch}
+    fields = [f"--config.{name}={value}" for name, value in tuning.items()]
     size, held_out = _TUNING["data.size"], _TUNING["data.holdout"]
     measured = f"--frames={held_out} --size={size} --start=-{held_out} --nofvd --nofloor"
     tuned = f"{output}/tuned"

@@ -4,6 +4,7 @@ import argparse
 import base64
 import re
 
+import jax
 import pytest
 from PIL import Image
 
@@ -57,6 +58,7 @@ def test_the_demo_measures_no_model_whose_tuning_was_stopped(monkeypatch, tmp_pa
 
 def test_no_frame_that_the_demo_measures_the_tuned_model_on_is_tuned_on(smaller, tmp_path):
     commands = {argv[0]: argv for _, argv in demo._fine_tuning(tmp_path, "clip.mp4")}
+    assert f"--config.batch_size={jax.device_count()}" in commands["train"]  # it divides
     assert "--config.data.holdout=17" in commands["train"]
     assert {"--start=-17", "--frames=17", "--data=clip.mp4"} <= {*commands["eval"]}
     assert "--config.data.path=clip.mp4" in commands["train"]
