@@ -73,7 +73,7 @@ def side_by_side(
         shown = np.full((2, *original.shape), 255, np.uint8)
         shown[0][part], shown[1][part] = made, np.minimum(difference * MAGNIFIED, 255)
         top.append(_named(name, shown[0]))
-        bottom.append(_named(f"difference ×{MAGNIFIED}", shown[1]))
+        bottom.append(_named(f"difference ×{MAGNIFIED}", shown[1], f"diff. ×{MAGNIFIED}"))
     return np.concatenate([np.concatenate(row, axis=2) for row in (top, bottom)], axis=1)
 
 
@@ -149,11 +149,13 @@ def _drawn(label: str) -> str:
     return f"\u200b{label}" if label.startswith("_") else label
 
 
-def _named(name: str, frames: np.ndarray) -> np.ndarray:
-    """Frames with their name above them."""
+def _named(name: str, frames: np.ndarray, short: str = "") -> np.ndarray:
+    """Frames with their name above them, or with a shorter one where they are narrow."""
     width = frames.shape[2]
     header = Image.new("RGB", (width, _HEADER), "white")
     font = ImageFont.truetype(_FONT, 13)
+    if short and font.getlength(name) > width - 6:
+        name = short
     while len(name) > 1 and font.getlength(name) > width - 6:
         name = "…" + name.lstrip("…")[1:]
     ImageDraw.Draw(header).text((4, 4), name, fill="black", font=font)
