@@ -14,13 +14,15 @@ def hand_over(result):
     print("\n" + json.dumps(result))
 
 
-def measured(name, **environment):
+def measured(name, *, cached=False, **environment):
     """What a process of its own hands over that runs this benchmark with --child; None if it fails.
 
-    Nothing is found compiled there. `environment` are further variables of it.
+    Nothing is found compiled there, unless it is `cached`. `environment` are further variables of
+    it.
     """
     environment = {**os.environ, **environment}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if not cached:
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryDirectory() as environment["TORCHINDUCTOR_CACHE_DIR"]:
         process = subprocess.run(
             [sys.executable, *sys.argv, f"--child={name}"],
@@ -28,7 +30,7 @@ def measured(name, **environment):
         )  # fmt: skip
     if process.returncode:
         last = process.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{name}: {last[0]}", file=sys.stderr)
+        print(f"{name}: {last[0][:300]}", file=sys.stderr)
         return None
     return json.loads(process.stdout.splitlines()[-1])
 

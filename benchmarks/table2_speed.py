@@ -27,11 +27,10 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
 
 from absl import app, flags
+from side_by_side import measured
 
 _ROWS = flags.DEFINE_list(
     "rows",
@@ -195,16 +194,8 @@ def child(text):
 
 def in_a_process(work, dtype):
     """What a process of its own prints last; None if it fails, which is said."""
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    process = subprocess.run(
-        [sys.executable, *sys.argv, f"--child={work} {dtype}"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if process.returncode:
-        last = process.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{work} {dtype}: {last[0][:300]}", file=sys.stderr)
-        return None
-    return json.loads(process.stdout.splitlines()[-1])
+    preallocate = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return measured(f"{work} {dtype}", cached=True, XLA_PYTHON_CLIENT_PREALLOCATE=preallocate)
 
 
 def settings():

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odvae_jax.cli.files import add_no_verify, read_timeout
-from odvae_jax.cli.measuring import add_clips, add_computation, add_speed, complain, say_memory
+from odvae_jax.cli.measuring import (
+    add_c3d,
+    add_clips,
+    add_computation,
+    add_speed,
+    complain,
+    say_memory,
+)
 from odvae_jax.cli.parsing import Parser, labelled, part, path, positive, source
 from odvae_jax.cli.programs import log_to_stderr
 from odvae_jax.files import printable
@@ -156,14 +163,7 @@ def _add_generated(parser: Parser) -> None:
         help="The number of clips of each set, and of real ones. The default is 2048, which "
         "published numbers are of.",
     )
-    group.add_argument(
-        "--c3d",
-        metavar="FILE",
-        type=path,
-        help="The weights of C3D, which the Inception score needs: conv3d_deepnetA_ucf.npz, with "
-        "mean2.npz beside it, or c3d_ucf101.pt, which needs --trust-torchscript "
-        "(docs/generated.md).",
-    )
+    add_c3d(group)
 
 
 def _add_computation(parser: Parser) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from odvae_jax.cli.files import add_read_timeout
-from odvae_jax.cli.parsing import Parser, dtype, not_negative, positive
+from odvae_jax.cli.parsing import Parser, dtype, not_negative, path, positive
 
 if TYPE_CHECKING:
     from odvae_jax.evaluation.clips import FixedClips
@@ -94,6 +94,18 @@ def add_speed(parser: Parser, title: str, what: str) -> None:
         metavar="N",
         help="The largest batch that --speed times; it begins with 1 and goes on while more clips "
         "at once are faster. The default is 64.",
+    )
+
+
+def add_c3d(group: argparse._ArgumentGroup) -> None:
+    """Adds the weights that the Inception score needs."""
+    group.add_argument(
+        "--c3d",
+        metavar="FILE",
+        type=path,
+        help="The weights of C3D, which the Inception score needs: conv3d_deepnetA_ucf.npz, with "
+        "mean2.npz beside it, or c3d_ucf101.pt, which needs --trust-torchscript "
+        "(docs/generated.md).",
     )
 
 

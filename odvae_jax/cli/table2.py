@@ -13,6 +13,7 @@ import functools
 import logging
 import sys
 
+from odvae_jax.cli.measuring import add_c3d
 from odvae_jax.cli.parsing import Parser, path
 from odvae_jax.cli.programs import add_run_options, log_to_stderr
 
@@ -31,14 +32,7 @@ def add_arguments(parser: Parser) -> None:
         "name of the one that comes with the package: table2:ucf101, table2:sky or table2:small.",
     )
     group = parser.add_argument_group("the metrics")
-    group.add_argument(
-        "--c3d",
-        metavar="FILE",
-        type=path,
-        help="The weights of C3D, which the Inception score needs: conv3d_deepnetA_ucf.npz, with "
-        "mean2.npz beside it, or c3d_ucf101.pt, which needs --trust-torchscript "
-        "(docs/generated.md).",
-    )
+    add_c3d(group)
     group.add_argument(
         "--i3d",
         metavar="FILE",
