@@ -1,10 +1,10 @@
-"""Figure 4 and Table 4 in small: variants, initialisations and tiling, from the same data and seed.
+"""Figure 4 and Table 4 of the paper on a small scale: variants, initialisations and tiling.
 
 odvae ablate --config=ablation --workdir=runs/ablation --config.data.path=VIDEOS
 
-first trains a 2D model on the same frames; --init=SD_VAE starts from another (then with its width
-and groups: --config.model.width=128 --config.model.groups=32). Norms are over the clip, as in the
-paper.
+All runs have the same data and seed. The command first trains a 2D model on the same frames. To
+start from an existing 2D model instead, give --init=SD_VAE and the width and groups of that model:
+--config.model.width=128 --config.model.groups=32. Norms are over the clip, as in the paper.
 """
 
 from odvae_jax.ablate import default_ablation

@@ -1,11 +1,11 @@
-"""Any model, tuned on your own videos for some hundred to some thousand steps.
+"""Tunes any model on your own videos, in hundreds to thousands of steps.
 
 odvae train --config=finetune:decoder --workdir=runs/mine \
     --config.data.path=VIDEOS --config.init.from_pretrained=small
 
-"decoder" leaves the encoder as it is, so that latents that were stored before stay valid, and so
-does their scale. "all" tunes the whole model and measures the scale of its latents anew. The
-model's kind and size are those of the model that it begins with, whichever that is.
+"decoder" does not change the encoder, so stored latents and their scale stay valid. "all" tunes the
+whole model, and measures the scale of its latents again. The tuned model has the kind and size of
+the model that it starts from.
 """
 
 from odvae_jax.training.config import default_config
@@ -30,7 +30,7 @@ def get_config(part="decoder"):
         config.optimizer.learning_rate = 1e-4
     config.optimizer.b2 = 0.99
     config.optimizer.warmup_steps = 20
-    # A discriminator that begins from nothing learns nothing useful in so few steps.
+    # A discriminator with random weights learns nothing useful in so few steps.
     config.discriminator.weight = 0.0
     config.ema_warmup = True
     config.log_every = 10

@@ -1,17 +1,17 @@
 """Denoisers on latents: Table 2's Latte-XL/2 on UCF101 and SkyTimelapse, and a small one.
 
-The paper's encode each clip in every step. Encoding once is faster:
+In the paper, each clip is encoded in every step. It is faster to encode once:
 
 odvae encode ucf101:UCF-101 LATENTS --ckpt=MODEL --to=shards --content=moments \
     --frames=81 --size=256 --clips-per-video=1 --mirror
 odvae train --config=latte:ucf101 --workdir=runs/ucf101 --config.data.path=LATENTS
 
-From videos:
+This trains from videos, as in the paper:
 
 odvae train --config=latte:sky --workdir=runs/sky \
     --config.data.path=sky-timelapse:sky_train:least=244 --config.vae=MODEL
 
-The small one, some ten minutes on two CPU cores:
+The small one takes about ten minutes on two CPU cores:
 
 odvae encode moving-shapes LATENTS --ckpt=small --to=shards --content=moments \
     --buckets=17x64x64 --clips-per-video=1 --stride=2
@@ -36,7 +36,7 @@ def _ucf101(config):
     config.data.path = "ucf101:UCF-101"
     config.data.label = "label"
     config.data.names = "class"
-    # Most videos are shorter than 81 frames at a stride of 3 are.
+    # Most videos are too short for 81 frames at a stride of 3.
     config.data.stride = 1
     config.data.max_unusable = 1.0
     config.optimizer.clip_from = 100_000

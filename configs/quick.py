@@ -1,4 +1,4 @@
-"""A small model on three short real clips, on two CPU cores in minutes: the paper's road, in small.
+"""A small model on three short real clips, in minutes on two CPU cores: the paper's recipe.
 
 First a 2D model on single frames, then variant 4 started from it by tail initialisation:
 

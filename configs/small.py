@@ -1,8 +1,8 @@
-"""The recipe of the small model, on GPUs: the paper's road and its whole loss, in small.
+"""The recipe of the small model, on GPUs: that of the paper, with its whole loss.
 
-First a 2D model on pictures, then variant 4 started from it by tail initialisation, the same run
-with a lower learning rate and a longer average, and at last L2 with little LPIPS, begun from the
-average:
+It has four parts. First a 2D model is trained on pictures. Then variant 4 starts from it by tail
+initialisation. The same run continues with a lower learning rate and a longer average. The last
+part starts from the average, and has an L2 loss with little LPIPS:
 
 odvae data collect COLLECTED
 odvae train --config=small:image --workdir=runs/small/image \
@@ -15,8 +15,8 @@ odvae train --config=small:last --workdir=runs/small/last --config.data.path=CLI
 
 CLIPS is "0.6*motion:COLLECTED/train-pictures; 0.25*folder:COLLECTED/train-clips/real;
 0.15*folder:COLLECTED/train-clips/drawn".
-Norms are per frame, so that the model can also be streamed. Nothing is measured while it is
-trained; `odvae eval` measures it on clips that were set aside. docs/results.md has what came of it.
+Norms are per frame, so that the model can also be streamed. The training does not measure the
+model; `odvae eval` measures it on clips that were not trained on. docs/results.md has the results.
 """
 
 from odvae_jax.config import ODVAEConfig

@@ -1,11 +1,11 @@
-"""Table 2: a denoiser for each of several autoencoders, and what its samples are worth.
+"""Table 2: trains a denoiser for each of several autoencoders, and measures its samples.
 
 odvae table2 --config=table2:ucf101 --workdir=runs/ucf101 --config.data.path=ucf101:UCF-101 \
     --config.table2.arms=weights.json --c3d=conv3d_deepnetA_ucf.npz
 
-`:sky` is SkyTimelapse. Variants and initialisations (Fig. 4c and 4f) are arms of the same kind, the
-trained runs of an ablation: --config.table2.ablation=runs/ablation. `:small` is for autoencoders
-like the small model: clips of 17 frames of 64×64, a denoiser of 4 million parameters.
+`:sky` is SkyTimelapse. For Fig. 4c and 4f, the arms are variants and initialisations: the trained
+runs of an ablation, --config.table2.ablation=runs/ablation. `:small` is for autoencoders like the
+small model, with clips of 17 frames of 64×64 and a denoiser of 4 million parameters.
 
 odvae table2 --config=table2:small --workdir=runs/table2 \
     --config.table2.arms=small=small,random=RUN "--config.table2.measure_at=(1000, 2000)"
@@ -33,7 +33,7 @@ def _ucf101(config):
     config.data.path = "ucf101:UCF-101"
     config.data.label = "label"
     config.data.names = "class"
-    # Most videos are shorter than 81 frames at a stride of 3 are.
+    # Most videos are too short for 81 frames at a stride of 3.
     config.data.stride = 1
     config.optimizer.clip_from = 100_000
     config.table2.dataset = "UCF101"

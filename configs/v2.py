@@ -1,6 +1,6 @@
 """Variant 2 with the paper's settings (section 4.1), in its two phases.
 
-The data and the SD-VAE to start from come on the command line, then the next data:
+Name the data and the SD-VAE to start from on the command line. The second phase uses other data:
 
 odvae train --config=v2:phase1 --workdir=runs/v2-phase1 \\
     --config.data.path=VIDEOS --config.init.from_pretrained=SD_VAE

@@ -5,7 +5,7 @@ neither JAX nor NumPy. The module of "data inspect" is `data_inspect`. A module 
 
 - a docstring, which is the description that `--help` prints;
 - `EXAMPLE`, a command line that works;
-- `GOES_ON`, whether the same command goes on where it was interrupted;
+- `GOES_ON`, whether the same command continues an interrupted one;
 - `add_arguments(parser)`, which adds the options to a `parsing.Parser`;
 - `run(arguments)`, which does the work and returns an exit status, or None for 0.
 
@@ -28,7 +28,7 @@ from odvae_jax.shipped import UnknownNameError, did_you_mean
 
 COMMANDS = {
     "demo": "Show what the small model does with three short videos.",
-    "train": "Train a model, or go on with its training.",
+    "train": "Train a model, or continue its training.",
     "eval": "Compare models on videos, or generated videos with real ones, or time models.",
     "table1": "Measure the paper's Table 1, or time its models.",
     "table2": "Measure the paper's Table 2: denoisers on latents of several autoencoders.",
@@ -36,11 +36,11 @@ COMMANDS = {
     "decode": "Decode files of latents into videos.",
     "reconstruct": "Send videos through encoder and decoder, and compare.",
     "sample": "Make videos with a denoiser that was trained on latents.",
-    "recognise": "Tell how many samples show the class that they were made for.",
+    "recognise": "Count how many samples show the class that they were made for.",
     "summary": "Print the statistics of the latents in a folder.",
-    "data inspect": "Show what training would see of a source of videos.",
-    "data collect": "Collect pictures and clips out of packages, for training.",
-    "data pack": "Decode videos once and store them small, for training.",
+    "data inspect": "Show a source of videos as training would see it.",
+    "data collect": "Collect pictures and clips from packages, for training.",
+    "data pack": "Decode videos once and store them smaller, for training.",
     "convert": "Convert weights between layouts, and inflate image models.",
     "push": "Write a model to the hub, with a model card.",
     "calibrate": "Measure a model's latents, and write their scale into the model.",

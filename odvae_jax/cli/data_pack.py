@@ -1,9 +1,10 @@
-"""Decodes every video of a source once and stores it small, so that training reads it fast.
+"""Decodes each video of a source once and stores it smaller, so that training reads it fast.
 
-What is packed is read as array_record:DEST. Long videos are cut into parts. Frames are kept, their
-time stamps are not: a variable frame rate becomes the average one. Interrupted, the same command
-goes on after the last whole file. A video that cannot be used, or not to its end, is listed; the
-others are packed, and the exit status is then 1, as it is for a folder that cannot be read.
+Training reads the packed videos as array_record:DEST. Long videos are cut into parts. Frames are
+kept, but their time stamps are not: a variable frame rate becomes its average. If the command is
+interrupted, the same command continues after the last complete file. Videos that cannot be used, or
+that end too early, are listed, and the others are packed. The exit status is then 1. It is also 1
+if a folder cannot be read.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=256,
         metavar="N",
-        help="Scale videos so that the shorter side has so many pixels. The default is 256.",
+        help="Scale videos so that the shorter side has N pixels. The default is 256.",
     )
     group.add_argument(
         "--seconds",
         type=float,
         default=10.0,
         metavar="S",
-        help="The length of the parts that long videos are cut into. The default is 10.",
+        help="The length in seconds of the parts that long videos are cut into. The default is 10.",
     )
     group.add_argument(
         "--kind",
@@ -50,7 +51,8 @@ def add_arguments(parser: Parser) -> None:
         type=int,
         default=16,
         metavar="N",
-        help="The quality of H.264, 0 to 51: lower is better and larger. The default is 16.",
+        help="The quality of H.264, from 0 to 51. A lower number gives a better quality and a "
+        "larger file. The default is 16.",
     )
     group.add_argument(
         "--videos-per-shard",

@@ -1,7 +1,7 @@
-"""Decodes latents into mp4 videos of the size that the originals had.
+"""Decodes latents into mp4 videos with the size of the originals.
 
-They are files of latents, or records of a dataset. What is there already is left, so the same
-command goes on where it was interrupted. Latents of another model are refused.
+The latents are files, or records of a dataset. Existing videos are not replaced, so the same
+command continues an interrupted one. Latents of another model are refused.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ def add_arguments(parser: Parser) -> None:
     files.add_files(
         parser,
         "Latents: files, or folders with files of latents anywhere below them; or one dataset.",
-        "A folder, in which files keep their places; or, for one file of latents, an .mp4 file. "
-        "Records of a dataset are decoded to BUCKET/entry-NUMBER.mp4 in it.",
+        "A folder; files in it have the same relative paths as the inputs, and records of a "
+        "dataset are named BUCKET/entry-NUMBER.mp4. For a single file of latents, it may be an "
+        ".mp4 file.",
     )
     parser.add_argument_group("a dataset").add_argument(
         "--records",
         metavar="LIST",
-        help="The records to decode, by the numbers of their entries, as in 0,7,10-19. The default "
-        "is all.",
+        help="The numbers of the records to decode, as in 0,7,10-19. The default is all.",
     )
     files.add_model(
         parser,
-        "The model. The default is the one that the latents were made with, which their files "
-        "name, if it is on this machine.",
+        "The model. The default is the model that made the latents, if it is on this machine. The "
+        "files name it.",
         required=False,
     )
     group = files.add_reading(parser)
     group.add_argument(
         "--allow-download",
         action="store_true",
-        help="Without --ckpt, download the model that the latents name from the hub if it is not "
-        "on this machine.",
+        help="Without --ckpt, allow downloading the model that the latents name from the hub, if "
+        "it is not on this machine.",
     )
     files.add_quality(parser)
 

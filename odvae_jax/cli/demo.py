@@ -1,9 +1,9 @@
-"""Shows what the small model does with three short videos that are installed along.
+"""Shows what the small model does with three short videos of the package.
 
-Four commands are run, which you can run by yourself, too: the model reconstructs frames of the
-videos, a whole video is streamed through it, the model is tuned on one video, and is measured
-before and after on frames of that video that it was not tuned on. Then a page shows what came of
-it. The same command goes on where it was interrupted.
+It runs four commands, which you can also run yourself. The model reconstructs frames of the videos.
+A whole video is streamed through the model. The model is tuned on one video. Then it is measured,
+before and after tuning, on frames of that video that it was not tuned on. A page shows the results.
+If it is interrupted, the same command continues.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Encodes videos of any length into files of latents, in constant memory.
 
 Each video becomes one safetensors file. With --to=shards, a source of any kind becomes a dataset of
-latents instead, which a diffusion model trains on. What is there already is left, so the same
-command goes on where it was interrupted. Ends with the mean and standard deviation of all latents,
-per channel.
+latents instead, to train a diffusion model on. Existing files are not replaced, so the same command
+continues an interrupted one. At the end, the command prints the mean and standard deviation of all
+latents, per channel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def add_arguments(parser: Parser) -> None:
     files.add_files(
         parser,
         "Videos: files, folders with video files anywhere below them, or sample-clips.",
-        "A folder, in which files keep their places; or, for one video, a .safetensors file.",
+        "A folder; files in it have the same relative paths as the inputs. For a single video, it "
+        "may be a .safetensors file.",
     )
     files.add_model(
         parser,
@@ -36,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
         "--content",
         choices=CONTENTS,
         default="mean",
-        help="What of the posterior is stored: its mean (the default), moments (mean and "
+        help="What is stored of the posterior: its mean (the default), its moments (mean and "
         "log-variance), or a sample.",
     )
     group.add_argument(
@@ -65,11 +66,14 @@ def _add_dataset(parser: Parser) -> None:
         "--to",
         choices=("files", "shards"),
         default="files",
-        help="One file per video (the default), or shards, for many videos and for training. With "
-        "shards INPUT is any source that training takes, such as tfds:NAME or a manifest.",
+        help="Write one file per video (files, the default), or a dataset for training (shards). "
+        "With shards, INPUT is any source that training takes, such as tfds:NAME or a manifest.",
     )
     group.add_argument(
-        "--frames", type=positive, metavar="N", help="Clips of so many frames, not whole videos."
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="Encode clips of N frames instead of whole videos.",
     )
     group.add_argument(
         "--stride",
@@ -82,20 +86,20 @@ def _add_dataset(parser: Parser) -> None:
         "--fps",
         type=positive_number,
         metavar="F",
-        help="The frames per second of clips, not --stride.",
+        help="The frames per second of clips, instead of --stride.",
     )
     group.add_argument(
         "--hop",
         type=positive,
         metavar="N",
-        help="One clip every so many frames of the video. By default a clip begins where the one "
+        help="Begin a clip every N frames of the video. By default, a clip begins where the clip "
         "before ends.",
     )
     group.add_argument(
         "--clips-per-video",
         type=positive,
         metavar="N",
-        help="So many clips per video, evenly spread, instead of --hop.",
+        help="Take N clips per video, evenly spread, instead of --hop.",
     )
     group.add_argument(
         "--buckets",
@@ -106,10 +110,13 @@ def _add_dataset(parser: Parser) -> None:
     group.add_argument(
         "--mirror",
         action="store_true",
-        help="Encode each clip mirrored, too, as a clip of its own.",
+        help="Encode the mirror image of each clip as a second clip.",
     )
     group.add_argument(
-        "--longest", type=positive_number, metavar="S", help="Leave out videos of more seconds."
+        "--longest",
+        type=positive_number,
+        metavar="S",
+        help="Leave out videos of more than S seconds.",
     )
     group.add_argument(
         "--batch",
@@ -122,45 +129,46 @@ def _add_dataset(parser: Parser) -> None:
         "--workers",
         type=not_negative,
         metavar="N",
-        help="The number of processes that read clips; 0 reads in this one. The default is the "
-        "number of cores, 32 at most.",
+        help="The number of processes that read clips; with 0, this process reads them. The "
+        "default is the number of cores, but at most 32.",
     )
     group.add_argument(
         "--shard-mb",
         type=positive_number,
         metavar="MB",
-        help="A shard that has so many megabytes is closed. The default is 268.",
+        help="Close a shard when it has MB megabytes. The default is 268.",
     )
     group.add_argument(
         "--shard-seconds",
         type=positive_number,
         metavar="S",
-        help="A shard is closed so many seconds after its first clip; at most that is done again "
-        "after a kill. The default is 300.",
+        help="Close a shard S seconds after its first clip. If the command is killed, at most the "
+        "work of this time is done again. The default is 300.",
     )
     group.add_argument(
         "--engine",
         choices=("here", "ray"),
         default="here",
-        help="Who encodes: the devices of this machine (the default), or a Ray cluster "
-        "(docs/clusters.md).",
+        help="Where to encode: on the devices of this machine (here, the default), or on a Ray "
+        "cluster (ray; docs/clusters.md).",
     )
     group.add_argument(
         "--address",
         metavar="ADDRESS",
         help="With --engine=ray, the address of the cluster, as ray.init takes it. The default is "
-        "what RAY_ADDRESS names, or else a Ray of its own on this machine.",
+        "the address in RAY_ADDRESS. If that is not set, Ray is started on this machine.",
     )
     group.add_argument(
         "--actors",
         type=positive,
         metavar="N",
-        help="With --engine=ray, the number of actors. The default is one per GPU, or one.",
+        help="With --engine=ray, the number of actors (processes that encode). The default is one "
+        "per GPU, or one if there are no GPUs.",
     )
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="Only say how many clips, hours, programs and bytes there would be.",
+        help="Encode nothing. Print how many clips, hours, programs and bytes there would be.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What `odvae encode --to=shards` does; it is no subcommand of its own."""
+"""The work of `odvae encode --to=shards`; it is not a subcommand of its own."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Compares models on videos, or generated videos with real ones, or times models.
 
-Prints a table of PSNR, SSIM, LPIPS and Fréchet video distance, and writes it with figures, the best
-and the worst clip and a page that shows all (results.html) into the output folder. With --generated
-the table is of FVD, KVD and the Inception score, and the page shows samples. The same command
-continues what was interrupted. With --speed it times encoding and decoding instead.
+Prints a table of PSNR, SSIM, LPIPS and Fréchet video distance. The output folder gets the table,
+figures, the best and the worst clip, and a page that shows them all (results.html). With
+--generated, the table has FVD, KVD and the Inception score, and the page shows samples. With
+--speed, the command times encoding and decoding instead. If it is interrupted, the same command
+continues.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         metavar="[LABEL=]MODEL",
         type=labelled,
-        help="A model: whatever odvae_jax.from_pretrained takes (docs/weights.md), or small, which "
-        "comes with the package. For training runs, RUN or RUN@ema are the averaged weights that "
-        "it exported, RUN@raw those of its last checkpoint. The label stands in the tables. Give "
-        "the option once per model.",
+        help="A model: anything that odvae_jax.from_pretrained takes (docs/weights.md), such as "
+        "small, which comes with the package. For a training run, RUN or RUN@ema are the averaged "
+        "weights that it exported, and RUN@raw are those of its last checkpoint. Tables show the "
+        "label. Give the option once per model.",
     )
     group.add_argument(
         "--reconstructions",
@@ -74,8 +75,8 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         metavar="[NAME=]FOLDER",
         type=labelled,
-        help="Videos that another program made of the clips, with the names of the videos' files. "
-        "Formats without losses are best, such as FFV1 in .mkv.",
+        help="A folder of reconstructions that another program made of the clips. Their files have "
+        "the names of the original videos. Lossless formats are best, such as FFV1 in .mkv.",
     )
     group.add_argument(
         "--callable",
@@ -94,16 +95,16 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--eight-bit",
         action="store_true",
-        help="Round the reconstructions of models to 8 bits before they are measured, as those of "
-        "--reconstructions and --callable are.",
+        help="Round the reconstructions of models to 8 bits before they are measured. Those of "
+        "--reconstructions and --callable have 8 bits already.",
     )
     add_no_verify(group)
     group.add_argument(
         "--nofloor",
         dest="floor",
         action="store_false",
-        help="Leave out the mean over the block of pixels of each latent, which is added as a "
-        "model.",
+        help="Leave out the floor. The floor is a row for a trivial model, which replaces each "
+        "block of pixels by its mean colour.",
     )
     _add_clips(parser)
     _add_generated(parser)
@@ -111,8 +112,8 @@ def add_arguments(parser: Parser) -> None:
     add_speed(
         parser,
         "speed (Table 3)",
-        "Time the models on random clips instead; without --ckpt, the four variants with random "
-        "weights.",
+        "Time the models on random clips instead. Without --ckpt, the four variants with random "
+        "weights are timed.",
     )
 
 
@@ -130,7 +131,7 @@ def _add_clips(parser: Parser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="The distance between a clip's frames, in frames. The default is 1.",
+        help="The distance between two frames of a clip, in frames of the video. The default is 1.",
     )
     group.add_argument(
         "--fps", type=float, metavar="RATE", help="Frames per second, instead of a stride."
@@ -139,8 +140,8 @@ def _add_clips(parser: Parser) -> None:
         "--shard",
         default="0/1",
         metavar="I/N",
-        help="Measure only the i-th of n parts of the clips, as in 0/4. The same command without "
-        "it then reports all.",
+        help="Measure only part I of N parts of the clips, counted from 0, as in 0/4. At the end, "
+        "the same command without it reports all.",
     )
 
 
@@ -152,16 +153,16 @@ def _add_generated(parser: Parser) -> None:
         default=[],
         metavar="[NAME=]FOLDER",
         type=labelled,
-        help="Compare the generated videos of a folder with real clips of --data, which are cut "
-        "at random places. Each video is one clip of --frames frames and --size rows and columns. "
-        "Give the option once per set of videos.",
+        help="Compare the generated videos of a folder with real clips. These are cut from the "
+        "videos of --data at random places. Each generated video is one clip of --frames frames "
+        "with --size rows and columns. Give the option once per set of videos.",
     )
     group.add_argument(
         "--count",
         type=positive,
         metavar="N",
-        help="The number of clips of each set, and of real ones. The default is 2048, which "
-        "published numbers are of.",
+        help="The number of clips of each set, and of real ones. The default is 2048, as in "
+        "published results.",
     )
     add_c3d(group)
 
@@ -172,13 +173,13 @@ def _add_computation(parser: Parser) -> None:
         "--output",
         metavar="FOLDER",
         type=path,
-        help="The folder for the results, and for going on.",
+        help="The folder for the results. An interrupted run continues from it.",
     )
     group.add_argument(
         "--tiling",
         type=int,
         metavar="N",
-        help="Temporal tiling in groups of so many frames, such as 33.",
+        help="Temporal tiling in groups of N frames, such as 33.",
     )
     add_computation(group)
     group.add_argument(
@@ -197,8 +198,8 @@ def _add_computation(parser: Parser) -> None:
     group.add_argument(
         "--trust-torchscript",
         action="store_true",
-        help="Let TorchScript files run. Each of them is a program that can do whatever you may "
-        "do, so take them only from people whom you trust.",
+        help="Let TorchScript files run. Such a file is a program, and can do everything that you "
+        "are allowed to do on this machine. Use only files from people whom you trust.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What encode, decode and reconstruct share: their options, and how they are run."""
+"""The options that encode, decode and reconstruct share, and the functions that run them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def add_files(parser: Parser, inputs: str, output: str) -> None:
     group.add_argument(
         "--overwrite",
         action="store_true",
-        help="Replace files that are there already. Without it they are left as they are.",
+        help="Replace existing files. Without this option, they stay as they are.",
     )
     group.add_argument(
         "--shard",
         metavar="I/N",
-        help="Do only the i-th of n parts of the files, as in 0/4. With several hosts, each does "
-        "its part without being told.",
+        help="Do only part I of N parts of the files, counted from 0, as in 0/4. With several "
+        "hosts, each does its part by itself.",
     )
 
 
@@ -55,8 +55,8 @@ def add_devices(group: argparse._ArgumentGroup) -> None:
         "--devices",
         type=positive,
         metavar="N",
-        help="How many devices of this host work side by side, each on other clips. The default is "
-        "all accelerators, and one on a CPU.",
+        help="The number of devices of this host that work in parallel, each on its own clips. The "
+        "default is all accelerators, or one device on a CPU.",
     )
 
 
@@ -94,17 +94,17 @@ def add_model(parser: Parser, ckpt: str, *, required: bool = True) -> None:
         "--tiling",
         type=groups,
         metavar="N",
-        help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
-        "that cannot be streamed. auto takes, for all files, the largest groups or chunks for "
-        "which the device's memory suffices, and tiles if there are none. Baselines take clips "
-        "whole, without tiling.",
+        help="Temporal tiling in groups of N frames, where N is 4k + 1. The default is 33, for "
+        "models that cannot be streamed. auto takes the largest groups or chunks that fit the "
+        "device's memory, the same for all files, and tiles of frames if even the smallest groups "
+        "do not fit. Other autoencoders than OD-VAE and SD-VAE take whole clips.",
     )
     group.add_argument(
         "--memory",
         type=gigabytes,
         metavar="GB",
         help="For --tiling=auto, the memory of a device in gigabytes (1e9 bytes). The default is "
-        "what the device says; a CPU does not.",
+        "what the device reports. A CPU does not report it.",
     )
     add_exact_and_tiles(group)
     add_host_options(parser)
@@ -116,8 +116,8 @@ def add_exact_and_tiles(group: argparse._ArgumentGroup) -> None:
         "--streaming",
         type=positive,
         metavar="N",
-        help='Exact streaming in chunks of so many frames, for models with norm="frame". The '
-        "default is 32, for these models.",
+        help='Exact streaming in chunks of N frames. It needs a model with norm="frame", for which '
+        "it is the default, with 32 frames.",
     )
     group.add_argument(
         "--tile",
@@ -140,7 +140,7 @@ def add_dtype(group: argparse._ArgumentGroup) -> None:
         type=dtype,
         metavar="DTYPE",
         help="The dtype of the computation: bfloat16 (bf16), float32 (fp32) or float16 (fp16). The "
-        "default is bfloat16, and float32 on a CPU.",
+        "default is float32 on a CPU, and bfloat16 on other devices.",
     )
 
 
@@ -150,8 +150,8 @@ def add_no_verify(group: argparse._ArgumentGroup) -> None:
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="Take files that differ from the digests that were written with them, such as a "
-        "config.json that was edited.",
+        help="Do not compare files with their digests (checksums). This allows files that have "
+        "changed, such as a config.json that you edited.",
     )
 
 
@@ -162,8 +162,8 @@ def add_read_timeout(group: argparse._ArgumentGroup) -> None:
         type=seconds,
         default=argparse.SUPPRESS,  # the library's
         metavar="S",
-        help="How many seconds one read may take before its file is given up; 0 for no limit. The "
-        "default is 60.",
+        help="The time limit for one read, in seconds; 0 means no limit. If a read takes longer, "
+        "its file is left out. The default is 60.",
     )
 
 
@@ -194,14 +194,14 @@ def add_scaling(group: argparse._ArgumentGroup) -> None:
         "--short-side",
         type=positive,
         metavar="N",
-        help="Scale videos so that the shorter side has so many pixels.",
+        help="Scale videos so that the shorter side has N pixels.",
     )
     group.add_argument(
         "--size",
         type=positive,
         metavar="N",
-        help="Cut out the centre square of this side, after scaling to --short-side, or else to "
-        "this size.",
+        help="Cut out the centre square with this side. Videos are scaled to --short-side first "
+        "or, without it, so that the shorter side has this size.",
     )
     group.add_argument(
         "--threads",
@@ -220,7 +220,8 @@ def add_quality(parser: Parser) -> argparse._ArgumentGroup:
         type=not_negative,
         default=16,
         metavar="N",
-        help="The quality of H.264, 0 to 51: lower is better. The default is 16.",
+        help="The quality of H.264, from 0 to 51. A lower number gives a better quality and a "
+        "larger file. The default is 16.",
     )
     return group
 

@@ -1,4 +1,4 @@
-"""What the commands that measure models share: options, and what they say at the end."""
+"""The options that commands that measure models share, and the messages at their end."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def add_clips(parser: Parser, frames: str, size: str, part: str) -> argparse._Ar
         type=not_negative,
         default=0,
         metavar="N",
-        help="Use only the first so many videos of a source. The default is 0, which uses all.",
+        help="Use only the first N videos of a source. The default, 0, uses all.",
     )
     group.add_argument(
         "--strict",
         action="store_true",
-        help="Refuse clips of which a model takes only a part. Otherwise it is measured on that "
-        f"part, which the table says{part}.",
+        help="Refuse clips of which a model takes only a part. Without this option, the model is "
+        f"measured on that part, and the table says so{part}.",
     )
     add_read_timeout(group)
     return group
@@ -61,7 +61,7 @@ def add_computation(group: argparse._ArgumentGroup) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="The number of clips per device at once. The default is 1.",
+        help="The number of clips that a device computes at once. The default is 1.",
     )
     group.add_argument(
         "--dtype",
@@ -92,8 +92,8 @@ def add_speed(parser: Parser, title: str, what: str) -> None:
         "--largest-batch",
         type=positive,
         metavar="N",
-        help="The largest batch that --speed times; it begins with 1 and goes on while more clips "
-        "at once are faster. The default is 64.",
+        help="The largest batch that --speed times. It begins with 1 clip, and tries larger "
+        "batches while they are faster. The default is 64.",
     )
 
 
@@ -103,8 +103,8 @@ def add_c3d(group: argparse._ArgumentGroup) -> None:
         "--c3d",
         metavar="FILE",
         type=path,
-        help="The weights of C3D, which the Inception score needs: conv3d_deepnetA_ucf.npz, with "
-        "mean2.npz beside it, or c3d_ucf101.pt, which needs --trust-torchscript "
+        help="The weights of C3D, for the Inception score: conv3d_deepnetA_ucf.npz, with mean2.npz "
+        "in the same folder. Or c3d_ucf101.pt, which needs --trust-torchscript "
         "(docs/generated.md).",
     )
 

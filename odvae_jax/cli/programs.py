@@ -1,4 +1,4 @@
-"""What several subcommands share: the config's options, several hosts, and the log."""
+"""Functions that several subcommands share: options of the config, several hosts, and the log."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ def add_run_options(parser: Parser, config: str) -> None:
         "--config.FIELD",
         dest="field",
         metavar="VALUE",
-        help="Change any field of the config, as in --config.data.path=VIDEOS. The type is that of "
-        "the field; --config.data.flip and --noconfig.data.flip set a field that is true or false.",
+        help="Change any field of the config, as in --config.data.path=VIDEOS. The value must have "
+        "the type of the field. --config.data.flip sets a field to true, and --noconfig.data.flip "
+        "sets it to false.",
     )
     group.add_argument(
         "--workdir",
         required=True,
         metavar="FOLDER",
         type=path,
-        help="The folder for everything that is written. The same command goes on with what is "
-        "there.",
+        help="The folder for everything that is written. If it holds an unfinished run, the same "
+        "command continues it.",
     )
 
 
@@ -56,14 +57,12 @@ def add_host_options(parser: Parser) -> None:
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="Where the first of several processes listens. The word auto is for Slurm, TPU pods "
-        "and other clusters that JAX knows.",
+        help="The address of the first of several processes. The word auto is for Slurm, TPU pods "
+        "and other clusters that JAX recognises.",
     )
+    group.add_argument("--processes", type=positive, metavar="N", help="The number of processes.")
     group.add_argument(
-        "--processes", type=positive, metavar="N", help="How many processes there are."
-    )
-    group.add_argument(
-        "--process", type=int, metavar="I", help="Which of them this process is, counted from 0."
+        "--process", type=int, metavar="I", help="The number of this process, counted from 0."
     )
 
 

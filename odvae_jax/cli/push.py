@@ -1,8 +1,9 @@
 """Writes a model into a repository on the hub, with a model card.
 
-The repository gets config.json, model.safetensors and README.md, the card, in one commit; it is
-made if there is none. Whoever may read it loads the model by its name, owner/name. The hub's token
-is that of HF_TOKEN in the environment, or the one that `hf auth login` has stored.
+The repository gets config.json, model.safetensors and README.md (the card) in one commit. If there
+is no such repository, it is made. Everybody who can read it can load the model by its name,
+owner/name. The hub's token is read from HF_TOKEN in the environment, or from the place where `hf
+auth login` stored it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--private",
         action="store_true",
-        help="Make the repository private if it is made now. One that there is stays what it is.",
+        help="Make a new repository private. An existing repository does not change.",
     )
     group.add_argument("--message", metavar="TEXT", help="The message of the commit.")
     group = parser.add_argument_group("the model card")
@@ -44,14 +45,14 @@ def add_arguments(parser: Parser) -> None:
         "--results",
         type=path,
         metavar="PATH",
-        help="What odvae eval has measured of this model: its results.json, or the folder that "
-        "holds it. The card gets a table of it.",
+        help="The results of odvae eval for this model: the file results.json, or its folder. The "
+        "card shows them in a table.",
     )
     group.add_argument(
         "--license",
         metavar="NAME",
-        help="The hub's name for the licence of the weights, such as apache-2.0. Without it the "
-        "card names none.",
+        help="The hub's name for the licence of the weights, such as apache-2.0. Without it, the "
+        "card names no licence.",
     )
     group.add_argument(
         "--dry-run", action="store_true", help="Print the card, and write nothing to the hub."

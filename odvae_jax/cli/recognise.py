@@ -1,8 +1,8 @@
-"""Tells how many samples show the class that they were made for.
+"""Counts how many samples show the class that they were made for.
 
-A small network learns the classes from real clips, is tested with other real clips, and then looks
-at the samples. It is made for classes that are motions, such as those of moving-shapes, and takes
-some minutes on two CPU cores.
+A small network learns the classes from real clips, and is tested with other real clips. Then it
+classifies the samples. It is made for classes that are motions, such as those of moving-shapes, and
+takes some minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def add_arguments(parser: Parser) -> None:
         required=True,
         metavar="SOURCE",
         type=source,
-        help="The videos that the network learns from, with labels (docs/data.md). Clips have the "
-        "number and the rate of the samples' frames.",
+        help="The videos that the network learns from, with labels (docs/data.md). Their clips get "
+        "the samples' number of frames and frame rate.",
     )
     group.add_argument(
         "--test",
         required=True,
         metavar="SOURCE",
         type=source,
-        help="Other real videos, which it is tested with: none of those that it learns from.",
+        help="Other real videos, to test the network. Videos that it learns from are refused.",
     )
     group.add_argument(
         "--clips",

@@ -1,7 +1,7 @@
 """Sends videos through encoder and decoder, and writes them as mp4 beside the originals.
 
-Prints the PSNR of each. What is there already is left, so the same command goes on where it was
-interrupted.
+Prints the PSNR of each video. Existing files are not replaced, so the same command continues an
+interrupted one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def add_arguments(parser: Parser) -> None:
     files.add_files(
         parser,
         "Videos: files, folders with video files anywhere below them, or sample-clips.",
-        "A folder, in which files keep their places; or, for one video, an .mp4 file.",
+        "A folder; files in it have the same relative paths as the inputs. For a single video, it "
+        "may be an .mp4 file.",
     )
     files.add_model(
         parser,
@@ -30,7 +31,9 @@ def add_arguments(parser: Parser) -> None:
     )
     files.add_scaling(files.add_reading(parser))
     files.add_quality(parser).add_argument(
-        "--alone", action="store_true", help="Leave out the originals."
+        "--alone",
+        action="store_true",
+        help="Write the reconstructions alone, without the originals.",
     )
 
 

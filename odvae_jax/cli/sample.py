@@ -1,9 +1,9 @@
 """Makes videos with a denoiser that was trained on latents.
 
-Each sample becomes OUTPUT/NUMBER.mp4; samples.csv lists them with their classes, and is a source of
-videos. Sample n depends on the seed and on n alone, not on how many are made together. What is
-there already is not made again, so the same command goes on where it was interrupted, and a larger
---count adds samples.
+Each sample becomes OUTPUT/NUMBER.mp4. The file samples.csv lists the samples with their classes,
+and is a source of videos. Sample n depends only on the seed and on n, not on how many samples are
+made together. Existing samples are not made again. So the same command continues an interrupted
+one, and a larger --count adds samples.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def add_arguments(parser: Parser) -> None:
         "--vae",
         metavar="MODEL",
         type=path,
-        help="The autoencoder. The default is the one that the denoiser was trained with, which "
-        "its config names, if it is on this machine.",
+        help="The autoencoder. The default is the one that the denoiser was trained with, if it is "
+        "on this machine. The denoiser's config names it.",
     )
     files.add_dtype(group)
     files.add_no_verify(group)
@@ -56,40 +56,43 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=16,
         metavar="N",
-        help="The number of samples that the folder is to hold. The default is 16.",
+        help="The number of samples, including those that are in the folder already. The default "
+        "is 16.",
     )
     group.add_argument(
         "--classes",
         metavar="LIST",
-        help="The classes, by name or number, as in horse,3: sample n is of the n-th in turn. The "
-        "default is all classes. A name goes before a number. The word none stands for no class, "
-        "and so does -1.",
+        help="The classes that the samples get in turn, by name or number. With horse,3 sample 0 "
+        "is a horse, sample 1 is of class 3, and sample 2 is a horse again. If a number is also "
+        "the name of a class, it is taken as the name. none or -1 means no class. The default is "
+        "all classes.",
     )
     group.add_argument(
         "--sampler",
         metavar="NAME",
         default="",
-        help="The sampler: ddpm, ddim or ddim-strided; for rectified flow euler or heun. The "
-        "default is the first of them.",
+        help="The sampler: ddpm (the default), ddim or ddim-strided. For rectified flow: euler "
+        "(the default) or heun.",
     )
     group.add_argument(
         "--steps",
         type=positive,
         metavar="N",
-        help="The number of steps. The default is 250, and 50 for rectified flow.",
+        help="The number of steps. The default is 250, or 50 for rectified flow.",
     )
     group.add_argument(
         "--guidance",
         type=float,
         metavar="S",
-        help="The strength of guidance; 1 is none. The default is 7, and 1 without classes.",
+        help="The strength of guidance; 1 means no guidance. The default is 7, or 1 for a denoiser "
+        "without classes.",
     )
     group.add_argument(
         "--interval",
         type=_interval,
         metavar="FIRST,LAST",
-        help="Guide at these times alone, in the sampler's own time: 999 (noise) to 0 (data), the "
-        "lesser first; for rectified flow 0 (noise) to 1 (data).",
+        help="Use guidance only between these two times, the smaller one first. Time goes from 999 "
+        "(noise) to 0 (data); for rectified flow, from 0 (noise) to 1 (data).",
     )
     group.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="The seed. The default is 0."
@@ -104,13 +107,13 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--latents",
         action="store_true",
-        help="Write the latents too, into OUTPUT/latents, as odvae decode reads them.",
+        help="Write the latents, too, into OUTPUT/latents. odvae decode can read them.",
     )
     group.add_argument(
         "--shard",
         metavar="I/N",
-        help="Make only the i-th of n parts of the samples, as in 0/4. With several hosts, each "
-        "does its part without being told.",
+        help="Make only part I of N parts of the samples, counted from 0, as in 0/4. With several "
+        "hosts, each does its part by itself.",
     )
     _add_decoding(parser)
     add_host_options(parser)
@@ -123,8 +126,8 @@ def _add_decoding(parser: Parser) -> None:
         "--tiling",
         type=positive,
         metavar="N",
-        help="Temporal tiling in groups of so many frames, 4k + 1. The default is 33, for models "
-        "that cannot be streamed.",
+        help="Temporal tiling in groups of N frames, where N is 4k + 1. The default is 33, for "
+        "models that cannot be streamed.",
     )
     files.add_exact_and_tiles(group)
     group.add_argument(
@@ -139,7 +142,8 @@ def _add_decoding(parser: Parser) -> None:
         type=not_negative,
         default=16,
         metavar="N",
-        help="The quality of H.264, from 0 to 51; lower is better and larger. The default is 16.",
+        help="The quality of H.264, from 0 to 51. A lower number gives a better quality and a "
+        "larger file. The default is 16.",
     )
 
 

@@ -1,8 +1,9 @@
 """Prints mean and standard deviation of the latents in a folder, per channel.
 
-It also prints the single factor that makes the deviation of all samples together 1. Of a dataset of
-latents it prints what each bucket holds, too. The numbers are in the files, or in the dataset's
-indices: no latents are read. odvae calibrate writes such numbers into a model.
+It also prints the scaling factor: the number by which the latents must be multiplied so that all
+samples together have standard deviation 1. For a dataset of latents, it also prints what each
+bucket holds. All numbers are read from the files' metadata, or from the dataset's indices; no
+latents are read. odvae calibrate writes such numbers into a model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "folder",
         type=path,
-        help="The folder with the files of latents; or one file; or a dataset, which may be a URL.",
+        help="A folder with files of latents, one such file, or a dataset. A dataset may be at a "
+        "URL.",
     )
     files.add_read_timeout(group)
 

@@ -1,8 +1,8 @@
-"""Measures the paper's Table 1: seven autoencoders, with the paper's figures beside.
+"""Measures the paper's Table 1: seven autoencoders, compared with the paper's figures.
 
-Each model is measured on one clip of 25×256×256 of every video, as the paper does. A model whose
-weights are not there gets a row marked "missing". The same command continues what was interrupted.
-With --speed it times all seven with random weights instead.
+Each model is measured on one clip of 25×256×256 of every video, as in the paper. If the weights of
+a model do not exist, its row is marked "missing". With --speed, the command times all seven models
+with random weights instead. If it is interrupted, the same command continues.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         metavar="[NAME=]SOURCE",
         type=labelled_source,
-        help="Videos: a folder, or another source (docs/data.md). With the name WebVid-10M or "
-        "Panda-70M, only the paper's figures of that set stand beside. Give the option once per "
+        help="Videos: a folder, or another source (docs/data.md). If the name is WebVid-10M or "
+        "Panda-70M, the table has only the paper's figures for that set. Give the option once per "
         "source.",
     )
     group.add_argument(
@@ -54,13 +54,14 @@ def add_arguments(parser: Parser) -> None:
         default="runs/table1",
         metavar="FOLDER",
         type=path,
-        help="The folder for the tables, and for going on. The default is runs/table1.",
+        help="The folder for the tables. An interrupted run continues from it. The default is "
+        "runs/table1.",
     )
     add_computation(group)
     add_speed(
         parser,
         "speed",
-        "Time encoding and decoding of random clips by all seven, with random weights.",
+        "Time how all seven models encode and decode random clips, with random weights.",
     )
 
 

@@ -1,9 +1,10 @@
 """Measures the paper's Table 2: denoisers trained on the latents of several autoencoders.
 
-For each autoencoder of config.table2.arms, an arm, the videos are encoded, a denoiser is trained,
-clips are sampled, and compared with real ones. Each of these stages is a process of its own. An
-arm whose weights are not there is a row marked "missing"; one that fails does not end the others.
-The same command continues what was interrupted, arm by arm and stage by stage.
+Each autoencoder of config.table2.arms is an arm. For each arm, the command encodes the videos,
+trains a denoiser, makes samples, and compares them with real clips. Each of these stages is a
+process of its own. If the weights of an arm do not exist, its row is marked "missing". If an arm
+fails, the others are still done. If the command is interrupted, the same command continues with the
+current stage.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--trust-torchscript",
         action="store_true",
-        help="Let TorchScript files run. Each of them is a program that can do whatever you may "
-        "do, so take them only from people whom you trust.",
+        help="Let TorchScript files run. Such a file is a program, and can do everything that you "
+        "are allowed to do on this machine. Use only files from people whom you trust.",
     )
     group = parser.add_argument_group("parts")
     group.add_argument(
         "--arm",
         metavar="NAME",
-        help="Do the stages of one arm alone, and report nothing. Several machines can share the "
-        "arms so; the same command without it then reports all.",
+        help="Do the stages of one arm alone, and report nothing. So several machines can share "
+        "the arms. At the end, the same command without it reports all.",
     )
     group.add_argument(
         "--stage",

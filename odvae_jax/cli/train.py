@@ -1,4 +1,4 @@
-"""Trains a model and writes checkpoints, logs and, in the end, the model into a folder.
+"""Trains a model. Writes checkpoints, logs and, at the end, the model into a folder.
 
 Run the same command again to continue. SIGTERM and Ctrl-C save the run before it ends. On several
 machines, run the same command on each, with --coordinator, --processes and --process.
@@ -21,8 +21,8 @@ def add_arguments(parser: Parser) -> None:
     add_run_options(
         parser,
         "What is trained: a config file, or the name of one that comes with the package (v1, v2, "
-        "v3, v4, small, finetune, quick, latte). After a colon stands what the file's get_config "
-        "takes, such as v4:phase1 or finetune:decoder.",
+        "v3, v4, small, finetune, quick, latte). A colon is followed by the argument of the file's "
+        "get_config, as in v4:phase1 or finetune:decoder.",
     )
     add_host_options(parser)
 

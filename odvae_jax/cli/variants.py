@@ -1,8 +1,8 @@
 """Prints the models of the paper: which levels are 3D, and how many parameters each part has.
 
-Below stand the other autoencoders of Table 1, as they were released: parameters as each reference
-counts them, which the paper gives, those of the autoencoder alone, and the values of a codebook
-that is no parameter.
+A second table has the other autoencoders of Table 1 in their released sizes. It has the parameters
+as the reference implementation and the paper count them, the parameters of the autoencoder alone,
+and the values of a codebook that is not trained by gradients.
 """
 
 from __future__ import annotations
