@@ -1,8 +1,8 @@
 """The recipe of the small model, on GPUs: that of the paper, with its whole loss.
 
-It has four parts. First a 2D model is trained on pictures. Then variant 4 starts from it by tail
-initialisation. The same run continues with a lower learning rate and a longer average. The last
-part starts from the average, and has an L2 loss with little LPIPS:
+First a 2D model is trained on pictures. Then variant 4 starts from it by tail initialisation. The
+same run continues with a lower learning rate and a longer average. The last two parts each start
+from the average of the part before, and have an L2 loss with little LPIPS:
 
 odvae data collect COLLECTED
 odvae train --config=small:image --workdir=runs/small/image \
@@ -12,6 +12,8 @@ odvae train --config=small:video --workdir=runs/small/video --config.data.path=C
 odvae train --config=small:end --workdir=runs/small/video --config.data.path=CLIPS
 odvae train --config=small:last --workdir=runs/small/last --config.data.path=CLIPS \
     --config.init.from_pretrained=runs/small/video
+odvae train --config=small:final --workdir=runs/small/final --config.data.path=CLIPS \
+    --config.init.from_pretrained=runs/small/last
 
 CLIPS is "0.6*motion:COLLECTED/train-pictures; 0.25*folder:COLLECTED/train-clips/real;
 0.15*folder:COLLECTED/train-clips/drawn".
@@ -24,9 +26,10 @@ from odvae_jax.training.config import default_config
 
 
 def get_config(stage="video"):
-    if stage not in ("image", "video", "end", "last"):
+    if stage not in ("image", "video", "end", "last", "final"):
         raise ValueError(
-            f"configs/small.py:{stage} is not known; there are :image, :video, :end and :last."
+            f"configs/small.py:{stage} is not known; there are :image, :video, :end, :last and "
+            ":final."
         )
     config = default_config()
     size = {"width": 32, "groups": 8, "norm": "frame", "dtype": "bfloat16"}
@@ -56,13 +59,13 @@ def get_config(stage="video"):
         config.optimizer.learning_rate = 5e-5
         config.ema_decay = 0.9995
         config.continue_with_changes = True
-    if stage == "last":
+    if stage in ("last", "final"):
         config.data.short_side_max = 152
-        config.steps = 3065
+        config.steps = 3065 if stage == "last" else 6500
         config.optimizer.learning_rate = 5e-4
         config.optimizer.decay = "cosine"
         config.loss.reconstruction = "l2"
-        config.loss.perceptual_weight = 0.02
+        config.loss.perceptual_weight = 0.02 if stage == "last" else 0.05
         config.discriminator.weight = 0.0
         config.ema_warmup = True
     config.data.threads = 8

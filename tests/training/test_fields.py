@@ -243,7 +243,7 @@ def test_missing_lpips_weights_and_validation_on_trained_frames_are_reported(
 
 
 @pytest.mark.parametrize(
-    "file, listed", [("quick", ":image and :video"), ("small", ":image, :video, :end and :last")]
+    "file, listed", [("quick", ":image and :video"), ("small", ":image, :video, :end, :last and :final")]
 )
 def test_stages_of_a_config_are_listed_where_one_is_unknown(file, listed):
     get_config = importlib.import_module(f"configs.{file}").get_config
