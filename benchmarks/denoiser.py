@@ -3,6 +3,7 @@
 git --git-dir=LATTE_GIT archive HEAD models diffusion | tar -x -C LATTE   # of Vchitect/Latte
 python benchmarks/denoiser.py --released=LATTE
 python benchmarks/denoiser.py --released=LATTE --work=train:4x21 --remat=none,products
+python benchmarks/denoiser.py --work=train:4x21 --profile   # where the time of ours goes
 python benchmarks/denoiser.py --released=LATTE --size=S/2 --frames=4 --latent=8   # on a CPU
 
 A training step is the loss on latents that are there (mean of squares and the bound), its gradient,
@@ -26,11 +27,17 @@ written here.
 """
 
 import importlib.util
+import os
+import re
 import sys
 import time
 import types
 
+if "--profile" in sys.argv:  # kernels of CUDA graphs have no names
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+
 from absl import app, flags
+from profiled import REST, bodies_of, device_seconds, print_kinds
 from side_by_side import Table, hand_over, measured, time_torch, timed
 
 _RELEASED = flags.DEFINE_string("released", None, "the folder with `models` and `diffusion`")
@@ -51,6 +58,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 12, "timings, each of a few steps, or
 _ONLY = flags.DEFINE_multi_enum(
     "only", ["compiled", "ours", "eager"], ["compiled", "ours", "eager"], "what to time"
 )
+_PROFILE = flags.DEFINE_bool("profile", False, "profile ours, by kinds of work, and time nothing")
 _CHILD = flags.DEFINE_string("child", None, "used by the benchmark itself")
 _IN_FLIGHT = 4  # steps that are started before waiting
 _WARM = 4
@@ -69,14 +77,12 @@ def how_often(calls):
     return {"calls": calls, "repeats": repeats, "warm": _WARM if whole else 1}
 
 
-def time_ours(work, clips, frames, remat):
-    """What is measured of ours."""
+def our_program(work, clips, frames, remat):
+    """A program of ours, what it is called with, and what its operations are counted of."""
     import jax
     import jax.numpy as jnp
 
-    from odvae_jax.compilation import bytes_needed
     from odvae_jax.diffusion import Latte, LatteConfig
-    from odvae_jax.flops import count_flops
     from odvae_jax.parameters import named_parameters, with_parameters
 
     sampling = work == "sample"
@@ -97,16 +103,33 @@ def time_ours(work, clips, frames, remat):
     model = with_parameters(
         model, {n: noise(next(keys), p) for n, p in named_parameters(model).items()}
     )
-    labels = jnp.zeros(clips, jnp.int32)
     make = our_sampling if sampling else our_training
-    program, arguments, flops_of = make(model, labels)
-    donated = () if sampling else (0,)
+    return make(model, jnp.zeros(clips, jnp.int32))
+
+
+def compiled_program(program, arguments, work):
+    import jax
+
+    donated = () if work == "sample" else (0,)
+    return jax.jit(program, donate_argnums=donated).lower(*arguments).compile()
+
+
+def time_ours(work, clips, frames, remat):
+    """What is measured of ours."""
+    import jax
+
+    from odvae_jax.compilation import bytes_needed
+    from odvae_jax.flops import count_flops
+
+    sampling = work == "sample"
+    program, arguments, flops_of = our_program(work, clips, frames, remat)
     start = time.perf_counter()
-    compiled = jax.jit(program, donate_argnums=donated).lower(*arguments).compile()
+    compiled = compiled_program(program, arguments, work)
     compiling = time.perf_counter() - start
     flops = count_flops(*flops_of) * (_STEPS.value if sampling else 1)
-    del model
+    del flops_of
     state = list(arguments)
+    del arguments
 
     def run():
         state[0], state[1] = compiled(*state)
@@ -120,6 +143,45 @@ def time_ours(work, clips, frames, remat):
         "seconds": seconds, "memory": memory, "peak": peak, "ready": compiling + ready,
         "flops": flops,
     }  # fmt: skip
+
+
+# By the names of scopes, functions and instructions, in this order.
+_KINDS = (
+    ("attention in space", r"attention_in_space"),
+    ("attention in time", r"attention_in_time"),
+    ("matrix products, and what is fused with them", r"gemm|__cublas|\sdot\("),
+    ("norms and modulations", r"/norm[/)]|\(norm[/)]"),
+    ("GELU", r"[/(]gelu[/)]"),
+    ("optimiser and average", r"optimiser"),
+)
+
+
+def kind_of_work(line, body):
+    for name, pattern in _KINDS:
+        if re.search(pattern, line) or re.search(pattern, body):
+            return name
+    return REST
+
+
+def profile(work, clips, frames, remat):
+    """Prints where the device's time goes in ours."""
+    import jax
+
+    program, arguments, _ = our_program(work, clips, frames, remat)
+    compiled = compiled_program(program, arguments, work)
+    kinds = {name: kind_of_work(*of) for name, *of in bodies_of(compiled.as_text())}
+    state = list(arguments)
+    del arguments
+
+    def run():
+        state[0], state[1] = compiled(*state)
+        return state[1]
+
+    jax.block_until_ready(run())
+    seconds = device_seconds(run, 1 if work == "sample" else _IN_FLIGHT)
+    print_kinds(f"{work}:{clips}x{frames}, ours, remat {remat}", seconds, kinds)
+    for name, value in seconds.most_common(12):
+        print(f"    {value * 1e3:8.3f} ms  {kinds.get(name, REST):50}{name}", flush=True)
 
 
 def our_training(model, labels):
@@ -144,9 +206,10 @@ def our_training(model, labels):
         model, moments, average, x = state
         key, own = jax.random.split(key)
         gradient = jax.grad(loss)(model, x, own)
-        updates, moments = optimizer.update(gradient, moments, model)
-        model = optax.apply_updates(model, updates)
-        average = jax.tree.map(lambda a, p: a + (1 - 0.9999) * (p - a), average, model)
+        with jax.named_scope("optimiser"):
+            updates, moments = optimizer.update(gradient, moments, model)
+            model = optax.apply_updates(model, updates)
+            average = jax.tree.map(lambda a, p: a + (1 - 0.9999) * (p - a), average, model)
         return (model, moments, average, x), key
 
     state = model, jax.jit(optimizer.init)(model), jax.tree.map(jnp.copy, model), x
@@ -344,6 +407,11 @@ def products():
 
 
 def main(_):
+    if _PROFILE.value:
+        for text in _WORK.value:
+            for remat in _REMAT.value if text.startswith("train") else ["none"]:
+                profile(*parsed(text), remat)
+        return None
     if _CHILD.value:
         return products() if _CHILD.value == "products" else child(_CHILD.value)
     if not _RELEASED.value and set(_ONLY.value) != {"ours"}:

@@ -134,11 +134,15 @@ class Attention(nnx.Module):
         """Returns what the tokens get from the others that they attend to."""
         b, f, n, w = x.shape
         qkv = self.qkv(x).reshape(b, f, n, 3, self.heads, w // self.heads)
-        if self.over == "time":
-            qkv = jnp.swapaxes(qkv, 1, 2)  # [B, N, F, 3, heads, W / heads]
-        q, k, v = (qkv[:, :, :, i].reshape(-1, *qkv.shape[2:3], *qkv.shape[4:]) for i in range(3))
-        y = attend(q, k, v, precision=self.precision).reshape(*qkv.shape[:3], w)
-        return self.out(jnp.swapaxes(y, 1, 2) if self.over == "time" else y)
+        with jax.named_scope(f"attention_in_{self.over}"):  # for profiles
+            if self.over == "time":
+                qkv = jnp.swapaxes(qkv, 1, 2)  # [B, N, F, 3, heads, W / heads]
+            q, k, v = (
+                qkv[:, :, :, i].reshape(-1, *qkv.shape[2:3], *qkv.shape[4:]) for i in range(3)
+            )
+            y = attend(q, k, v, precision=self.precision).reshape(*qkv.shape[:3], w)
+            y = jnp.swapaxes(y, 1, 2) if self.over == "time" else y
+        return self.out(y)
 
 
 class Mlp(nnx.Module):
@@ -226,6 +230,7 @@ class Last(nnx.Module):
 # Gradients keep the input of these two and compute them again: they cost one pass over the tokens,
 # and what they would keep in float32 is most of a step's memory.
 @jax.checkpoint
+@jax.named_scope("norm")
 def modulated(
     x: Float[Array, "b f n w"], shift: Float[Array, "b 1 1 w"], scale: Float[Array, "b 1 1 w"]
 ) -> Float[Array, "b f n w"]:
@@ -244,6 +249,7 @@ def modulated(
 
 
 @jax.checkpoint
+@jax.named_scope("gelu")
 def _gelu(x):
     return jax.nn.gelu(x, approximate=True)
 
