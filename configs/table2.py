@@ -11,69 +11,29 @@ odvae table2 --config=table2:small --workdir=runs/table2 \
     --config.table2.arms=small=small,random=RUN "--config.table2.measure_at=(1000, 2000)"
 """
 
-from odvae_jax.diffusion import LatteConfig
 from odvae_jax.table2 import default_table2
-from odvae_jax.training.denoising import denoiser_config
+from odvae_jax.training.denoising import recipe_config
 
 
 def get_config(name="ucf101"):
-    names = {"ucf101": _ucf101, "sky": _sky, "small": _small}
-    if name not in names:
-        raise ValueError(f"configs/table2.py:{name} is not known; there are {list(names)}.")
-    config = denoiser_config()
+    if name not in ("ucf101", "sky", "small"):
+        raise ValueError(
+            f"configs/table2.py:{name} is not known; there are :ucf101, :sky and :small."
+        )
+    config = recipe_config("shapes" if name == "small" else name)
     config.validate_every = 0
-    config.batch_size = 1
     config.table2 = default_table2()
-    names[name](config)
+    if name == "small":
+        config.optimizer.moment_dtype = "bfloat16"
+        config.checkpoint_every = 500
+        config.table2.count = 512
+        config.table2.sampling_steps = 50
+        config.table2.guidance = 4.0
+        config.table2.batch = 32
+        config.table2.dtype = "float32"
+    else:
+        config.batch_size = 1
+        config.table2.dataset = {"ucf101": "UCF101", "sky": "SkyTimelapse"}[name]
+    if name == "ucf101":
+        config.table2.guidance = 7.0
     return config
-
-
-def _ucf101(config):
-    config.model.classes = 101
-    config.data.path = "ucf101:UCF-101"
-    config.data.label = "label"
-    config.data.names = "class"
-    # Most videos are too short for 81 frames at a stride of 3.
-    config.data.stride = 1
-    config.optimizer.clip_from = 100_000
-    config.table2.dataset = "UCF101"
-    config.table2.guidance = 7.0
-
-
-def _sky(config):
-    config.data.path = "sky-timelapse:sky_train:least=244"
-    config.data.flip = False
-    config.optimizer.clip_from = 20_000
-    config.table2.dataset = "SkyTimelapse"
-
-
-def _small(config):
-    config.model = LatteConfig(
-        depth=6, width=192, heads=6, frames=5, rows=8, columns=8, classes=8, process="flow"
-    ).to_dict()
-    config.data.path = "moving-shapes"
-    config.data.frames = 17
-    config.data.size = 64
-    config.data.short_side = 64
-    config.data.stride = 2
-    config.data.flip = False  # left and right are classes
-    config.data.scale = "channels"
-    config.data.label = "label"
-    config.data.names = "motion"
-    config.batch_size = 32
-    config.steps = 2000
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.b2 = 0.99
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.clip_from = 0
-    config.optimizer.warmup_steps = 50
-    config.optimizer.moment_dtype = "bfloat16"
-    config.ema_decay = 0.995
-    config.ema_warmup = True
-    config.log_every = 25
-    config.checkpoint_every = 500
-    config.table2.count = 512
-    config.table2.sampling_steps = 50
-    config.table2.guidance = 4.0
-    config.table2.batch = 32
-    config.table2.dtype = "float32"

@@ -204,7 +204,7 @@ def _length(kind: Kind) -> int:
     return 1 if kind == "2d" else 3
 
 
-class ODVAE(nnx.Module, registry.OnTheHub):
+class ODVAE(nnx.Module, registry.Saved):
     """The omni-dimensional video autoencoder (section 3): 4× in time, 8×8 in space, causal.
 
     It is a Flax NNX module and a pytree: pass it to `jax.jit`, `jax.grad` and other transformations
@@ -415,19 +415,6 @@ class ODVAE(nnx.Module, registry.OnTheHub):
         checks.check_streams(self.config)
         checks.check_latents(latents, self.config)
         return _decode_chunk(self, latents, state, final=final)
-
-    def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder.
-
-        Args:
-          path: the folder.
-          overwrite: whether a model that the folder holds already is replaced.
-
-        Raises:
-          FileExistsError: if the folder holds something already and `overwrite` is not set, or if
-            it holds files that are not a model's.
-        """
-        registry.save(self, path, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(

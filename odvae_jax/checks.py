@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odvae_jax.config import IMAGE_CHANNELS, ODVAEConfig
+from odvae_jax.files import counted
 from odvae_jax.pixels import VideoSize
 from odvae_jax.types import AnyArray
 
@@ -216,8 +217,8 @@ def check_video_chunk(video: Any, config: ODVAEConfig, *, first: bool) -> None:
         check_video_shape((b, t, *rest), config)
     elif t == 0 or t % config.time_compression:
         raise ValueError(
-            f"a chunk of {t} frames is not {config.time_compression}k, which all but a clip's "
-            "first are."
+            f"a chunk of {counted(t, 'frame')} is not {config.time_compression}k, which all but a "
+            "clip's first are."
         )
     else:
         check_video_shape((b, t + 1, *rest), config)  # with a frame before it, it is a clip

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from odvae_jax.files import counted
 from odvae_jax.scale import Scale
 
 IMAGE_CHANNELS = 3
@@ -284,7 +285,7 @@ def check_scale(config: Any) -> None:
         raise ValueError(f"latents_mean and latents_std: {error}") from error
     if scale.measured and len(scale.mean) != config.latent_channels:
         raise ValueError(
-            f"latents_mean and latents_std have {len(scale.mean)} values; expected "
+            f"latents_mean and latents_std have {counted(len(scale.mean), 'value')}; expected "
             f"latent_channels={config.latent_channels}, one per channel."
         )
     object.__setattr__(config, "latents_mean", scale.mean)

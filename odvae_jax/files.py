@@ -153,6 +153,17 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """Returns a number and what it counts, for a message: "1 file", "2 files".
+
+    Args:
+      number: the number.
+      one: the words behind it if it is 1, such as "file" or "video was skipped".
+      more: those behind any other number; by default `one` with an s.
+    """
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
 def printable(path: str | os.PathLike) -> str:
     r"""Returns a path as text that every terminal and file can take.
 

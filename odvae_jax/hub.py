@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -13,7 +14,8 @@ from odvae_jax.checkpoints.files import read_json
 from odvae_jax.diffusion import Latte
 from odvae_jax.evaluation.card import MARK, model_card
 from odvae_jax.files import one_line, printable
-from odvae_jax.parameters import Autoencoder
+from odvae_jax.parameters import Autoencoder, with_config
+from odvae_jax.shipped import without_folders
 
 logger = logging.getLogger(__name__)
 CARD_FILE = "README.md"
@@ -37,34 +39,12 @@ def push_to_hub(
     token: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Writes a model into a repository on the hub, and makes the repository if there is none.
+    """Writes a model into a repository on the hub; it is a method of every model.
 
-    `config.json`, `model.safetensors` and the model card, `README.md`, are written in one commit:
-    all of them or none. `odvae_jax.from_pretrained(repo_id)` gives the same model, to the bit. A
-    card that somebody has taken over (that lacks the line `MARK`) stays as it is, which the log
-    says. Other files of the repository stay.
-
-    Args:
-      model: an autoencoder or a denoiser.
-      repo_id: the repository, such as "owner/name".
-      results: what `odvae eval` has measured of the model, for the card: its `results.json`, or the
-        folder that holds it.
-      license: the hub's name for the licence of the weights, for the card, such as "apache-2.0".
-      private: whether a repository that is made now is private; None takes what its owner has set.
-        A repository that there is stays what it is.
-      revision: the branch to write to; it is made if there is none. None is "main".
-      token: a token of the hub that may write. None takes the environment's HF_TOKEN, or what
-        `hf auth login` has stored.
-      message: the message of the commit.
+    `odvae_jax.registry.Saved.push_to_hub` says what the arguments are and what is raised.
 
     Returns:
       The address of the commit.
-
-    Raises:
-      ValueError: if `repo_id` is none, the results are not this model's, the hub refuses the card,
-        or the repository holds a model of another layout.
-      OSError: if the hub could not be reached or refused: without a token or the right to write,
-        for instance.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo_id):
         raise ValueError(f"{printable(repo_id)} is no repository of the hub; expected owner/name.")
@@ -80,7 +60,7 @@ def push_to_hub(
         )
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "model"
-        native.save(model, folder)
+        native.save(_for_others(model), folder)
         try:
             return _push(repo_id, folder, card, private, revision or _BRANCH, token, message)
         # The base classes are those of the library for HTTP, of which there have been several.
@@ -91,6 +71,15 @@ def push_to_hub(
             raise OSError(
                 f"{where} could not be written on the hub: {one_line(error)} {hint}".rstrip()
             ) from error
+
+
+def _for_others(model: Autoencoder | Latte) -> Autoencoder | Latte:
+    """Returns a model whose config says nothing of where files lie on this machine."""
+    record = model.config.trained_on if isinstance(model, Latte) else None
+    if record is None:
+        return model
+    vae = without_folders(record.vae)
+    return with_config(model, trained_on=dataclasses.replace(record, vae=vae))
 
 
 def _push(repo_id, folder, card, private, branch, token, message) -> str:

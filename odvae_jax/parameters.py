@@ -66,18 +66,18 @@ def with_parameters(module: Module, parameters: dict[str, Any]) -> Module:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def with_config(vae: Autoencoder, **fields: Any) -> Any:
+def with_config(model: Autoencoder | Latte, **fields: Any) -> Any:
     """Returns a model with other values of config fields that change no parameter.
 
     Args:
-      vae: the model.
+      model: an autoencoder or a denoiser.
       fields: the new values by field.
 
     Raises:
       ValueError: if a field is unknown or has an impossible value, or changes a parameter's shape.
     """
-    config = type(vae.config).from_dict({**vae.config.to_dict(), **fields})
-    return with_parameters(abstract_model(config), named_parameters(vae))
+    config = type(model.config).from_dict({**model.config.to_dict(), **fields})
+    return with_parameters(abstract_model(config), named_parameters(model))
 
 
 def check_shapes(module: nnx.Module, parameters: dict[str, Any]) -> None:

@@ -65,13 +65,21 @@ def load_as(cls: type, source: Any, **arguments: Any) -> Any:
     return model
 
 
-def save(model: Any, path: Any, **arguments: Any) -> None:
-    """Writes a model into a folder; see `ODVAE.save_pretrained`."""
-    _function("save")(model, path, **arguments)
+class Saved:
+    """What every model has that writes it: into a folder, and into a repository on the hub."""
 
+    def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes `config.json` and `model.safetensors` into a folder.
 
-class OnTheHub:
-    """What every model has that can be written to the hub."""
+        Args:
+          path: the folder.
+          overwrite: whether a model that the folder holds already is replaced.
+
+        Raises:
+          FileExistsError: if the folder holds something already and `overwrite` is not set, or if
+            it holds files that are not a model's.
+        """
+        _function("save")(self, path, overwrite=overwrite)
 
     def push_to_hub(
         self,
@@ -87,8 +95,12 @@ class OnTheHub:
         """Writes the model into a repository on the hub, and makes the repository if there is none.
 
         `config.json`, `model.safetensors` and the model card, `README.md`, are written in one
-        commit. `odvae_jax.from_pretrained(repo_id)` gives the same model, to the bit. A card that
-        somebody has taken over stays as it is, and so do other files of the repository.
+        commit: all of them or none. `odvae_jax.from_pretrained(repo_id)` gives the same model, to
+        the bit. A card that somebody has taken over, in which the comment above the title is
+        missing, stays as it is, which the log says. Other files of the repository stay.
+
+        Nothing says where files lie on this machine: a denoiser that was trained with an
+        autoencoder at a local path names it by the last part of the path, and by its digest.
 
         Args:
           repo_id: the repository, such as "owner/name".

@@ -142,6 +142,18 @@ def on_hub(source: str) -> OnHub | None:
     return None if Path(source.partition("/")[0]).is_dir() else OnHub(source)
 
 
+def without_folders(source: str) -> str:
+    """The name of a model as it may be told on another machine: of a local path, the last part.
+
+    The name of a model that comes with the package and a hub id say the same everywhere, and stay.
+    """
+    if source in model_names() or source.startswith(_HUB):
+        return source
+    if not Path(source).expanduser().exists() and on_hub(source):
+        return source
+    return Path(source).name
+
+
 def unknown_model(source: str | os.PathLike) -> UnknownNameError:
     """The error for a model that is no path, no shipped name and no hub id."""
     names = model_names()

@@ -323,7 +323,7 @@ def test_encode_chooses_once_and_later_runs_over_the_same_place_keep_to_it(saved
     made = {"TemporalTiling": {"group": 17}}
     assert {name: file.info.tiling for name, file in files_in(out).items()} == {"short": made}
     said = command(capsys, "encode", *words, f"--memory={memory * 9:f}")
-    assert "group=17" in said and "1 files were there already" in said
+    assert "group=17" in said and "1 file was there already" in said
     assert files_in(out)["long"].info.tiling == made
     write_clip(tmp_path / "other.mp4", frames=5, height=SIDE, width=SIDE)
     command(capsys, "encode", tmp_path / "other.mp4", out, *with_model, f"--memory={memory * 9:f}")

@@ -320,16 +320,27 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(saved, manifest, t
     assert not dest.exists()
 
 
+def test_a_spread_clip_needs_no_more_than_its_frames_of_a_video(saved, manifest, tmp_path, capsys):
+    """Of videos of 12, 9, 21, 3 and 14 frames, one is longer than the window of 15 frames."""
+    given = [f"--ckpt={saved}", "--to=shards", "--frames=5", "--stride=3", "--size=16", "--dry-run"]
+    for more, clips in ((["--spread"], 4), (["--spread", "--hop=1"], 9), (["--hop=30"], 2)):
+        main(["encode", str(manifest), str(tmp_path / "d"), *given, *more, "--workers=0"])
+        assert f"{clips} clips" in capsys.readouterr().out, more
+
+
 @pytest.mark.parametrize(
     "given, said",
     [
+        (["--to=shards", "--frames=5", "--spread", "--fps=4"], "spread is about clips"),
+        (["--to=shards", "--buckets=5x16x16", "--spread"], "spread is about clips"),
+        (["--spread"], "--spread is for datasets"),
         (["--frames=5"], "--to=shards"),
         (["--to=shards", "--hop=3"], "frames or buckets"),
         (["--to=shards", "--buckets=6x16x16"], "nearest is 5x16x16"),
         (["--to=shards", "--buckets=5x16"], "is no bucket"),
         (["--to=shards", "--buckets=5x16x16", "--size=16"], "leave out"),
         (["--to=shards", "--frames=5", "--hop=2", "--clips-per-video=2"], "give one"),
-        (["--to=shards", "--devices=9", "--frames=5"], "there are 8 devices"),
+        (["--to=shards", "--devices=9", "--frames=5"], "this machine has 8 devices"),
         (["--to=shards", "--overwrite"], "new folder"),
         (["--to=shards", "--rows=2"], "--rows is for files"),
         (["--to=shards", "--frames=5", "--fps=0"], "no number greater than 0"),

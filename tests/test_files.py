@@ -9,7 +9,7 @@ import time
 import pytest
 
 from odvae_jax import digests
-from odvae_jax.files import BusyError, WholeFile, one_line, part_of, printable, write_whole
+from odvae_jax.files import BusyError, WholeFile, counted, one_line, part_of, printable, write_whole
 
 _SIZE = 4096
 
@@ -132,6 +132,17 @@ def test_any_name_and_any_error_can_be_printed():
     assert one_line(ValueError(f"{name} is odd")).isprintable()
     assert one_line(ValueError()) == "ValueError"
     assert len(one_line(ValueError("x" * 9999))) == 500
+
+
+def test_what_is_counted_is_singular_for_one_alone():
+    assert [counted(n, "file") for n in (0, 1, 2, -1)] == [
+        "0 files",
+        "1 file",
+        "2 files",
+        "-1 files",
+    ]
+    assert counted(1, "video was", "videos were") == "1 video was"
+    assert counted(3, "video was", "videos were") == "3 videos were"
 
 
 def test_every_kind_of_damage_to_a_folder_is_named(tmp_path):

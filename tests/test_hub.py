@@ -204,15 +204,44 @@ def test_a_denoiser_s_card_names_its_autoencoder_and_its_samples_metrics(tmp_pat
     assert "3.20 ± 0.25" in card and "`videos`" in card and "/home/me" not in card
 
 
-def test_a_card_says_nothing_of_where_files_lie_on_the_machine_that_made_it():
-    model = denoiser()
-    record = dataclasses.replace(model.config.trained_on, vae="/home/me/secret/my-vae")
-    model = Latte(dataclasses.replace(model.config, trained_on=record))
-    card = model_card(model, "owner/name")
-    assert "/home/me" not in card and "`my-vae`" in card and "0123" in card
+def trained_with(vae):
+    config = denoiser().config
+    return Latte(
+        dataclasses.replace(config, trained_on=dataclasses.replace(config.trained_on, vae=vae))
+    )
+
+
+PLACES = ["/home/me/secret/my-vae", "~/secret/my-vae", "../secret/my-vae", "here/secret/my-vae"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, "secret/my-vae"])
+def test_what_is_pushed_says_nothing_of_where_files_lie_on_the_machine_that_made_it(
+    hub, place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret" / "my-vae").mkdir(parents=True)
+    model = trained_with(place)
+    model.push_to_hub("owner/model")
+    files = hub.repositories["owner/model"]["main"]
+    assert not any(folder in text for text in files.values() for folder in (b"secret", b"home/me"))
+    card = files["README.md"].decode()
+    assert "`my-vae`" in card and "0123" in card
     # Nobody else has that path, so the command says that the autoencoder has to be named.
-    assert "odvae sample --ckpt=owner/name --output=SAMPLES --count=8 --vae=AUTOENCODER" in card
-    assert "--vae=" not in model_card(denoiser(), "owner/name")
+    assert "odvae sample --ckpt=owner/model --output=SAMPLES --count=8 --vae=AUTOENCODER" in card
+    again = odvae_jax.from_pretrained("owner/model")
+    record = dataclasses.replace(model.config.trained_on, vae="my-vae")
+    assert again.config == dataclasses.replace(model.config, trained_on=record)
+    chex.assert_trees_all_equal(nnx.state(again, nnx.Param), nnx.state(model, nnx.Param))
+    assert model.config.trained_on.vae == place  # the user's own model stays as it is
+
+
+@pytest.mark.parametrize("name", ["small", "owner/name", "hf://owner/name@v1/vae"])
+def test_an_autoencoder_that_others_have_keeps_its_name_where_a_denoiser_is_pushed(hub, name):
+    model = trained_with(name)
+    model.push_to_hub("owner/model")
+    assert odvae_jax.from_pretrained("owner/model").config == model.config
+    card = hub.repositories["owner/model"]["main"]["README.md"].decode()
+    assert f"`{name}`" in card and "--vae=" not in card
 
 
 def test_a_card_that_somebody_has_taken_over_stays_and_one_that_was_made_is_made_anew(hub, caplog):

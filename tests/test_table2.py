@@ -24,7 +24,7 @@ from odvae_jax.evaluation.generated import evaluate_generated
 from odvae_jax.evaluation.paper import TABLE_1, TABLE_2, TABLE_3
 from odvae_jax.metrics.generated import SIZES
 from odvae_jax.parameters import named_parameters
-from odvae_jax.table2.plan import arm_config, check, stages
+from odvae_jax.table2.plan import arm_config, check, check_continues, stages
 from odvae_jax.table2.stages import training_seconds
 from odvae_jax.training.curves import read_metrics
 from tests.metrics.stand_ins import networks
@@ -181,7 +181,9 @@ def test_an_arm_that_fails_is_said_and_the_others_are_done(data, tmp_path, stage
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     arms = {"broken": tmp_path / "broken", "killed": "causal", "good": "causal"}
-    asked = words(data, tmp_path / "run", arms, "--config.table2.measure_at=()")
+    # The videos are too short for 17 frames at a stride of 2, but those may be spread over them.
+    how = ["--config.table2.measure_at=()", "--config.data.stride=2", "--config.data.spread"]
+    asked = words(data, tmp_path / "run", arms, *how)
     from odvae_jax.table2 import run as module
 
     here = module.carry_out
@@ -200,6 +202,7 @@ def test_an_arm_that_fails_is_said_and_the_others_are_done(data, tmp_path, stage
     states = {arm["label"]: bool(arm["points"]) for arm in numbers["arms"]}
     assert states == {"broken": False, "killed": False, "good": True}
     assert re.search(r"^killed .* failed", printed, re.MULTILINE)
+    assert "evenly spread over up to 34 frames" in printed
     # The next call does what is left.
     module.carry_out = here
     stages_here.clear()
@@ -275,6 +278,8 @@ def test_a_signal_ends_the_stage_that_saves_what_it_did_and_the_command_goes_on(
         (["--config.table2.ablation=nowhere"], "nowhere holds no training of an ablation"),
         (["--config.table2.dataset=UCF"], "config.table2.dataset='UCF' is none of"),
         (["--config.table2.measure_at=5"], "measure_at has 5; expected steps from 1 to"),
+        (["--config.table2.measure_at=(True,)"], "measure_at has True; expected steps from 1 to"),
+        (["--config.table2.measure_at=(2, 0)"], "measure_at has 0; expected steps from 1 to"),
         (["--config.table2.count=0"], "config.table2.count=0 must be a whole number of at least 2"),
         (["--config.table2.count=1"], "config.table2.count=1 must be a whole number of at least 2"),
         (["--config.table2.sampler=euler"], "euler"),
@@ -315,6 +320,16 @@ def test_the_trained_runs_of_an_ablation_are_arms(tmp_path):
         list_arms(config)
 
 
+def test_a_table_of_before_a_field_was_there_goes_on_with_its_default(tmp_path):
+    config = load_config("table2:small")
+    begun = json.loads(config.to_json())
+    del begun["data"]["spread"], begun["table2"]["store"]
+    check_continues(begun, config, "here")
+    config.data.spread = True
+    with pytest.raises(ValueError, match="data.spread: False there, True now"):
+        check_continues(begun, config, "here")
+
+
 @pytest.mark.parametrize("name", ["ucf101", "sky", "small"])
 def test_the_configs_that_come_with_the_package_can_be_trained(name):
     config = load_config(f"table2:{name}")
@@ -329,6 +344,22 @@ def test_the_configs_that_come_with_the_package_can_be_trained(name):
 
         abstract = jax.eval_shape(lambda: Latte(denoiser_model_config(config), rngs=None))
         assert sum(p.size for p in jax.tree.leaves(abstract)) <= 10_000_000
+
+
+@pytest.mark.parametrize("alone, table", [("ucf101", "ucf101"), ("sky", "sky"), ("quick", "small")])
+def test_a_table_trains_the_denoiser_of_the_config_for_one_autoencoder(alone, table):
+    """Apart from what reads videos or saves memory, and from how often a run is looked at."""
+    one, other = (load_config(name) for name in (f"latte:{alone}", f"table2:{table}"))
+    assert one.model == other.model and one.drop_labels == other.drop_labels
+    for field in ("steps", "ema_decay", "ema_warmup"):
+        assert one[field] == other[field]
+    for field in ("path", "label", "names", "scale", "frames", "size", "stride", "flip"):
+        assert one.data[field] == other.data[field]
+    apart = {"moment_dtype"}
+    assert all(value == other.optimizer[k] for k, value in one.optimizer.items() if k not in apart)
+    for name in ("latte:none", "table2:none"):
+        with pytest.raises(ValueError, match="none is not known; there are :ucf101, :sky and :"):
+            load_config(name)
 
 
 def test_the_paper_s_figures_fit_what_its_text_says():

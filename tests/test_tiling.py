@@ -267,7 +267,7 @@ def test_rows_over_eight_devices_give_one_device_s_result(axes, kind):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: TemporalTiling(1), "a group of 1 frames.*nearest is 5"),
+        (lambda: TemporalTiling(1), "a group of 1 frame.*nearest is 5"),
         (lambda: TemporalTiling(6), "a group of 6 frames.*nearest is 5"),
         (lambda: TemporalTiling(32), "a group of 32 frames.*nearest is 33"),
         (lambda: TemporalTiling(0), "a group of 0 frames.*nearest is 5"),

@@ -63,7 +63,7 @@ def test_a_file_s_latents_are_those_of_the_whole_array(content, model, clips, tm
     out = tmp_path / "a.safetensors"
     said = run(capsys, "encode", clips / "a.mp4", out, "--ckpt", model, "--tiling=9",
                f"--content={content}")  # fmt: skip
-    assert "1 files, 24 frames" in said and "scaling factor" in said
+    assert "1 file, 24 frames" in said and "scaling factor" in said
     vae = ODVAE.from_pretrained(model)
     video = frames_of(clips / "a.mp4")[None]
     posterior = encode_uint8(vae, video, tiling=TemporalTiling(9), pad=True)
@@ -157,7 +157,7 @@ def test_shards_together_are_one_run_and_what_is_there_is_left(model, clips, tmp
     (tmp_path / "shards/b.safetensors").unlink()  # as if it had been interrupted there
     before = (tmp_path / "shards/a.safetensors").stat().st_mtime_ns
     again = run(capsys, "encode", clips, tmp_path / "shards", *how)
-    assert "1 files, 9 frames" in again and "2 files were there already" in again
+    assert "1 file, 9 frames" in again and "2 files were there already" in again
     assert table in again
     assert (tmp_path / "shards/a.safetensors").stat().st_mtime_ns == before
     said = run(capsys, "encode", clips, tmp_path / "shards", "--ckpt", model, "--tiling=5",
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_
     (folder / "bad.mp4").write_text("no video")
     (folder / "good.mp4").write_bytes((clips / "b.mp4").read_bytes())
     said = run(capsys, "encode", folder, tmp_path / "out", "--ckpt", model, "--tiling=9", status=1)
-    assert "bad.mp4 cannot be read as a video" in said and "1 files, 9 frames" in said
+    assert "bad.mp4 cannot be read as a video" in said and "1 file, 9 frames" in said
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.safetensors"]
     latents = tmp_path / "out"
     whole = (latents / "good.safetensors").read_bytes()
@@ -199,7 +199,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_
     (latents / "text.safetensors").write_text("no latents")
     small_model("v3").save_pretrained(tmp_path / "other")
     said = run(capsys, "decode", latents, tmp_path / "back", "--ckpt", model, status=1)
-    assert said.count("is damaged, or no file of latents") == 2 and "1 files, 9 frames" in said
+    assert said.count("is damaged, or no file of latents") == 2 and "1 file, 9 frames" in said
     small_model("v4", seed=1).save_pretrained(tmp_path / "another")
     said = run(capsys, "decode", latents / "good.safetensors", tmp_path / "x.mp4", "--ckpt",
                tmp_path / "another", status=1)  # fmt: skip
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(model, clips, tmp_
         (["encode", "CLIPS", "OUT", "--tile=64", "--overlap=64"], "not less than tile"),
         (["encode", "CLIPS", "OUT", "--overlap=64"], "give --tile too"),
         (["encode", "CLIPS", "OUT", "--shard=2/2"], "--shard=2/2 is not i/n"),
-        (["encode", "CLIPS", "OUT", "--rows=99"], "there are 8 devices"),
+        (["encode", "CLIPS", "OUT", "--rows=99"], "this machine has 8 devices"),
         (["encode", "CLIPS", "OUT", "--process=1", "--processes=4"], "need --coordinator"),
         (["encode", "CLIPS", "out.mp4"], "out.mp4 is no .safetensors file"),
         (["encode", "CLIPS", "out.npy"], "out.npy is no .safetensors file"),
@@ -258,7 +258,7 @@ def test_what_was_written_is_no_input_and_no_input_is_written_over(model, clips,
     video = folder / "a.mp4"
     video.write_bytes((clips / "below/c.mp4").read_bytes())
     how = ("--ckpt", model, "--tiling=9")
-    for count in ("1 files, 1 frames", "0 files, 0 frames"):
+    for count in ("1 file, 1 frame ", "0 files, 0 frames"):
         assert count in run(capsys, "reconstruct", folder, folder / "out", *how)
     assert [p.name for p in (folder / "out").iterdir()] == ["a.mp4"]
     before = video.read_bytes()
@@ -384,7 +384,7 @@ def test_each_of_several_hosts_does_its_part(model, clips, tmp_path):
     hosts = [command("encode", *how, "--processes=2", f"--process={i}") for i in range(2)]
     said = [host.communicate(timeout=200)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
-    assert "2 files, 25 frames" in said[0] and "1 files, 9 frames" in said[1]
+    assert "2 files, 25 frames" in said[0] and "1 file, 9 frames" in said[1]
     assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 3
 
 

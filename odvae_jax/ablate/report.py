@@ -122,7 +122,7 @@ def _joined(whole: Results, tiled: Results) -> tuple[list[str], list[list[str]]]
 
 def _table(planned, whole: Results, tiled: Results, values: Values):
     """Returns a table with one row per configuration: mean ± deviation (95% t-interval)."""
-    titles = ["model", "VCPR", "parameters", "seeds", *TITLES.values()]
+    titles = ["model", "VCPR", "parameters", "seeds", *(TITLES[metric] for metric in whole.metrics)]
     titles += [f"tiled: {TITLES[metric]}" for metric in SIGNS]
     titles += [f"{_DIFFERENCE}: {_LABELS[metric]}" for metric in SIGNS]
     rows = []
@@ -130,7 +130,7 @@ def _table(planned, whole: Results, tiled: Results, values: Values):
         places = [i for i, run in enumerate(planned) if run.arm == arm]
         spreads = [
             (metric, _spread([*values[arm.name, part].get(metric, {}).values()]), 0)
-            for part, metrics in zip(PARTS, (TITLES, SIGNS), strict=True)
+            for part, metrics in zip(PARTS, (whole.metrics, SIGNS), strict=True)
             for metric in metrics
         ]
         spreads += [(metric, _spread(_differences(values, arm, metric)), 1) for metric in SIGNS]
@@ -139,7 +139,7 @@ def _table(planned, whole: Results, tiled: Results, values: Values):
     for row, other in zip(whole.rows[len(planned) :], tiled.rows[len(planned) :], strict=True):
         cells = [
             _cell(Spread.of([scores[metric].mean]) if metric in scores else None, DIGITS[metric])
-            for scores, metrics in ((row.scores, TITLES), (other.scores, SIGNS))
+            for scores, metrics in ((row.scores, whole.metrics), (other.scores, SIGNS))
             for metric in metrics
         ]
         rows.append([row.contender.label, *_described(row), "–", *cells, *("–" for _ in SIGNS)])

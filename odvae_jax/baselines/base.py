@@ -287,7 +287,7 @@ class Codes:
         return f"Codes({self.codes!r})"
 
 
-class Baseline(nnx.Module, registry.OnTheHub):
+class Baseline(nnx.Module, registry.Saved):
     """An autoencoder of the paper's Table 1 beside OD-VAE, with the face that all have.
 
     A subclass has a `config_class`, builds its layers in `__init__`, and defines `to_latents` and
@@ -373,19 +373,6 @@ class Baseline(nnx.Module, registry.OnTheHub):
     def to_video(self, latents: Array, frames: int) -> Float[Array, "b u v y 3"]:
         """Returns what `decode` returns, as a plain function that neither checks nor compiles."""
         raise NotImplementedError
-
-    def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder.
-
-        Args:
-          path: the folder.
-          overwrite: whether a model that the folder holds already is replaced.
-
-        Raises:
-          FileExistsError: if the folder holds something already and `overwrite` is not set, or if
-            it holds files that are not a model's.
-        """
-        registry.save(self, path, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **arguments: Any) -> Baseline:

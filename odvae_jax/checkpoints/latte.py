@@ -27,7 +27,7 @@ from odvae_jax.checkpoints.torch_file import write_torch_file
 from odvae_jax.diffusion import positions
 from odvae_jax.diffusion.config import SIZES, LatteConfig
 from odvae_jax.diffusion.denoiser import Latte
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 from odvae_jax.parameters import (
     abstract_model,
     check_finite,
@@ -159,13 +159,13 @@ def save(model: Latte, path: str | os.PathLike, *, overwrite: bool = False) -> N
         logger.warning(
             "the layout has no place for what the denoiser was trained on, which is left out: the "
             "autoencoder %s, to be named with --vae, the scale of its latents (factor %g%s), clips "
-            "of %d frames at %g frames per second, and the names of %d classes",
+            "of %s at %g frames per second, and the names of %s",
             printable(record.vae),
             record.scale.factor,
             ", with a mean and a deviation per channel" if record.scale.measured else "",
-            record.frames,
+            counted(record.frames, "frame"),
             record.fps,
-            len(record.classes),
+            counted(len(record.classes), "class", "classes"),
         )
     state = {
         PLACES: positions.of_places(*config.grid, config.width)[None],

@@ -16,7 +16,7 @@ import os
 from odvae_jax.cli.files import add_dtype, add_no_verify, add_read_timeout, read_timeout
 from odvae_jax.cli.parsing import Parser, not_negative, path, positive
 from odvae_jax.cli.programs import add_source
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 EXAMPLE = "odvae calibrate runs/v4 VIDEOS --frames=25 --size=256"
 GOES_ON = False
@@ -111,11 +111,14 @@ def run(arguments: argparse.Namespace) -> None:
     scale = Scale.of(statistics)
     written = write_scale(loaded, scale)
     size = f"{arguments.frames}×{arguments.size}×{arguments.size}"
-    print(f"{arguments.clips} clips of {size} of {printable(arguments.source)}, {computed}")
+    print(
+        f"{counted(arguments.clips, 'clip')} of {size} of {printable(arguments.source)}, {computed}"
+    )
     print(statistics.table())
     print(f"written into {printable(written)}")
     if drawn.skipped:
-        print(f"{len(drawn.skipped)} videos could not be used, and others were drawn instead")
+        unusable = counted(len(drawn.skipped), "video")
+        print(f"{unusable} could not be used, and others were drawn instead")
 
 
 def _check_writable(loaded) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 
-from odvae_jax.cli.parsing import Parser, path, positive, seconds
+from odvae_jax.cli.parsing import Parser, not_negative, path, positive, seconds
 from odvae_jax.cli.programs import add_source
 from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.files import printable
@@ -31,6 +32,15 @@ def add_arguments(parser: Parser) -> None:
         default=25,
         metavar="N",
         help="The number of frames of a clip. Shorter videos cannot be used. The default is 25.",
+    )
+    group.add_argument(
+        "--holdout",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="The number of frames at the end of each video that no clip takes, as config.data."
+        "holdout keeps them from training. A video needs them beside the --frames of a clip. The "
+        "default is 0.",
     )
     group = parser.add_argument_group("the picture")
     group.add_argument(
@@ -82,9 +92,16 @@ def run(arguments: argparse.Namespace) -> int:
     from odvae_jax.data.inspection import contact_sheet, survey
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
-    options = {"frames": arguments.frames, "timeout": arguments.read_timeout}
+    options = {name: getattr(arguments, name) for name in ("frames", "holdout")}
+    options["timeout"] = arguments.read_timeout
     report = survey(arguments.source, workers=arguments.workers, **options)
     print(report)
+    if 0 < arguments.holdout < arguments.frames:
+        print(
+            f"odvae data inspect: --holdout={arguments.holdout} is less than the "
+            f"{arguments.frames} frames of a clip: a training measures frames that it trains on.",
+            file=sys.stderr,
+        )
     if not report.usable:
         return 1
     options |= {name: getattr(arguments, name) for name in ("size", "clips")}

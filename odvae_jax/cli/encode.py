@@ -89,6 +89,12 @@ def _add_dataset(parser: Parser) -> None:
         help="The frames per second of clips, instead of --stride.",
     )
     group.add_argument(
+        "--spread",
+        action="store_true",
+        help="Spread the frames of a clip evenly over --stride times --frames frames of the video, "
+        "or over all of a shorter one, as Latte does.",
+    )
+    group.add_argument(
         "--hop",
         type=positive,
         metavar="N",
@@ -178,7 +184,17 @@ def run(arguments: argparse.Namespace) -> int:
         from odvae_jax.cli import encode_dataset
 
         return encode_dataset.run(arguments)
-    given = ("frames", "fps", "hop", "clips_per_video", "buckets", "mirror", "longest", "batch")
+    given = (
+        "frames",
+        "fps",
+        "spread",
+        "hop",
+        "clips_per_video",
+        "buckets",
+        "mirror",
+        "longest",
+        "batch",
+    )
     given += ("shard_mb", "shard_seconds", "address", "actors", "dry_run")
     if arguments.engine != "here":
         raise ValueError("--engine is for datasets of latents: give --to=shards too.")

@@ -10,7 +10,7 @@ import sys
 from odvae_jax.cli import files
 from odvae_jax.cli.parsing import part
 from odvae_jax.cli.programs import join_hosts
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 _MOST_WORKERS = 32
 _PER_SIZE = 3  # programs for whole videos of one frame size: whole blocks, and halves
@@ -142,6 +142,7 @@ def _settings(arguments, config):
         frames=arguments.frames,
         stride=arguments.stride,
         fps=arguments.fps,
+        spread=arguments.spread,
         hop=arguments.hop,
         clips_per_video=arguments.clips_per_video,
         short_side=arguments.short_side,
@@ -189,8 +190,8 @@ def _dry_run(vae, source: str, settings) -> int:
     programs = sum(_programs(vae.config, bucket, planned) for bucket in planned.buckets)
     size = dataset_bytes(planned, settings, described(vae.config))
     print(
-        f"{len(planned.plan)} clips, {planned.seconds / 3600:.2f} hours, {programs} programs, "
-        f"{size / 1e9:.6f} GB of latents"
+        f"{counted(len(planned.plan), 'clip')}, {planned.seconds / 3600:.2f} hours, "
+        f"{counted(programs, 'program')}, {size / 1e9:.6f} GB of latents"
     )
     print(f"{'bucket':>16}{'clips':>10}{'batch':>8}")
     for bucket in planned.buckets:
@@ -223,21 +224,23 @@ def _report(summary) -> int:
     rate = summary.frames / summary.seconds if summary.seconds else 0.0
     description = summary.description
     print(
-        f"{summary.clips} clips, {summary.frames} frames in {summary.seconds:.1f} s, {rate:.1f} "
-        f"frames/s; {summary.there} clips were there already; {summary.programs} programs compiled "
-        f"in {summary.compiling:.1f} s"
+        f"{counted(summary.clips, 'clip')}, {counted(summary.frames, 'frame')} in "
+        f"{summary.seconds:.1f} s, {rate:.1f} frames/s; "
+        f"{counted(summary.there, 'clip was', 'clips were')} there already; "
+        f"{counted(summary.programs, 'program')} compiled in {summary.compiling:.1f} s"
     )
     _print_left_out(summary.left_out)
     if description.records is None:
         print("the dataset is not complete yet: parts of it are left to other processes")
     else:
-        print(f"the dataset has {description.records} records")
+        print(f"the dataset has {counted(description.records, 'record')}")
     sys.stdout.flush()
     for problem in list(summary.problems.values())[:20]:
         print(problem, file=sys.stderr)
     if summary.problems:
         print(
-            f"odvae encode: {len(summary.problems)} problems; all stand in problems.jsonl",
+            f"odvae encode: {counted(len(summary.problems), 'problem')}; all stand in "
+            "problems.jsonl",
             file=sys.stderr,
         )
     return int(bool(summary.problems))

@@ -20,6 +20,7 @@ from odvae_jax.cli.measuring import (
     add_c3d,
     add_clips,
     add_computation,
+    add_i3d,
     add_speed,
     complain,
     say_memory,
@@ -52,7 +53,7 @@ _OF_RECONSTRUCTIONS = [
     "--work",
     "--largest-batch",
 ]
-_OF_GENERATED = ["--count", "--c3d"]
+_OF_GENERATED = ["--count", "--spread", "--c3d"]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -164,6 +165,12 @@ def _add_generated(parser: Parser) -> None:
         help="The number of clips of each set, and of real ones. The default is 2048, as in "
         "published results.",
     )
+    group.add_argument(
+        "--spread",
+        action="store_true",
+        help="Spread the frames of a real clip evenly over --stride times --frames frames of the "
+        "video, or over all of a shorter one, as Latte does.",
+    )
     add_c3d(group)
 
 
@@ -188,19 +195,7 @@ def _add_computation(parser: Parser) -> None:
         action="store_false",
         help="Leave out the Fréchet video distance, which takes most of the time.",
     )
-    group.add_argument(
-        "--i3d",
-        metavar="FILE",
-        type=path,
-        help="An i3d_torchscript.pt for the Fréchet video distance, run by PyTorch on the CPU. "
-        "It needs --trust-torchscript.",
-    )
-    group.add_argument(
-        "--trust-torchscript",
-        action="store_true",
-        help="Let TorchScript files run. Such a file is a program, and can do everything that you "
-        "are allowed to do on this machine. Use only files from people whom you trust.",
-    )
+    add_i3d(group, "the Fréchet video distance, and KVD with --generated")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -263,12 +258,13 @@ def _generated(arguments: argparse.Namespace) -> int:
         "size": arguments.size,
         "timeout": read_timeout(arguments),
     }
+    how = {name: getattr(arguments, name) for name in ("stride", "fps", "spread")}
     results, written = evaluate_generated(
         {
             label: GeneratedClips(folder, **shape)
             for label, folder in labels_and_sources(arguments.generated, "sets")
         },
-        DrawnClips(arguments.data, stride=arguments.stride, fps=arguments.fps, **shape),
+        DrawnClips(arguments.data, **how, **shape),
         load_networks(
             i3d=arguments.i3d, c3d=arguments.c3d, trust_torchscript=arguments.trust_torchscript
         ),

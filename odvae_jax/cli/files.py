@@ -26,7 +26,7 @@ from odvae_jax.cli.parsing import (
     seconds,
 )
 from odvae_jax.cli.programs import add_host_options, join_hosts
-from odvae_jax.files import line_about, printable
+from odvae_jax.files import counted, line_about, printable
 
 _TERMINATED_STATUS = 143  # as shells have it after SIGTERM
 
@@ -71,7 +71,7 @@ def devices_of(arguments: argparse.Namespace) -> list:
     devices = jax.local_devices()
     count = arguments.devices or (1 if devices[0].platform == "cpu" else len(devices))
     if count > len(devices):
-        raise ValueError(f"--devices={count}: there are {len(devices)} devices.")
+        raise ValueError(f"--devices={count}: this machine has {counted(len(devices), 'device')}.")
     return devices[:count]
 
 
@@ -360,7 +360,7 @@ def _mesh(rows: int):
         return None
     devices = jax.local_devices()
     if rows > len(devices):
-        raise ValueError(f"--rows={rows}: there are {len(devices)} devices.")
+        raise ValueError(f"--rows={rows}: this machine has {counted(len(devices), 'device')}.")
     return make_mesh(1, 1, rows, devices=devices[:rows])
 
 
@@ -378,15 +378,23 @@ def _side_by_side(arguments: argparse.Namespace) -> list | None:
     return devices if len(devices) > 1 else None
 
 
+def being_written(outcome) -> str:
+    """Returns what a report says of files that other processes are writing; empty if none is."""
+    if not outcome.busy:
+        return ""
+    return f"; {counted(outcome.busy, 'is', 'are')} being written by another process"
+
+
 def _report(work: str, outcome) -> int:
     """Prints what came of a run, and returns the exit status."""
     for name, value in outcome.psnr.items():
         print(f"{printable(name)}: PSNR {value:.2f} dB")
     rate = outcome.frames / outcome.seconds if outcome.seconds else 0.0
-    busy = f"; {outcome.busy} are being written by another process" if outcome.busy else ""
     print(
-        f"{outcome.done} files, {outcome.frames} frames in {outcome.seconds:.1f} s, "
-        f"{rate:.1f} frames/s; {outcome.skipped} files were there already{busy}"
+        f"{counted(outcome.done, 'file')}, {counted(outcome.frames, 'frame')} in "
+        f"{outcome.seconds:.1f} s, {rate:.1f} frames/s; "
+        f"{counted(outcome.skipped, 'file was', 'files were')} there "
+        f"already{being_written(outcome)}"
     )
     if outcome.statistics.count:
         print(outcome.statistics.table())
@@ -394,7 +402,8 @@ def _report(work: str, outcome) -> int:
     for problem in outcome.problems.values():
         print(problem, file=sys.stderr)
     if outcome.problems:
-        print(f"odvae {work}: {len(outcome.problems)} files with problems", file=sys.stderr)
+        files = counted(len(outcome.problems), "file")
+        print(f"odvae {work}: {files} with problems", file=sys.stderr)
     if outcome.ended:
         print(f"odvae {work}: {outcome.ended}", file=sys.stderr)
     return 1 if outcome.problems or outcome.ended else 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from odvae_jax.cli.files import add_read_timeout
 from odvae_jax.cli.parsing import Parser, dtype, not_negative, path, positive
+from odvae_jax.files import counted
 
 if TYPE_CHECKING:
     from odvae_jax.evaluation.clips import FixedClips
@@ -109,6 +110,28 @@ def add_c3d(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_i3d(group: argparse._ArgumentGroup, what: str) -> None:
+    """Adds the file that stands for I3D, and whether files of TorchScript may run.
+
+    Args:
+      group: to add them to.
+      what: the metrics that I3D is for, as the help names them.
+    """
+    group.add_argument(
+        "--i3d",
+        metavar="FILE",
+        type=path,
+        help=f"An i3d_torchscript.pt for {what}, run by PyTorch on the CPU. It needs "
+        "--trust-torchscript.",
+    )
+    group.add_argument(
+        "--trust-torchscript",
+        action="store_true",
+        help="Let TorchScript files run. Such a file is a program, and can do everything that you "
+        "are allowed to do on this machine. Use only files from people whom you trust.",
+    )
+
+
 def say_memory(error: RuntimeError, program: str, remedies: str) -> int:
     """Says in one line that the device's memory does not suffice, and returns the exit status.
 
@@ -142,7 +165,8 @@ def complain(results: Results, clips: FixedClips, program: str) -> int:
     for label in not_finite:
         print(f"{program}: {label} gives reconstructions that are not finite", file=sys.stderr)
     if results.skipped:
-        print(f"{program}: {len(results.skipped)} videos were skipped", file=sys.stderr)
+        skipped = counted(len(results.skipped), "video was", "videos were")
+        print(f"{program}: {skipped} skipped", file=sys.stderr)
     for problem in clips.problems:
         print(problem, file=sys.stderr)
     return int(bool(not_finite or results.skipped or clips.problems))

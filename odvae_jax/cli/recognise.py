@@ -14,7 +14,7 @@ import time
 from odvae_jax.cli.files import add_read_timeout, read_timeout
 from odvae_jax.cli.parsing import Parser, not_negative, positive, source
 from odvae_jax.cli.programs import log_to_stderr
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 EXAMPLE = "odvae recognise SAMPLES --data=moving-shapes --test=moving-shapes:test"
 GOES_ON = False
@@ -55,6 +55,12 @@ def add_arguments(parser: Parser) -> None:
         help="Other real videos, to test the network. Videos that it learns from are refused.",
     )
     group.add_argument(
+        "--names",
+        metavar="COLUMN",
+        help="The column of the real videos with the name of a class, which has to be the name in "
+        "the samples' list. By default it is found by itself; --names= compares no names.",
+    )
+    group.add_argument(
         "--clips",
         type=positive,
         default=2048,
@@ -84,34 +90,18 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints what is recognised; returns 1 if a sample cannot be used."""
     from odvae_jax.compilation import use_compilation_cache
-    from odvae_jax.evaluation.recognition import (
-        Recognition,
-        Samples,
-        check_apart,
-        real_clips,
-        recognise,
-        train_recogniser,
-    )
+    from odvae_jax.evaluation.recognition import Recognition, recognise, train_recogniser
     from odvae_jax.evaluation.results import as_text
 
     log_to_stderr()
     use_compilation_cache()
-    options = {"label": arguments.label, "timeout": read_timeout(arguments)}
-    samples = Samples(arguments.samples, **options)
-    options |= {"frames": samples.frames, "fps": samples.fps, "seed": arguments.seed}
-    learnt = real_clips(arguments.data, count=arguments.clips, **options)
-    test = real_clips(arguments.test, count=arguments.test_clips, **options)
-    check_apart(learnt, test, arguments.test)
-    classes = int(max(learnt.labels.max(), test.labels.max())) + 1
-    if classes < 2:
-        raise ValueError(f"all clips of {printable(arguments.data)} are of one class.")
-    made, named = samples.read(classes)
-    names = [printable(named.get(label, str(label))) for label in range(classes)]
-    begun = time.perf_counter()
+    samples, shown, learnt, test, made = _read(arguments)
+    classes, begun = len(shown), time.perf_counter()
     network = train_recogniser(learnt, classes=classes, steps=arguments.steps, seed=arguments.seed)
     print(
-        f"learnt {classes} classes from {len(learnt.labels)} clips of {samples.frames} frames, "
-        f"{samples.fps:g} per second, in {time.perf_counter() - begun:.0f} s"
+        f"learnt {classes} classes from {counted(len(learnt.labels), 'clip')} of "
+        f"{samples.frames} frames, {samples.fps:g} per second, in "
+        f"{time.perf_counter() - begun:.0f} s"
     )
     held_out, generated = (
         Recognition.of(clips.labels, recognise(network, clips.frames), classes)
@@ -119,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(_said("real clips", arguments.test, held_out))
     print(f"{_said('samples', arguments.samples, generated)} (by chance {1 / classes:.1%})\n")
-    print(as_text(*generated.table(names)), flush=True)
+    print(as_text(*generated.table(shown)), flush=True)
     if held_out.share < _ENOUGH:
         print(
             f"odvae recognise: less than {_ENOUGH:.0%} of the real clips are recognised, so the "
@@ -129,8 +119,49 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in samples.problems[:_NAMED]:
         print(problem, file=sys.stderr)
     if samples.problems:
-        print(f"odvae recognise: {len(samples.problems)} samples left out", file=sys.stderr)
+        left_out = counted(len(samples.problems), "sample")
+        print(f"odvae recognise: {left_out} left out", file=sys.stderr)
     return int(bool(samples.problems))
+
+
+def _read(arguments):
+    """Returns the samples, what each class is called, and the clips of all three kinds.
+
+    The labels of clips count the classes that there are, from 0 on.
+
+    Raises:
+      ValueError: if the clips do not fit together.
+    """
+    import numpy as np
+
+    from odvae_jax.evaluation.recognition import (
+        Samples,
+        check_classes,
+        check_test,
+        names_in,
+        real_clips,
+    )
+
+    options = {"label": arguments.label, "timeout": read_timeout(arguments)}
+    samples = Samples(arguments.samples, **options)
+    options |= {"frames": samples.frames, "fps": samples.fps, "seed": arguments.seed}
+    learnt = real_clips(arguments.data, count=arguments.clips, **options)
+    test = real_clips(arguments.test, count=arguments.test_clips, **options)
+    check_test(learnt, test, arguments.data, arguments.test)
+    numbers = np.unique(learnt.labels)
+    if len(numbers) < 2:
+        raise ValueError(f"all clips of {printable(arguments.data)} are of one class.")
+    made = samples.read(numbers.tolist())
+    names = {"label": arguments.label, "names": arguments.names}
+    for clips, where in ((test, arguments.test), (made, arguments.samples)):
+        check_classes(learnt, clips, arguments.data, where, **names)
+    called = names_in(made)
+    shown = [printable(called.get(number, str(number))) for number in numbers.tolist()]
+    counted = (
+        clips._replace(labels=np.searchsorted(numbers, clips.labels).astype(np.int32))
+        for clips in (learnt, test, made)
+    )
+    return samples, shown, *counted
 
 
 def _said(what: str, where: str, found) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from odvae_jax.cli import files
 from odvae_jax.cli.parsing import Parser, not_negative, part, path, positive, positive_number
 from odvae_jax.cli.programs import add_host_options, join_hosts
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 EXAMPLE = "odvae sample --ckpt=runs/latte --output=SAMPLES --count=16 --steps=50 --guidance=4"
 GOES_ON = True
@@ -196,8 +196,8 @@ def _run(arguments) -> int:
         devices=devices,
         part=shard or (jax.process_index(), jax.process_count()),
     )
-    busy = f"; {outcome.busy} are being written by another process" if outcome.busy else ""
-    print(f"{outcome.done} samples; {outcome.skipped} were there already{busy}", flush=True)
+    made, there = counted(outcome.done, "sample"), counted(outcome.skipped, "was", "were")
+    print(f"{made}; {there} there already{files.being_written(outcome)}", flush=True)
     for problem in outcome.problems.values():
         print(problem, file=sys.stderr)
     return int(bool(outcome.problems))

@@ -14,7 +14,7 @@ import sys
 
 from odvae_jax.cli import files
 from odvae_jax.cli.parsing import Parser, path
-from odvae_jax.files import line_about, printable
+from odvae_jax.files import counted, line_about, printable
 
 EXAMPLE = "odvae summary LATENTS"
 GOES_ON = False
@@ -54,12 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(line_about(file, error))
     if most:
         frames = sum(info.frames for _, info in most)
-        print(f"{len(most)} files, {frames} frames, of {printable(most[0][1].model)}")
+        found = f"{counted(len(most), 'file')}, {counted(frames, 'frame')}"
+        print(f"{found}, of {printable(most[0][1].model)}")
         print(Statistics.total(info.statistics for _, info in most).table(), flush=True)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(f"odvae summary: {len(problems)} files with problems", file=sys.stderr)
+        left_out = counted(len(problems), "file")
+        print(f"odvae summary: {left_out} with problems", file=sys.stderr)
     return int(bool(problems))
 
 
@@ -71,5 +73,6 @@ def _of_dataset(place: str) -> int:
     for problem in summary.problems:
         print(printable(problem), file=sys.stderr)
     if summary.problems:
-        print(f"odvae summary: {len(summary.problems)} problems", file=sys.stderr)
+        problems = counted(len(summary.problems), "problem")
+        print(f"odvae summary: {problems}", file=sys.stderr)
     return int(bool(summary.problems))

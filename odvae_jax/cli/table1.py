@@ -8,7 +8,6 @@ with random weights instead. If it is interrupted, the same command continues.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from pathlib import Path
 
@@ -126,10 +125,9 @@ def _measure(arguments: argparse.Namespace) -> int:
             strict=arguments.strict,
             absent=absent,
         )
-        missing = {metric: why for metric, why in found.missing.items() if metric != "rfvd"}
-        results[name] = dataclasses.replace(found, missing=missing)
-        print(f"{name}\n{as_text(*table(results[name], dataset_of(name)))}\n")
-        print("\n".join(notes(results[name])), end="\n\n")
+        results[name] = found
+        print(f"{name}\n{as_text(*table(found, dataset_of(name)))}\n")
+        print("\n".join(notes(found)), end="\n\n")
         status |= complain(found, clips, "odvae table1")
     for file in write_table(results, Path(arguments.output)):
         print(printable(file))

@@ -14,8 +14,8 @@ import functools
 import logging
 import sys
 
-from odvae_jax.cli.measuring import add_c3d
-from odvae_jax.cli.parsing import Parser, path
+from odvae_jax.cli.measuring import add_c3d, add_i3d
+from odvae_jax.cli.parsing import Parser
 from odvae_jax.cli.programs import add_run_options, log_to_stderr
 
 EXAMPLE = (
@@ -34,19 +34,7 @@ def add_arguments(parser: Parser) -> None:
     )
     group = parser.add_argument_group("the metrics")
     add_c3d(group)
-    group.add_argument(
-        "--i3d",
-        metavar="FILE",
-        type=path,
-        help="An i3d_torchscript.pt for FVD and KVD, run by PyTorch on the CPU. It needs "
-        "--trust-torchscript.",
-    )
-    group.add_argument(
-        "--trust-torchscript",
-        action="store_true",
-        help="Let TorchScript files run. Such a file is a program, and can do everything that you "
-        "are allowed to do on this machine. Use only files from people whom you trust.",
-    )
+    add_i3d(group, "FVD and KVD")
     group = parser.add_argument_group("parts")
     group.add_argument(
         "--arm",

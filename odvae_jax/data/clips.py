@@ -27,7 +27,7 @@ from odvae_jax.data.video import (
     centre_crop,
     within,
 )
-from odvae_jax.files import one_line
+from odvae_jax.files import counted, one_line
 
 logger = logging.getLogger(__name__)
 _ATTEMPTS = 64
@@ -49,12 +49,14 @@ class Drawn(NamedTuple):
       video: the name of the video.
       passed_over: the name of every video that was tried before and could not be used, and why.
       label: the number of the video's class; None if no labels were asked for.
+      place: the number of the source among the sources, and that of the video in it.
     """
 
     clip: UInt8[np.ndarray, "t s s 3"]
     video: str
     passed_over: tuple[tuple[str, str], ...]
     label: int | None = None
+    place: tuple[int, int] = (0, 0)
 
 
 class RandomClips:
@@ -81,6 +83,8 @@ class RandomClips:
       stride: the least and the greatest distance between the frames of a clip, in frames of the
         video; one is drawn for each clip.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      spread: whether a clip's frames are evenly spread over `frames` times the stride frames of the
+        video, or over all of a shorter one, as Latte's are; not with `fps`.
       crop: where the square is cut out, "random" or "centre".
       flip: whether a clip is mirrored with a probability of one half.
       max_unusable: the greatest share of unusable videos among those that were looked at, from 0
@@ -117,6 +121,7 @@ class RandomClips:
         holdout: int = 0,
         stride: tuple[int, int] = (1, 1),
         fps: float | None = None,
+        spread: bool = False,
         crop: str = "random",
         flip: bool = True,
         max_unusable: float = 1.0,
@@ -139,7 +144,7 @@ class RandomClips:
         self.timeout = timeout
         self.sources = [source for _, source in sources]
         self._weights = tuple(weight for weight, _ in sources)
-        self.sampling = Sampling(frames, sides[0], stride, fps, holdout)
+        self.sampling = Sampling(frames, sides[0], stride, fps, holdout, spread=spread)
         self._sides = sides
         self.size = size
         self.seed = seed
@@ -203,7 +208,7 @@ class RandomClips:
                 if self.label:
                     label = within(self.timeout, name, label_of, source, video, self.label)
                 clip = self._first_part(source, video, rng)
-                return Drawn(clip, name, tuple(passed_over.items()), label)
+                return Drawn(clip, name, tuple(passed_over.items()), label, (which, video))
             except Exception as error:
                 passed_over.setdefault(name, problem_of(name, error))
                 blocked += isinstance(error, TimeLimitError)
@@ -211,8 +216,9 @@ class RandomClips:
                 break
         reasons = "\n  ".join(list(passed_over.values())[:5])
         raise VideoError(
-            f"no usable video for clip {index} in {attempt + 1} draws; "
-            f"{len(passed_over)} of {len(source)} videos were tried:\n  {reasons}"
+            f"no usable video for clip {index} in {counted(attempt + 1, 'draw')}; "
+            f"{len(passed_over)} of {counted(len(source), 'video was', 'videos were')} tried:\n  "
+            f"{reasons}"
         )
 
     def _first_part(self, source, video, rng):
@@ -251,9 +257,9 @@ class RandomClips:
             if seen >= min(_FEW, len(self)) and len(self.skipped) > share * seen + chance:
                 listed = "\n  ".join(list(self.skipped.values())[:50])
                 raise VideoError(
-                    f"{len(self.skipped)} of the {len(self._seen)} videos looked at cannot be "
-                    f"used, more than config.data.max_unusable={self._max_unusable} of them; mend "
-                    f"or remove them, or allow more:\n  {listed}"
+                    f"{len(self.skipped)} of the {counted(len(self._seen), 'video')} looked at "
+                    f"cannot be used, more than config.data.max_unusable={self._max_unusable} of "
+                    f"them; mend or remove them, or allow more:\n  {listed}"
                 )
 
     def held_out(self, count: int) -> UInt8[np.ndarray, "n t s s 3"]:
@@ -300,7 +306,7 @@ class RandomClips:
                     yield clip
         if not found:
             listed = "\n  ".join(list(reasons.values())[:50])
-            raise VideoError(f"none of {len(reasons)} videos can be used:\n  {listed}")
+            raise VideoError(f"none of {counted(len(reasons), 'video')} can be used:\n  {listed}")
 
     def _held_out_of(self, source, video: int, part: int) -> np.ndarray:
         """Reads the frames of a fixed clip from where the held out frames of a video begin.

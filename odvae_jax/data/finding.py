@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from odvae_jax.data.urls import is_url, urls_below
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 logger = logging.getLogger(__name__)
 _KINDS = {
@@ -133,8 +133,8 @@ def _check_found(below: Found, count: int, extensions: frozenset[str]) -> None:
     if not below.files:
         reasons = "".join(f"\n  {sentence}" for sentence in below.sentences())
         raise ValueError(
-            f"no {below.what} below {printable(below.path)}: found {count} files, looked for "
-            f"{sorted(extensions)}.{reasons}"
+            f"no {below.what} below {printable(below.path)}: found {counted(count, 'file')}, "
+            f"looked for {sorted(extensions)}.{reasons}"
         )
 
 

@@ -16,6 +16,7 @@ from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.processes import in_processes
 from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of, workers_for
 from odvae_jax.data.video import READ_TIMEOUT, within
+from odvae_jax.files import counted
 
 _LISTED = 20
 
@@ -69,13 +70,19 @@ class Report:
 
 
 def survey(
-    text: str, *, frames: int = 1, workers: int = 1, timeout: float | None = READ_TIMEOUT
+    text: str,
+    *,
+    frames: int = 1,
+    holdout: int = 0,
+    workers: int = 1,
+    timeout: float | None = READ_TIMEOUT,
 ) -> Report:
     """Reads the header and one frame of every video of some sources, and reports what is there.
 
     Args:
       text: names the sources (see `odvae_jax.data.sources`).
-      frames: the number of frames that a video must have to be usable.
+      frames: the number of frames that a video must have to be usable, beside `holdout`.
+      holdout: the number of frames at the end of every video that no clip takes.
       workers: the number of processes that read. A video that a process dies of is unusable.
       timeout: the seconds that one read may take; None for no limit.
 
@@ -93,7 +100,7 @@ def survey(
         return f"{sources[which].name(index)} cannot be used: {reason}."
 
     found_of_all = in_processes(
-        _look, (sources, frames), jobs, workers_for(sources, workers, 1), lost
+        _look, (sources, frames, holdout), jobs, workers_for(sources, workers, 1), lost
     )
     bar = tqdm(total=len(jobs), unit="video", dynamic_ncols=True)
     with bar, contextlib.closing(found_of_all):
@@ -112,17 +119,18 @@ def survey(
     return report
 
 
-def _look(shared: tuple[list[Source], int], job: tuple[int, int]):
+def _look(shared: tuple[list[Source], int, int], job: tuple[int, int]):
     """Returns a video's seconds, frames per second, size and columns; or why it is unusable."""
-    (sources, frames), (which, index) = shared, job
+    (sources, frames, holdout), (which, index) = shared, job
     source = sources[which]
     name = source.name(index)
     try:
         places, rate, size, columns = within(source.timeout, name, _facts, source, index)
     except Exception as error:
         return problem_of(name, error)
-    if places < frames:
-        return f"{name} has {places} frames; clips need {frames}."
+    if places < frames + holdout:
+        kept = f", {holdout} of them held out" if holdout else ""
+        return f"{name} has {counted(places, 'frame')}{kept}; clips need {frames}."
     return places / rate, rate, size, columns
 
 
@@ -141,6 +149,7 @@ def contact_sheet(
     frames: int = 25,
     size: int = 256,
     clips: int = 8,
+    holdout: int = 0,
     timeout: float | None = READ_TIMEOUT,
 ) -> Path:
     """Writes a picture of random clips as training would see them: a row of four frames per clip.
@@ -151,15 +160,16 @@ def contact_sheet(
       frames: the number of frames in a clip.
       size: the side of a clip in pixels.
       clips: the number of clips.
+      holdout: the number of frames at the end of every video that no clip takes.
       timeout: the seconds that one read may take; None for no limit.
 
     Returns:
       The path of the picture.
 
     Raises:
-      VideoError: if no video has that many frames.
+      VideoError: if no video has that many frames beside those that are held out.
     """
-    source = RandomClips(text, frames=frames, size=size, timeout=timeout)
+    source = RandomClips(text, frames=frames, size=size, holdout=holdout, timeout=timeout)
     shown = np.linspace(0, frames - 1, num=min(4, frames), dtype=int)
     rows = [rearrange(source[i][shown], "n h w c -> h (n w) c") for i in range(clips)]
     output = Path(output)

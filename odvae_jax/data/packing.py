@@ -24,7 +24,7 @@ from odvae_jax.data.sources import (
     workers_for,
 )
 from odvae_jax.data.video import READ_TIMEOUT, VideoError, encode_h264, within
-from odvae_jax.files import BusyError, WholeFile, one_line, part_of, printable, write_whole
+from odvae_jax.files import BusyError, WholeFile, counted, one_line, part_of, printable, write_whole
 
 INFO_FILE = "packed.json"
 _LOCK = "packing"
@@ -55,9 +55,9 @@ class Packing:
 
     def __str__(self):
         first = (
-            f"{printable(self.dest)}: {sum(self.records.values())} records of {self.videos} videos "
-            f"in {len(self.records)} files, {self.bytes / 1e6:.1f} MB; {len(self.unusable)} "
-            "unusable"
+            f"{printable(self.dest)}: {counted(sum(self.records.values()), 'record')} of "
+            f"{counted(self.videos, 'video')} in {counted(len(self.records), 'file')}, "
+            f"{self.bytes / 1e6:.1f} MB; {len(self.unusable)} unusable"
         )
         return "\n  ".join([first, *self.unusable.values(), *self.problems])
 
@@ -109,7 +109,9 @@ def pack_videos(
         _write_shards(source, dest, info, done, how, workers)
         if not sum(done["shards"].values()):
             reasons = "\n  ".join(list(done["unusable"].values())[:20])
-            raise ValueError(f"none of {len(source)} videos could be packed:\n  {reasons}")
+            raise ValueError(
+                f"none of {counted(len(source), 'video')} could be packed:\n  {reasons}"
+            )
         size = sum((dest / name).stat().st_size for name in done["shards"])
     return Packing(dest, len(source), done["shards"], size, done["unusable"], source.problems)
 

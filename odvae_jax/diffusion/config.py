@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import jax
 
 from odvae_jax.config import fields_of, numeric, one_of
+from odvae_jax.files import counted
 from odvae_jax.scale import Scale
 from odvae_jax.types import whole_numbers
 
@@ -169,7 +170,8 @@ class LatteConfig:
             raise ValueError(f"trained_on={given!r:.100}: expected a TrainedOn or None.")
         if len(given.classes) != (self.classes or 0):
             raise ValueError(
-                f"trained_on names {len(given.classes)} classes, and classes={self.classes}."
+                f"trained_on names {counted(len(given.classes), 'class', 'classes')}, and "
+                f"classes={self.classes}."
             )
 
     def _check_sizes(self):

@@ -254,7 +254,7 @@ def _gelu(x):
     return jax.nn.gelu(x, approximate=True)
 
 
-class Latte(nnx.Module, registry.OnTheHub):
+class Latte(nnx.Module, registry.Saved):
     """The denoiser of Table 2.
 
     It is a Flax NNX module and a pytree: pass it to `jax.jit`, `jax.grad` and other transformations
@@ -355,19 +355,6 @@ class Latte(nnx.Module, registry.OnTheHub):
             raise ValueError(
                 f"labels have the shape {np.shape(labels)}; expected one per clip, ({shape[0]},)."
             )
-
-    def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder.
-
-        Args:
-          path: the folder.
-          overwrite: whether a model that the folder holds already is replaced.
-
-        Raises:
-          FileExistsError: if the folder holds something already and `overwrite` is not set, or if
-            it holds files that are not a model's.
-        """
-        registry.save(self, path, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(

@@ -20,6 +20,7 @@ from odvae_jax.diffusion.denoiser import Latte
 from odvae_jax.diffusion.flow import RectifiedFlow
 from odvae_jax.diffusion.process import GaussianProcess
 from odvae_jax.diffusion.protocol import Denoise, Process, Sampler
+from odvae_jax.files import counted
 from odvae_jax.sharding import clip_shards, replicate
 from odvae_jax.sharding.placement import place
 from odvae_jax.types import AnyArray
@@ -186,9 +187,9 @@ def check_samples(samples: Float[Array, "b *z"], numbers: Int[Array, "b"]) -> No
         wrong = np.asarray(numbers)[~finite].tolist()
         more = ", ..." if len(wrong) > 8 else ""
         raise ValueError(
-            f"{len(wrong)} of {len(finite)} samples are not finite, those with the numbers "
-            f"{', '.join(map(str, wrong[:8]))}{more}: the denoiser diverged, its dtype is too "
-            "small, or the guidance is too strong."
+            f"{len(wrong)} of {counted(len(finite), 'sample')} are not finite, those with the "
+            f"numbers {', '.join(map(str, wrong[:8]))}{more}: the denoiser diverged, its dtype is "
+            "too small, or the guidance is too strong."
         )
 
 
@@ -245,8 +246,8 @@ def _check(model, sampler, numbers, labels, guidance, interval, mesh):
         )
     if mesh is not None and count % clip_shards(mesh):
         raise ValueError(
-            f"{count} samples do not divide over the mesh {dict(mesh.shape)}: there must be a "
-            f"multiple of {clip_shards(mesh)}."
+            f"{counted(count, 'sample does', 'samples do')} not divide over the mesh "
+            f"{dict(mesh.shape)}: there must be a multiple of {clip_shards(mesh)}."
         )
 
 

@@ -14,9 +14,10 @@ from odvae_jax.checkpoints import native
 from odvae_jax.config import ODVAEConfig, without_scale
 from odvae_jax.diffusion import Latte, LatteConfig
 from odvae_jax.evaluation.results import TITLES, Score, as_markdown, escaped, score_cell
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 from odvae_jax.metrics import generated
 from odvae_jax.parameters import Autoencoder, named_parameters
+from odvae_jax.shipped import without_folders
 
 RESULTS_FILE = "results.json"
 MARK = "<!-- odvae push made this card, and will make it anew. Delete this line to keep it. -->"
@@ -109,9 +110,9 @@ def _use_of_denoiser(config: LatteConfig, name: str) -> str:
         said = "The files do not say which autoencoder the latents are of: `--vae` names it."
         return f"```sh\n{command} --vae=AUTOENCODER\n```\n\n{said}"
     vae, encoder = (
-        printable(text).replace("`", "'") for text in (_without_folders(record.vae), record.encoder)
+        printable(text).replace("`", "'") for text in (without_folders(record.vae), record.encoder)
     )
-    if _without_folders(record.vae) != record.vae:  # nobody else has it at that place
+    if without_folders(record.vae) != record.vae:  # nobody else has it at that place
         command += " --vae=AUTOENCODER"
     said = (
         f"The latents are those of the autoencoder `{vae}`. Where it has another name, `--vae` "
@@ -137,7 +138,7 @@ def _described(config: Any) -> list[list[str]]:
 
     fields = config.to_dict()
     if record := fields.get("trained_on"):
-        fields = fields | {"trained_on": record | {"vae": _without_folders(record["vae"])}}
+        fields = fields | {"trained_on": record | {"vae": without_folders(record["vae"])}}
     add("", fields)
     return rows
 
@@ -197,17 +198,17 @@ def _of_reconstructions(
         scores = {metric: Score(**score) for metric, score in row["scores"].items()}
         cells = [score_cell(metric, scores.get(metric), "–") for metric in found]
         table.append([f"{shown}{bits}", str(row["dtype"]), *cells])
-    frames, size = settings["frames"], settings["size"]
+    size = settings["size"]
     step = f", every {settings['stride']}" if settings["stride"] > 1 else ""
     step = f", {settings['fps']:g} per second" if settings["fps"] else step
     start = settings["start"]
     place = "the last frames of" if start is None else f"from frame {start} of"
     groups = f", in groups of {settings['tiling']} frames" if settings["tiling"] else ""
+    clips, frames = counted(ours[0]["clips"], "clip"), counted(settings["frames"], "frame")
     said = (
-        f"Measured by `odvae eval` on {ours[0]['clips']} clips of {frames} frames of {size}×{size} "
-        f"pixels{step}{groups}, {place} `{_last(settings['data'])}`. Means over frames and clips; "
-        "in parentheses 95% bootstrap intervals over clips. The mean of blocks is what an "
-        "autoencoder must beat."
+        f"Measured by `odvae eval` on {clips} of {frames} of {size}×{size} pixels{step}{groups}, "
+        f"{place} `{_last(settings['data'])}`. Means over frames and clips; in parentheses 95% "
+        "bootstrap intervals over clips. The mean of blocks is what an autoencoder must beat."
     )
     titles = ["model", "computed in", *(TITLES[metric] for metric in found)]
     return [as_markdown(titles, table), said]
@@ -238,18 +239,14 @@ def _of_samples(real: Mapping[str, Any], sets: list[Mapping]) -> list[str]:
                 value += f" ± {score['deviation']:.{digits}f}"
             counts = [str(score["reals"] or "–"), str(score["generated"])]
             rows.append([generated.TITLES[score["metric"]], *counts, value])
-        size = f"{one['frames']} frames of {one['width']}×{one['height']} pixels"
+        size = f"{counted(one['frames'], 'frame')} of {one['width']}×{one['height']} pixels"
         parts.append(
-            f"{one['generated']['clips']} samples ({escaped(printable(str(one['label'])))}) of "
-            f"{size}, against real clips of `{_last(real['data'])}`, by `odvae eval --generated`:"
+            f"{counted(one['generated']['clips'], 'sample')} "
+            f"({escaped(printable(str(one['label'])))}) of {size}, against real clips of "
+            f"`{_last(real['data'])}`, by `odvae eval --generated`:"
         )
         parts.append(as_markdown(["metric", "real clips", "samples", "value"], rows))
     return parts
-
-
-def _without_folders(vae: str) -> str:
-    """What a model was loaded from; of a path on this machine, the last part."""
-    return Path(vae).name if vae.startswith(("/", "~")) else vae
 
 
 def _last(source: str) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from odvae_jax.data.sources import Sampling, open_sources
 from odvae_jax.data.sources.base import Where
 from odvae_jax.data.video import READ_TIMEOUT, VideoError, centre_crop
-from odvae_jax.files import line_about, printable
+from odvae_jax.files import counted, line_about, printable
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
@@ -61,6 +61,8 @@ class FixedClips:
         of the video. None takes the last clip that fits.
       stride: the distance between the frames of a clip, in frames of the video.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      spread: whether a clip's frames are evenly spread over `frames` times `stride` frames of the
+        video, or over all of a shorter one, as Latte's are; not with `fps`.
       limit: the number of videos that are used, from the first one on; 0 uses all.
       timeout: the seconds that one read of a video may take; None for no limit.
 
@@ -87,6 +89,7 @@ class FixedClips:
         start: int | None = 0,
         stride: int = 1,
         fps: float | None = None,
+        spread: bool = False,
         limit: int = 0,
         timeout: float | None = READ_TIMEOUT,
     ):
@@ -96,7 +99,8 @@ class FixedClips:
         ((_, self._source),) = sources
         self.problems = self._source.problems
         self.source, self.size, self.start, self.stride = str(source), size, start, stride
-        self.sampling = Sampling(frames, short_side=size, stride=(stride, stride), fps=fps)
+        how = {"stride": (stride, stride), "fps": fps, "spread": spread}
+        self.sampling = Sampling(frames, short_side=size, **how)
         self._count = min(limit, len(self._source)) if limit else len(self._source)
 
     def __len__(self) -> int:
@@ -124,6 +128,7 @@ class FixedClips:
             "start": self.start,
             "stride": self.stride,
             "fps": self.sampling.fps,
+            **({"spread": True} if self.sampling.spread else {}),
         }
 
     def _bytes_behind(self, index: int) -> int | None:
@@ -146,7 +151,7 @@ class FixedClips:
           IndexError: if there is no video of this number.
         """
         if not -len(self._source) <= index < len(self._source):
-            videos = "1 video" if len(self._source) == 1 else f"{len(self._source)} videos"
+            videos = counted(len(self._source), "video")
             raise IndexError(f"{self.source} has {videos}, counted from 0; no number {index}.")
         name = self.name(index)
         try:
@@ -177,9 +182,13 @@ class FixedClips:
     def span(self, rate: float) -> int:
         """Returns how many frames of a video one clip covers, from its first to its last.
 
+        If the clips are spread, it is what they need at least.
+
         Args:
           rate: the frames per second of the video.
         """
+        if self.sampling.spread:
+            return self.sampling.frames
         step = rate / self.sampling.fps if self.sampling.fps else self.stride
         return int((self.sampling.frames - 1) * step + 0.5) + 1
 
@@ -194,8 +203,8 @@ class FixedClips:
         place = self.start if self.start >= 0 else places - 1 + span + self.start
         if not 0 <= place < places:
             raise VideoError(
-                f"it has {places} places for a clip of {self.sampling.frames} frames, none of "
-                f"them at frame {self.start}."
+                f"it has {counted(places, 'place')} for a clip of "
+                f"{counted(self.sampling.frames, 'frame')}, none of them at frame {self.start}."
             )
         return place
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from odvae_jax.evaluation import page
-from odvae_jax.files import write_whole
+from odvae_jax.files import counted, write_whole
 
 _LARGER = 3  # how many times larger the small frames of the tuned clip are shown
 _SEEN = (
@@ -70,8 +70,9 @@ def _tuning(output: Path) -> tuple[str, list[str]]:
     scores = _scores(output / "gain")
     before, after = scores["before"], scores["after"]
     frames, size, name = settings["frames"], settings["size"], Path(config["data"]["path"]).name
+    steps, clips = counted(config["steps"], "step"), counted(config["batch_size"], "clip")
     said = (
-        f"Tuned on {name} for {config['steps']} steps of {config['batch_size']} clips: "
+        f"Tuned on {name} for {steps} of {clips}: "
         f"{before:.2f} dB before, {after:.2f} dB after, {after - before:+.2f} dB on the last "
         f"{frames} frames of {size}×{size}, which it was not tuned on."
     )

@@ -19,7 +19,7 @@ from odvae_jax.data.video import (
     within,
 )
 from odvae_jax.evaluation.clips import Clip, FixedClips, in_threads
-from odvae_jax.files import line_about, printable
+from odvae_jax.files import counted, line_about, printable
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class DrawnClips:
       size: the side of the square clips in pixels.
       stride: the distance between the frames of a clip, in frames of the video.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      spread: whether a clip's frames are evenly spread over `frames` times `stride` frames of the
+        video, or over all of a shorter one, as Latte's are; not with `fps`.
       seed: decides the order of the videos and the places.
       timeout: the seconds that one read of a video may take; None for no limit.
 
@@ -60,12 +62,12 @@ class DrawnClips:
         size: int = 256,
         stride: int = 1,
         fps: float | None = None,
+        spread: bool = False,
         seed: int = 0,
         timeout: float | None = READ_TIMEOUT,
     ):
-        self._clips = FixedClips(
-            source, frames=frames, size=size, stride=stride, fps=fps, timeout=timeout
-        )
+        how = {"stride": stride, "fps": fps, "spread": spread}
+        self._clips = FixedClips(source, frames=frames, size=size, timeout=timeout, **how)
         self._seed = seed
         self.source = self._clips.source
         self.problems = tuple(self._clips.problems)
@@ -219,7 +221,7 @@ class GeneratedClips:
 
     def _check(self, file: str, found: tuple[int, ...]) -> None:
         if tuple(found) != self.shape:
-            shown = ["{} frames of {}×{}".format(*size) for size in (found, self.shape)]
+            shown = [f"{counted(t, 'frame')} of {h}×{w}" for t, h, w in (found, self.shape)]
             same = found[1] == found[2]
             remedy = f"give --frames={found[0]} --size={found[1]} if all have" if same else "write"
             remedy += " this shape, or leave it out" if same else " it anew, or leave it out"

@@ -19,7 +19,7 @@ from odvae_jax.evaluation.clips import Clip
 from odvae_jax.evaluation.drawn import DrawnClips, GeneratedClips
 from odvae_jax.evaluation.models import check_labels
 from odvae_jax.evaluation.results import as_markdown, escaped
-from odvae_jax.files import printable, write_whole
+from odvae_jax.files import counted, printable, write_whole
 from odvae_jax.metrics import generated as metrics
 from odvae_jax.metrics.clip_sets import COUNT, Networks, set_of_clips
 from odvae_jax.metrics.feature_cache import FeatureCache
@@ -76,11 +76,12 @@ class GeneratedResults:
     @property
     def complaints(self) -> tuple[str, ...]:
         """What went wrong with clips and folders, in one line each; nothing if all is well."""
-        said = [f"{len(w)} videos of {k} cannot be used" for k, w in self.skipped.items() if w]
+        skipped = {name: len(reasons) for name, reasons in self.skipped.items() if reasons}
+        said = [f"{counted(n, 'video')} of {name} cannot be used" for name, n in skipped.items()]
         sets = {label: c.generated for label, c in self.comparisons.items()}
         sets[_REAL] = next(iter(self.comparisons.values())).reals
         said += [
-            f"{len(s.not_finite)} clips of {name} are not finite"
+            f"{counted(len(s.not_finite), f'clip of {name} is', f'clips of {name} are')} not finite"
             for name, s in sets.items()
             if s.not_finite
         ]
@@ -190,21 +191,22 @@ def notes(results: GeneratedResults) -> list[str]:
     for label, c in results.comparisons.items():
         if results.found[label] > c.generated.asked:
             said.append(
-                f"{printable(label)} has {results.found[label]} videos; {c.generated.asked} of "
-                "them, drawn at random, are measured."
+                f"{printable(label)} has {results.found[label]} videos, of which "
+                f"{counted(c.generated.asked, 'is', 'are')} measured, drawn at random."
             )
     reals = next(iter(results.comparisons.values())).reals
     videos = len(set(reals.names))
     if videos < len(reals.names):
         said.append(
-            f"There are {videos} real videos for {len(reals.names)} real clips: each gives several "
-            "clips, at other places."
+            f"{len(reals.names)} real clips are of {counted(videos, 'video')}: there are several "
+            "of one, at other places."
         )
     if results.too_short:
-        said.append(f"{results.too_short} real videos are too short for a clip, and left out.")
+        short = counted(results.too_short, "real video is", "real videos are")
+        said.append(f"{short} too short for a clip, and left out.")
     for name, reasons in results.skipped.items():
         if reasons:
-            said.append(f"{len(reasons)} videos of {printable(name)} cannot be used:")
+            said.append(f"{counted(len(reasons), 'video')} of {printable(name)} cannot be used:")
             said += [f"  {reason}" for reason in reasons[:_NAMED]]
             more = len(reasons) - _NAMED
             said += [f"  and {more} more, which results.json names"] if more > 0 else []

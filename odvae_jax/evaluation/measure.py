@@ -21,7 +21,7 @@ from tqdm import tqdm
 from odvae_jax.evaluation.clips import Clip, FixedClips
 from odvae_jax.evaluation.models import Contender, reconstruct
 from odvae_jax.evaluation.outside import Outside
-from odvae_jax.files import line_about, one_line, printable, write_whole
+from odvae_jax.files import counted, line_about, one_line, printable, write_whole
 from odvae_jax.metrics.i3d import LEAST_FRAMES, VideoFeatures
 from odvae_jax.metrics.lpips import LPIPS, SMALLEST
 from odvae_jax.metrics.psnr import psnr
@@ -44,11 +44,14 @@ class Meters:
       lpips: LPIPS with AlexNet; None if it is missing.
       features: the network whose features the Fréchet distance compares; None if it is missing.
       missing: the reason why a metric cannot be computed, by the metric's name.
+      left_out: the names of metrics that nobody asked for, whose networks are None; no table has
+        a column for them.
     """
 
     lpips: LPIPS | None = None
     features: VideoFeatures | None = None
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
     def for_clips(self, frames: int, size: int) -> Meters:
         """Returns the meters that can measure clips of this size; the others are noted as missing.
@@ -58,8 +61,8 @@ class Meters:
           size: the side of a clip in pixels.
         """
         lpips, features = self.lpips, self.features
-        absent = {"lpips": lpips is None, "rfvd": features is None}
-        missing = {name: "no network was given" for name, is_absent in absent.items() if is_absent}
+        absent = {name for name, one in (("lpips", lpips), ("rfvd", features)) if one is None}
+        missing = dict.fromkeys(sorted(absent - self.left_out), "no network was given")
         missing |= self.missing
         if size < WINDOW:
             missing["ssim"] = f"needs frames of {WINDOW}×{WINDOW}"
@@ -69,7 +72,7 @@ class Meters:
         if features is not None and frames < LEAST_FRAMES:
             features = None
             missing["rfvd"] = f"needs clips of {LEAST_FRAMES} frames"
-        return Meters(lpips, features, missing)
+        return Meters(lpips, features, missing, self.left_out)
 
 
 @dataclasses.dataclass
@@ -90,6 +93,7 @@ class Measurements:
       missing: the reason why a metric could not be computed, by the metric's name.
       missing_for: more such reasons, for models that take too small a part of the clips, by the
         model's digest.
+      left_out: the names of metrics that nobody asked for.
     """
 
     settings: dict[str, Any]
@@ -100,6 +104,7 @@ class Measurements:
     values: dict[str, dict[int, dict[str, np.ndarray]]]
     missing: dict[str, str]
     missing_for: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
 
 class Store:
@@ -354,7 +359,7 @@ class _Wanted:
     def has_model(self, c: Contender, record: dict) -> bool:
         """Whether a model's record of a clip is complete; one that is not finite always is."""
         meters = self.of(c)
-        fields = {"psnr"} | {"ssim", "lpips"} - meters.missing.keys()
+        fields = {"psnr"} | {"ssim", "lpips"} - meters.missing.keys() - meters.left_out
         if meters.features is not None:
             fields |= {self.features, f"original {self.features}"}
             if not self.is_cut(c):
@@ -392,7 +397,8 @@ def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
         reasons = "\n".join(
             f"  {line_about(name, ValueError(why))}" for name, why in skipped.items()
         )
-        raise ValueError(f"none of the {len(known)} videos of {clips.source} is usable:\n{reasons}")
+        videos = counted(len(known), "video")
+        raise ValueError(f"none of {videos} of {clips.source} is usable:\n{reasons}")
 
     names = {wanted.features: "features", f"original {wanted.features}": "originals"}
 
@@ -409,6 +415,7 @@ def _gathered(store, clips, contenders, settings, wanted) -> Measurements:
         values={c.digest: {i: named(store.read(c.digest)[i]) for i in usable} for c in contenders},
         missing=wanted.meters.missing,
         missing_for=wanted.missing_for(),
+        left_out=wanted.meters.left_out,
     )
 
 

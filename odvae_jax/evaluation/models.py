@@ -26,7 +26,7 @@ from odvae_jax.checkpoints.native import CONFIG_FILE, digest
 from odvae_jax.checkpoints.pretrained import RUN_MODEL_FOLDER
 from odvae_jax.config import IMAGE_CHANNELS, without_scale
 from odvae_jax.evaluation.outside import Outside
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 from odvae_jax.inference import decode, encode
 from odvae_jax.parameters import Autoencoder, Config, named_parameters, with_config
 from odvae_jax.tiling import TemporalTiling
@@ -188,8 +188,8 @@ def _at_least_one(name, size, least):
     t, h, w = (n // m * m for n, m in zip(size, least, strict=True))
     if min(t, h, w) < 1:
         raise ValueError(
-            f"{name} takes no part of a clip of {size[0]} frames of {size[1]}×{size[2]}: it needs "
-            f"at least {least[0]} of {least[1]}×{least[2]}."
+            f"{name} takes no part of a clip of {counted(size[0], 'frame')} of "
+            f"{size[1]}×{size[2]}: it needs at least {least[0]} of {least[1]}×{least[2]}."
         )
     return t, h, w
 
@@ -311,7 +311,7 @@ def _whole_clips(model: Autoencoder, source: str) -> tuple[Autoencoder, tuple[st
         return model, ()
     said = (
         f"OPS-VAE takes clips whole here, as the release's script for reconstructions does, not in "
-        f"micro clips of {micro} frames, as its file says."
+        f"micro clips of {counted(micro, 'frame')}, as its file says."
     )
     logger.warning("%s: %s", printable(source), said)
     return with_config(model, micro_frames=None), (said,)

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from odvae_jax.data.video import EXTENSIONS, VideoInfo, find_videos, inspect_video, read_frames
 from odvae_jax.evaluation.clips import Clip, FixedClips
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 from odvae_jax.training.importing import import_named
 
 logger = logging.getLogger(__name__)
@@ -100,10 +100,10 @@ class Reconstructions(Outside):
             )
         if without := [name for name in names if self._file(name) is None]:
             logger.warning(
-                "%d of %d videos have no reconstruction in %s, and the work ends at the first of "
-                "them that can be read: %s",
+                "%d of %s have no reconstruction in %s, and the work ends at the first of them "
+                "that can be read: %s",
                 len(without),
-                len(names),
+                counted(len(names), "video"),
                 printable(self._folder),
                 ", ".join(map(printable, without[:_LISTED])),
             )
@@ -211,7 +211,7 @@ def _key(name: str) -> str:
 
 def _check_size(file: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if tuple(found) != tuple(expected):
-        shown = ["{} frames of {}×{}".format(*size) for size in (found, expected)]
+        shown = [f"{counted(t, 'frame')} of {h}×{w}" for t, h, w in (found, expected)]
         raise ValueError(
             f"{printable(file)} has {shown[0]}, expected {shown[1]}, the size of its clip: write "
             "it anew, or choose other --frames and --size."

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from odvae_jax.data.clips import Drawn, RandomClips, label_of
 from odvae_jax.data.sources import open_sources
 from odvae_jax.data.video import READ_TIMEOUT
 from odvae_jax.evaluation.clips import FixedClips, in_threads
-from odvae_jax.files import line_about, printable
+from odvae_jax.files import counted, line_about, printable
 
 SIZE = 32
 """The number of rows and of columns that the network sees."""
@@ -49,11 +49,13 @@ class LabelledClips(NamedTuple):
       frames: the clips, uint8 [N, T, H, W, 3].
       labels: the number of the class of each clip.
       names: the name of the video that each clip was cut out of.
+      columns: what the source says of each of these videos, by the name of the column.
     """
 
     frames: UInt8[np.ndarray, "n t h w 3"]
     labels: Int[np.ndarray, "n"]
     names: tuple[str, ...]
+    columns: tuple[Mapping[str, Any], ...]
 
 
 class Recogniser(nnx.Module):
@@ -140,26 +142,124 @@ def real_clips(
         drawn.append(one)
     labels = np.array([one.label for one in drawn], np.int32)
     names = tuple(one.video for one in drawn)
-    return LabelledClips(np.stack([one.clip for one in drawn]), labels, names)
+    columns = tuple(
+        clips.sources[which].columns(number) for which, number in (one.place for one in drawn)
+    )
+    return LabelledClips(np.stack([one.clip for one in drawn]), labels, names, columns)
 
 
-def check_apart(learnt: LabelledClips, test: LabelledClips, source: str) -> None:
-    """Checks that no clip that a network is tested with is of a video that it learns from.
+def check_test(learnt: LabelledClips, test: LabelledClips, source: str, other: str) -> None:
+    """Checks that clips can test a network: their classes are learnt, and their videos are not.
 
     Args:
       learnt: the clips that it learns from.
       test: those that it is tested with.
-      source: what names the source of these, for the message.
+      source: what names the source of `learnt`, for the message.
+      other: what names the source of `test`.
 
     Raises:
-      ValueError: if a video is in both.
+      ValueError: if a video is in both, or a class is not learnt.
     """
     known = set(learnt.names)
     if shared := [name for name in test.names if name in known]:
         raise ValueError(
-            f"{len(shared)} of the {len(test.names)} clips of {printable(source)} are of videos "
-            f"that the network learns from, such as {shared[0]}: test it with other videos."
+            f"{len(shared)} of the {counted(len(test.names), 'clip')} of {printable(other)} are of "
+            f"videos that the network learns from, such as {shared[0]}: test it with other videos."
         )
+    if unknown := sorted({*test.labels.tolist()} - {*learnt.labels.tolist()}):
+        raise ValueError(
+            f"{printable(other)} has clips of the classes {', '.join(map(str, unknown[:20]))}, and "
+            f"the {len(learnt.names)} of {printable(source)} are of none of these: learn from more "
+            "--clips, or from videos of all classes."
+        )
+
+
+def check_classes(
+    learnt: LabelledClips,
+    others: LabelledClips,
+    source: str,
+    other: str,
+    *,
+    label: str = LABEL,
+    names: str | None = None,
+) -> None:
+    """Checks that the numbers of classes stand for the same classes in two sets of clips.
+
+    That is told by the names of the classes. A column names them if every class has one name there,
+    and no two classes the same; a column in which each video has a text of its own names none. The
+    other clips have their names in a column of the same name or, as samples do, in "class". Without
+    names in both sets nothing is compared.
+
+    Args:
+      learnt: the clips that a network learns from.
+      others: clips that it is asked about.
+      source: what names the source of `learnt`, for the message.
+      other: what names the source of `others`.
+      label: the column with the number of the class.
+      names: the column of `learnt` with the name of the class; None takes whichever names them,
+        and an empty one compares nothing.
+
+    Raises:
+      ValueError: if a class of `others` has another name, or there is no column `names`.
+    """
+    if names == "":
+        return
+    known = _names_by_column(learnt, label)
+    if names is not None:
+        if not any(names in columns for columns in learnt.columns):
+            held = sorted({name for columns in learnt.columns for name in columns})
+            raise ValueError(
+                f"{printable(source)} has no column {names!r}; its columns are {held[:20]}."
+            )
+        known = {names: known[names]} if names in known else {}
+    wrong: list[tuple[int, str, str, str]] | None = None
+    for column, called in known.items():
+        shown = names_in(others, column) or names_in(others, NAME)
+        differing = [
+            (number, name, called[number], column)
+            for number, name in sorted(shown.items())
+            if number in called and called[number] != name
+        ]
+        if shown and (wrong is None or len(differing) < len(wrong)):
+            wrong = differing
+    if wrong:
+        number, found, wanted, column = wrong[0]
+        raise ValueError(
+            f"the class {number} is called {found!r:.80} in {printable(other)}, and {wanted!r:.80} "
+            f"in {printable(source)} (column {column!r}): the numbers must stand for the same "
+            "classes. --names tells another column with the names, and --names= compares none."
+        )
+
+
+def names_in(clips: LabelledClips, column: str = NAME) -> dict[int, str]:
+    """Returns the name of each class by its number, as the first clip of the class has it.
+
+    Args:
+      clips: the clips; a class that they name by its number has no name.
+      column: the column with the names.
+    """
+    found = {}
+    for number, columns in zip(clips.labels.tolist(), clips.columns, strict=True):
+        name = columns.get(column)
+        if name not in (None, "") and str(name) != str(number):
+            found.setdefault(number, str(name))
+    return found
+
+
+def _names_by_column(clips: LabelledClips, label: str) -> dict[str, dict[int, str]]:
+    """Returns the name of each class by the columns that name the classes."""
+    pairs: dict[str, set[tuple[int, str]]] = {}
+    for number, columns in zip(clips.labels.tolist(), clips.columns, strict=True):
+        for column, value in columns.items():
+            if column != label and isinstance(value, str) and value:
+                pairs.setdefault(column, set()).add((number, value))
+    found = {column: dict(sorted(some)) for column, some in pairs.items()}
+    return {
+        column: named
+        for column, named in found.items()
+        # One video of each class would make a name of whatever is said of it.
+        if len(named) == len(pairs[column]) == len({*named.values()}) < len({*clips.names})
+    }
 
 
 def train_recogniser(
@@ -271,19 +371,19 @@ class Samples:
                 reason = line_about(self._videos.name(number), error)
         raise ValueError(f"no video of {printable(self.source)} can be read: {reason}")
 
-    def read(self, classes: int) -> tuple[LabelledClips, dict[int, str]]:
-        """Returns the clips, scaled to 32 pixels, and the names of their classes by number.
+    def read(self, classes: Collection[int]) -> LabelledClips:
+        """Returns the clips, scaled to 32 pixels.
 
         What cannot be used is left out, and noted in `problems`.
 
         Args:
-          classes: the number of classes that the network knows.
+          classes: the numbers of the classes that the network knows.
 
         Raises:
           ValueError: if no video can be used.
         """
         clips = FixedClips(self.source, frames=self.frames, size=SIZE, timeout=self._timeout)
-        frames, labels, videos, names = [], [], [], {}
+        used = []
         for clip in clips.read_all(range(len(clips))):
             try:
                 label = label_of(self._videos, clip.index, self._label)
@@ -293,21 +393,26 @@ class Samples:
                 continue
             if clip.frames is None:
                 self.problems.append(clip.reason)
-            elif label >= classes:
+            elif label not in classes:
                 self.problems.append(
-                    f"{printable(clip.name)} has the class {label}; there are 0 to {classes - 1}."
+                    f"{printable(clip.name)} has the class {label}; there are {_listed(classes)}."
                 )
             else:
-                frames.append(clip.frames)
-                labels.append(label)
-                videos.append(clip.name)
-                names.setdefault(label, str(columns.get(NAME, label)))
-        if not frames:
+                used.append((clip.frames, label, clip.name, columns))
+        if not used:
             raise ValueError(
                 f"no video of {printable(self.source)} can be used: {self.problems[0]}"
             )
-        made = LabelledClips(np.stack(frames), np.array(labels, np.int32), tuple(videos))
-        return made, names
+        frames, labels, videos, said = zip(*used, strict=True)
+        return LabelledClips(np.stack(frames), np.array(labels, np.int32), videos, said)
+
+
+def _listed(classes: Collection[int]) -> str:
+    """Returns the numbers of classes as a message names them."""
+    least, most = min(classes), max(classes)
+    if len(classes) == most - least + 1:
+        return f"{least} to {most}"
+    return ", ".join(map(str, sorted(classes)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from odvae_jax.evaluation.measure import METRICS, Measurements
 from odvae_jax.evaluation.models import Contender, parameter_count
-from odvae_jax.files import line_about, printable
+from odvae_jax.files import counted, line_about, printable
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 FEW_CLIPS = 400
@@ -84,6 +84,7 @@ class Results:
       skipped: the reason why a video could not be used, by the video's name.
       missing: the reason why a metric could not be computed, by the metric's name.
       absent: the reason why a model was not there, by its label.
+      left_out: the names of metrics that nobody asked for; no table has a column for them.
     """
 
     settings: dict[str, Any]
@@ -91,6 +92,12 @@ class Results:
     skipped: dict[str, str]
     missing: dict[str, str]
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics that were asked for, in the order of a table's columns."""
+        return [name for name in TITLES if name not in self.left_out]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,10 +118,12 @@ def summarise(measurements: Measurements, contenders: Sequence[Contender]) -> Re
     some = [clips for clips in finite.values() if clips]
     common = sorted(set.intersection(*some)) if some else []
     rows = [_row(c, measurements, common if finite[c.digest] else []) for c in contenders]
-    missing = dict(measurements.missing)
-    if len(common) < 2:
+    missing, left_out = dict(measurements.missing), measurements.left_out
+    if len(common) < 2 and "rfvd" not in left_out:
         missing.setdefault("rfvd", "needs two clips at least")
-    return Results(measurements.settings, tuple(rows), measurements.skipped, missing)
+    return Results(
+        measurements.settings, tuple(rows), measurements.skipped, missing, left_out=left_out
+    )
 
 
 def first_of_group(frames: int, tiling: int | None) -> Bool[np.ndarray, " t"]:
@@ -141,7 +150,7 @@ def _row(c: Contender, measurements: Measurements, clips: list[int]) -> Row:
     size = c.taken(*shape)
     starts = first_of_group(size[0], settings["tiling"])
     missing = measurements.missing_for.get(c.digest, {})
-    absent = measurements.missing.keys() | missing.keys()
+    absent = measurements.missing.keys() | missing.keys() | measurements.left_out
     scores, first, rest, by_frame = {}, {}, {}, {}
     by_clip: dict[str, dict[str, float]] = {names[i]: {} for i in clips}
     for metric in METRICS:
@@ -185,11 +194,12 @@ def _interval(means) -> Score:
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Returns titles and rows of a table like Table 1.
 
-    A metric that could not be computed is marked "missing", and so is a model that is not there.
+    A metric that could not be computed is marked "missing", and so is a model that is not there. A
+    metric that nobody asked for has no column.
     """
-    titles = ["model", *DESCRIBED, *TITLES.values()]
+    titles = ["model", *DESCRIBED, *(TITLES[metric] for metric in results.metrics)]
     rows = [
-        [row.contender.title, *described(row, results.shape), *scored(row, TITLES)]
+        [row.contender.title, *described(row, results.shape), *scored(row, results.metrics)]
         for row in results.rows
     ]
     rows += [[label] + ["missing"] * (len(titles) - 1) for label in results.absent]
@@ -221,12 +231,13 @@ def scored(row: Row, metrics: Iterable[str]) -> list[str]:
 
 def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
     """Returns titles and rows of a table of means over first frames of groups and over others."""
-    titles = ["model", *(f"{TITLES[m]}, {part}" for m in METRICS for part in ("first", "rest"))]
+    metrics = [m for m in METRICS if m not in results.left_out]
+    titles = ["model", *(f"{TITLES[m]}, {part}" for m in metrics for part in ("first", "rest"))]
     rows = []
     for row in results.rows:
         cells = [
             "–" if m not in part or np.isnan(part[m]) else f"{part[m]:.{DIGITS[m]}f}"
-            for m in METRICS
+            for m in metrics
             for part in (row.first, row.rest)
         ]
         rows.append([row.contender.title, *cells])
@@ -235,7 +246,8 @@ def first_and_rest(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def by_clip(results: Results) -> tuple[list[str], list[list[str]]]:
     """Returns titles and rows of a table of the PSNR and the LPIPS of every clip."""
-    metrics = [m for m in ("psnr", "lpips") if m not in results.missing]
+    absent = results.missing.keys() | results.left_out
+    metrics = [m for m in ("psnr", "lpips") if m not in absent]
     rows = [row for row in results.rows if row.by_clip]
     titles = ["clip", *(f"{r.contender.label}, {TITLES[m]}" for m in metrics for r in rows)]
     names = list(rows[0].by_clip) if rows else []
@@ -281,8 +293,8 @@ def notes(results: Results) -> list[str]:
     start = settings["start"]
     place = "the last frames" if start is None else f"from frame {start}"
     said.append(
-        f"{max(clips)} clips of {settings['frames']} frames{step}, {size}, {place} of "
-        f"{printable(settings['data'])}{tiling}. Means over frames and clips, in "
+        f"{counted(max(clips), 'clip')} of {counted(settings['frames'], 'frame')}{step}, {size}, "
+        f"{place} of {printable(settings['data'])}{tiling}. Means over frames and clips, in "
         "parentheses 95% bootstrap intervals over clips."
     )
     said += _about_columns(results)
@@ -296,7 +308,7 @@ def notes(results: Results) -> list[str]:
             if max(clips) < FEW_CLIPS
             else ""
         )
-        said.append(f"rFVD of {max(clips)} clips{few}.")
+        said.append(f"rFVD of {counted(max(clips), 'clip')}{few}.")
     said += [f"{TITLES[name][:-2]} is missing: {why}." for name, why in results.missing.items()]
     said += [f"{label} is missing: {why.rstrip('.')}." for label, why in results.absent.items()]
     for row in results.rows:
@@ -309,12 +321,12 @@ def notes(results: Results) -> list[str]:
         ]
         if row.not_finite:
             said.append(
-                f"{row.contender.label}: the reconstruction of {len(row.not_finite)} clips is not "
-                f"finite, and they are in no model's mean: "
+                f"{row.contender.label}: the reconstruction of "
+                f"{counted(len(row.not_finite), 'clip')} is not finite, and in no model's mean: "
                 f"{', '.join(map(printable, row.not_finite))}."
             )
     if results.skipped:
-        said.append(f"{len(results.skipped)} videos were skipped:")
+        said.append(f"{counted(len(results.skipped), 'video was', 'videos were')} skipped:")
         said += [f"  {line_about(n, ValueError(why))}" for n, why in results.skipped.items()]
     return said
 

@@ -42,13 +42,13 @@ def load_meters(
       FileNotFoundError: if `i3d` is given and cannot be loaded.
       ValueError: if `i3d` is given and is not trusted, or is no TorchScript file.
     """
-    lpips, features, missing = None, None, {}
+    lpips, features, missing, left_out = None, None, {}, frozenset()
     try:
         lpips = load_lpips("alex")
     except FileNotFoundError as error:
         missing["lpips"] = str(error).rstrip(".")
     if not fvd:
-        missing["rfvd"] = "it was not asked for"
+        left_out = frozenset({"rfvd"})
     elif i3d:
         features = TorchI3D(i3d, trust_torchscript=trust_torchscript)
     else:
@@ -56,7 +56,7 @@ def load_meters(
             features = load_i3d()
         except FileNotFoundError as error:
             missing["rfvd"] = str(error).rstrip(".")
-    return Meters(lpips, features, missing)
+    return Meters(lpips, features, missing, left_out)
 
 
 def evaluate(

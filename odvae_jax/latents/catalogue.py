@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from odvae_jax.data.finding import check_regular
-from odvae_jax.files import one_line
+from odvae_jax.files import counted, one_line
 from odvae_jax.latents.description import DATASET, Description, read_description
 from odvae_jax.latents.records import NUMPY, Record, unpack_record
 from odvae_jax.latents.schema import LatentsError, compression
@@ -68,7 +68,9 @@ def open_dataset(folder: Folder, *, strict: bool = False) -> Opened:
         shards[numbers[_bucket_of(index)]].append((index, mask))
         found += int(mask.sum())
     if description.records not in (None, found):
-        problems[DATASET] = f"{DATASET} promises {description.records} records; {found} are there."
+        problems[DATASET] = (
+            f"{DATASET} promises {counted(description.records, 'record')}; there are {found}."
+        )
     problems = {name: f"{folder.name}/{problem}" for name, problem in problems.items()}
     if strict and problems:
         raise LatentsError(next(iter(problems.values())))
@@ -219,5 +221,5 @@ def _opened(path: Path, count: int) -> Any:
     # Records are read here and there, so groups of records read ahead would be wasted.
     reader = ArrayRecordReader(os.fsencode(path), options="readahead_buffer_size:0")
     if not reader.ok() or reader.num_records() != count:  # one that was cut short seems empty
-        raise ValueError(f"the shard has {reader.num_records()} of {count} records")
+        raise ValueError(f"the shard has {reader.num_records()} of {counted(count, 'record')}")
     return reader

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
+from odvae_jax.files import counted
 from odvae_jax.latents.catalogue import Catalogue, Opened, open_dataset
 from odvae_jax.latents.description import Description
 from odvae_jax.latents.scale import Scale
@@ -165,8 +166,8 @@ class LatentDataset:
         if self._window % count or self._stride % count:
             raise LatentsError(
                 f"window={self._window} and stride={self._stride}: {name} has micro clips of "
-                f"{micro} frames, of which no part can be decoded: take multiples of {count} "
-                "latent frames, or leave out window."
+                f"{counted(micro, 'frame')}, of which no part can be decoded: take multiples of "
+                f"{count} latent frames, or leave out window."
             )
 
     def _count_items(self) -> None:
@@ -193,14 +194,15 @@ class LatentDataset:
         name, found = opened.folder.name, len(self._catalogue)
         self.note(opened.problems)
         if not self.finished:
-            logger.warning("%s is unfinished: %d records are read", name, found)
+            records = counted(found, "record is", "records are")
+            logger.warning("%s is unfinished: %s read", name, records)
         if self.too_short:
             logger.warning(
-                "%s: %d of %d records are left out, since they are shorter than %d latent frames",
+                "%s: %d of %s left out, shorter than %s",
                 name,
                 self.too_short,
-                found,
-                self._window,
+                counted(found, "record is", "records are"),
+                counted(self._window, "latent frame"),
             )
 
     @functools.cached_property

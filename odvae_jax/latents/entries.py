@@ -34,6 +34,8 @@ class Cut:
         the bucket says.
       stride: the distance between the frames of a clip, in frames of the video.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
+      spread: whether a clip's frames are evenly spread over `frames` times `stride` frames of the
+        video, or over all of a shorter one, as Latte's are; not with `fps` or `buckets`.
       hop: the distance between the beginnings of two clips, in frames of the video. None lets one
         clip begin where the one before ends.
       clips_per_video: the number of clips per video, evenly spread over it, instead of `hop`.
@@ -58,6 +60,7 @@ class Cut:
     buckets: tuple[Size, ...] = ()
     mirror: bool = False
     longest: float | None = None
+    spread: bool = False
 
     def __post_init__(self):
         for name in ("frames", "stride", "fps", "hop", "clips_per_video", "size", "longest"):
@@ -71,6 +74,10 @@ class Cut:
             )
         if self.hop and self.clips_per_video:
             raise ValueError("hop and clips_per_video are two ways to choose clips: give one.")
+        if self.spread and (not self.frames or self.fps):
+            raise ValueError(
+                "spread is about clips of a number of frames: give frames, and no fps."
+            )
         whole = not (self.frames or self.buckets)
         for name in ("hop", "clips_per_video", "fps"):
             if whole and getattr(self, name):
@@ -84,11 +91,14 @@ class Cut:
         stride = (self.stride, self.stride)
         if self.buckets:
             return Sampling(frames, None, stride, self.fps, cover=(size.height, size.width))
-        return Sampling(frames, self.short_side or self.size, stride, self.fps)
+        side = self.short_side or self.size
+        return Sampling(frames, side, stride, self.fps, spread=self.spread)
 
     def to_dict(self) -> dict:
         """Returns the fields as values that JSON can hold."""
         fields = dataclasses.asdict(self)
+        if not self.spread:  # datasets were written before there was a choice
+            del fields["spread"]
         return {**fields, "buckets": [str(size) for size in self.buckets]}
 
 
@@ -237,13 +247,16 @@ def _clips_of(source: Source, cut: Cut, video: int) -> _Looked:
         count = min(cut.clips_per_video, places)
         starts = [(2 * i + 1) * places // (2 * count) for i in range(count)]
     else:
-        starts = list(range(0, places, cut.hop or max(round(span(size.frames)), 1)))
+        whole = size.frames * cut.stride if cut.spread else round(span(size.frames))
+        starts = list(range(0, places, cut.hop or max(whole, 1)))
     fps = cut.fps or header.fps / cut.stride
     return _Looked(size, starts, len(starts) * size.frames / fps)
 
 
 def _span(cut: Cut, rate: float, frames: int) -> float:
-    """The number of frames of the video that a clip spans."""
+    """The number of frames of the video that a clip spans, at least."""
+    if cut.spread:
+        return frames
     if cut.fps is not None:
         return (frames - 1) / cut.fps * rate + 1
     return (frames - 1) * cut.stride + 1

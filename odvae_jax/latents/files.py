@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 
 from odvae_jax import digests
 from odvae_jax.data.finding import check_regular, find_files
-from odvae_jax.files import WholeFile, one_line, printable
+from odvae_jax.files import WholeFile, counted, one_line, printable
 from odvae_jax.latents.records import as_stored
 from odvae_jax.latents.schema import (
     DTYPES,
@@ -197,7 +197,8 @@ class LatentsFile:
             check_array(self.info, self._slice.get_dtype(), self.shape)
             if self.has_digests and len(self._digests) != -(-self.shape[0] // self._block):
                 raise LatentsError(
-                    f"it has {len(self._digests)} digests for {self.shape[0]} frames"
+                    f"it has {counted(len(self._digests), 'digest')} for "
+                    f"{counted(self.shape[0], 'frame')}"
                 )
         except LatentsError as error:
             raise LatentsError(f"{self._name} is damaged: {one_line(error)}.") from error

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from odvae_jax.files import counted
 from odvae_jax.scale import Scale
 
 FORMAT = "odvae_jax latents 3"
@@ -72,7 +73,8 @@ class LatentsInfo:
       columns: what else the source says of the video, such as a caption, by the column's name.
       place: where in the source the clip is from: "video" is the number of the video, "start" the
         first frame that a clip begins with (of a video as a whole 0), "stride" the distance between
-        the clip's frames in frames of the video (None if the clip was cut at a rate of its own),
+        the clip's frames in frames of the video (None if the clip was cut at a rate of its own, or
+        is spread over a window),
         "mirrored" whether left and right are exchanged.
         None for files of videos as a whole.
       time_compression: the number of frames per latent frame. None takes what the config says, as
@@ -285,7 +287,8 @@ def _check_together(info: LatentsInfo) -> None:
         _check_sums(info.statistics, channels)
     if scale.measured and len(scale.mean) != channels:
         raise LatentsError(
-            f"config.latents_mean has {len(scale.mean)} values for {channels} channels"
+            f"config.latents_mean has {counted(len(scale.mean), 'value')} for "
+            f"{counted(channels, 'channel')}"
         )
     if (info.seed is None) != (info.content != "sample"):
         raise LatentsError(f"seed is {info.seed} for the content {info.content!r}")
@@ -316,7 +319,8 @@ def _check_sums(sums: Mapping[str, Any], channels: int) -> None:
     for name in ("mean", "square", "variance"):
         if len(sums[name]) != channels:
             raise LatentsError(
-                f"statistics.{name} has {len(sums[name])} values; the model has {channels} channels"
+                f"statistics.{name} has {counted(len(sums[name]), 'value')}; the model has "
+                f"{counted(channels, 'channel')}"
             )
     most = [sums["count"] * square for square in sums["square"]]  # Cauchy and Schwarz
     if any(m * m > bound * (1 + 1e-6) + 1e-9 for m, bound in zip(sums["mean"], most, strict=True)):

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 
+from odvae_jax.files import counted
 from odvae_jax.latents.catalogue import Opened, open_dataset
 from odvae_jax.latents.description import PROBLEMS, Bucket
 from odvae_jax.latents.shards import SHARD, total_statistics
@@ -42,7 +43,8 @@ class BucketSummary:
     def __str__(self):
         hours = f"{self.seconds / 3600:.2f} hours"
         return (
-            f"{self.name}: {self.records} records of {self.entries} entries, {self.frames} frames, "
+            f"{self.name}: {counted(self.records, 'record')} of "
+            f"{counted(self.entries, 'entry', 'entries')}, {counted(self.frames, 'frame')}, "
             f"{hours}, {self.bytes / 1e6:.1f} MB"
         )
 
@@ -72,8 +74,9 @@ class Summary:
     def __str__(self):
         records = sum(bucket.records for bucket in self.buckets)
         state = "" if self.finished else " (unfinished)"
-        lines = [f"{self.name}{state}: {records} records, {self.model}"]
-        lines += [f"{count} videos left out: {reason}" for reason, count in self.left_out.items()]
+        lines = [f"{self.name}{state}: {counted(records, 'record')}, {self.model}"]
+        left_out = self.left_out.items()
+        lines += [f"{counted(count, 'video')} left out: {reason}" for reason, count in left_out]
         for bucket in self.buckets:
             lines.append(str(bucket))
             if bucket.statistics.count and len(self.buckets) > 1:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from odvae_jax.checks import check_array
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 from odvae_jax.metrics.torchscript import TorchScriptNetwork
 from odvae_jax.metrics.weights import digest_of_files
 from odvae_jax.parameters import check_finite, differences
@@ -178,7 +178,7 @@ class TorchC3D(TorchScriptNetwork):
         if p.ndim != 2 or len(p) != len(video) or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
             raise ValueError(
                 f"{self.name} returned no probabilities of classes, {list(p.shape)} for "
-                f"{len(video)} clips; expected {TORCHSCRIPT} of StyleGAN-V."
+                f"{counted(len(video), 'clip')}; expected {TORCHSCRIPT} of StyleGAN-V."
             )
         return p
 

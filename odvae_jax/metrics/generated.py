@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 from odvae_jax.metrics.c3d import FRAMES
 from odvae_jax.metrics.clip_sets import (
     COUNT,
@@ -75,7 +75,8 @@ class Comparison:
       reals: the set of real clips.
       generated: the set of generated clips.
       scores: the numbers, in the order of the table.
-      missing: the reason why a metric could not be computed, by the metric's name.
+      missing: the reason why a metric could not be computed, by the metric's name. One that
+        nobody asked for is neither here nor in `scores`.
     """
 
     reals: ClipSet
@@ -119,10 +120,11 @@ def compare(reals: ClipSet, generated: ClipSet, *, sizes: Sequence[int] = SIZES)
         least = _SPLITS if metric == "is10" else 1 if metric == "is" else 2
         few = [s for s in sets if len(s.names) < least]
         if lacking:
-            missing[metric] = lacking[0] or "it was not asked for"
+            if why := next(filter(None, lacking), None):
+                missing[metric] = why
         elif few:
             found = " and ".join(f"{len(s.names)} {s.what}" for s in few)
-            missing[metric] = f"needs {least} finite clips of a kind; there are {found}"
+            missing[metric] = f"needs {counted(least, 'finite clip')} of a kind; found {found}"
         else:
             scores += _scores(metric, [s.vectors[part] for s in sets], sizes)
     if bad := sorted({s.metric for s in scores if not np.isfinite(s.value)}):
@@ -179,7 +181,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             if s.deviation is not None:
                 value += f" ± {s.deviation:.{DIGITS}f}"
             rows.append([title, str(s.reals) if s.reals else "–", str(s.generated), value])
-        if not found:
+        if metric in comparison.missing:
             rows.append([title, "–", "–", "missing"])
     return ["metric", "real clips", "generated clips", "value"], rows
 
@@ -189,20 +191,21 @@ def notes(comparison: Comparison) -> list[str]:
     reals, made = comparison.reals, comparison.generated
     distinct = len(set(reals.names))
     said = [
-        f"{len(made.names)} generated clips and {len(reals.names)} real ones of {distinct} videos, "
-        f"{_size(made)}."
+        f"{counted(len(made.names), 'generated clip')} and "
+        f"{counted(len(reals.names), 'real one')} of {counted(distinct, 'video')}, {_size(made)}."
     ]
     for s in (reals, made):
         found = len(s.names) + len(s.not_finite)
         if found < s.asked:
-            said.append(f"{s.asked} {s.what} clips were asked for; {found} were found.")
+            asked = counted(s.asked, f"{s.what} clip was", f"{s.what} clips were")
+            said.append(f"{asked} asked for; {counted(found, 'was', 'were')} found.")
         if s.not_finite:
             listed = ", ".join(map(printable, s.not_finite[:_NAMED]))
             more = len(s.not_finite) - _NAMED
             listed += f" and {more} more" if more > 0 else ""
             said.append(
-                f"{len(s.not_finite)} of {found} {s.what} clips are not finite, and are in no "
-                f"number: {listed}."
+                f"{len(s.not_finite)} of {counted(found, f'{s.what} clip')} are not finite, and "
+                f"are in no number: {listed}."
             )
     if min(len(reals.names), len(made.names)) < COUNT:
         said.append(
@@ -259,4 +262,4 @@ def _scores(metric: str, vectors: list[np.ndarray], sizes: Sequence[int]) -> lis
 
 def _size(clips: ClipSet) -> str:
     frames, height, width = clips.shape
-    return f"{frames} frames of {height}×{width}"
+    return f"{counted(frames, 'frame')} of {height}×{width}"

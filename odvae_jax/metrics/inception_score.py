@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from odvae_jax.checks import check_array
+from odvae_jax.files import counted
 
 _LEAST = 1e-20  # added to probabilities before their logarithm, as TGANv2 does
 _FROM_ONE = 1e-3  # how far the sum of a sample's probabilities may be from 1
@@ -53,7 +54,7 @@ def inception_score(
             "sum is 1."
         )
     if not 1 <= splits <= len(p):
-        raise ValueError(f"{len(p)} samples cannot be cut into {splits} splits.")
+        raise ValueError(f"{counted(len(p), 'sample')} cannot be cut into {splits} splits.")
     if seed is not None:
         p = p[np.random.RandomState(seed).permutation(len(p))]
     edges = [len(p) * i // splits for i in range(splits + 1)]

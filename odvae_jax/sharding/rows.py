@@ -38,5 +38,6 @@ def check_rows(name: str, shape: tuple[int, ...], sharding: Any, compression: in
         most = max(h // (LEAST_ROWS * compression), 1)
         raise ValueError(
             f"{name} has {rows} of its {h} rows on each device; at least "
-            f"{LEAST_ROWS * compression} are needed: spread the rows over at most {most} devices."
+            f"{LEAST_ROWS * compression} are needed: spread the rows over fewer devices, "
+            f"{most} at most."
         )

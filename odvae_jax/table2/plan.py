@@ -17,7 +17,7 @@ from odvae_jax.evaluation.table1 import Listed, read_list
 from odvae_jax.files import printable
 from odvae_jax.latents.records import NUMPY
 from odvae_jax.training import fields
-from odvae_jax.training.denoising import denoiser_model_config
+from odvae_jax.training.denoising import denoiser_config, denoiser_model_config
 
 ENCODE, MEASURE = "encode", "measure"
 """The first and the last stage of an arm."""
@@ -195,7 +195,11 @@ def check_continues(begun: dict, config: ml_collections.ConfigDict, where: str) 
     Raises:
       ValueError: if they differ. The message lists the fields.
     """
-    before, now = fields.flat(begun), fields.flat(as_json(config))
+    # A field that there was not yet has its default.
+    usual = denoiser_config()
+    usual.table2 = default_table2()
+    before = fields.flat(as_json(usual)) | fields.flat(begun)
+    now = fields.flat(as_json(config))
     differing = [
         name
         for name in sorted(before.keys() | now.keys())

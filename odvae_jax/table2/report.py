@@ -19,7 +19,7 @@ from odvae_jax.evaluation.models import parameter_count
 from odvae_jax.evaluation.paper import TABLE_2, TABLE_4, Generation
 from odvae_jax.evaluation.results import as_markdown, as_text, escaped
 from odvae_jax.evaluation.table1 import Listed
-from odvae_jax.files import printable, write_whole
+from odvae_jax.files import counted, printable, write_whole
 from odvae_jax.metrics.generated import DIGITS, TITLES
 from odvae_jax.table2.plan import (
     ENCODE,
@@ -228,13 +228,23 @@ def _along(results: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     return titles, rows
 
 
+def _apart(data) -> str:
+    """How far apart the frames of a clip are."""
+    if data.spread:
+        return f"evenly spread over up to {data.frames * data.stride} frames"
+    return f"{counted(data.stride, 'frame')} apart"
+
+
 def _notes(config, results: Sequence[ArmResult]) -> list[str]:
     """What a reader of the table has to know; what several arms say alike, once."""
     table, data = config.table2, config.data
-    sampled = f"{table.sampling_steps} steps, guidance {table.guidance:g}, seed {config.seed}"
+    sampled = (
+        f"{counted(table.sampling_steps, 'step')}, guidance {table.guidance:g}, seed {config.seed}"
+    )
     lines = [
-        f"Clips of {data.frames} frames of {data.size}×{data.size}, {data.stride} frames apart; "
-        f"latents are encoded once, {table.clips_per_video} clip(s) per video. Samples: {sampled}.",
+        f"Clips of {counted(data.frames, 'frame')} of {data.size}×{data.size}, "
+        f"{_apart(data)}; latents are encoded once, "
+        f"{counted(table.clips_per_video, 'clip')} per video. Samples: {sampled}.",
         "Seconds are those of training alone, without encoding, compiling, measuring and saving.",
     ]
     if table.tiling:
@@ -319,7 +329,7 @@ def _page(workdir: Path, results: Sequence[ArmResult], table, along, lines, file
             parts += ["<h2>Real clips</h2>", page.figure(clips / "real.mp4", "", plays=True)]
         video = clips / f"generated-{len(result.points) - 1}.mp4"
         if video.exists():
-            caption = f"Samples after {result.points[-1].steps} steps"
+            caption = f"Samples after {counted(result.points[-1].steps, 'step')}"
             parts.append(f"<h2>{html.escape(printable(result.label))}</h2>")
             parts.append(page.figure(video, caption, plays=True))
     return page.whole("Table 2", parts)

@@ -118,7 +118,7 @@ def _checked(config, workdir) -> tuple[Path, list]:
     plan.check(config)
     arms = plan.list_arms(config)
     data = config.data
-    clips = {"frames": data.frames, "size": data.size, "stride": data.stride}
+    clips = {"frames": data.frames, "size": data.size, "stride": data.stride, "spread": data.spread}
     for path in dict.fromkeys((data.path, config.table2.reals or data.path)):
         DrawnClips(path, **clips)  # opens it, and reads nothing
     return Path(workdir), arms

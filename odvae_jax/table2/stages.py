@@ -19,7 +19,7 @@ from odvae_jax.diffusion import Latte
 from odvae_jax.evaluation.drawn import DrawnClips, GeneratedClips
 from odvae_jax.evaluation.generated import FEATURES_FOLDER, as_json, evaluate_generated, notes
 from odvae_jax.evaluation.table1 import Listed, load_listed
-from odvae_jax.files import one_line, printable, write_whole
+from odvae_jax.files import counted, one_line, printable, write_whole
 from odvae_jax.latents.entries import Cut
 from odvae_jax.metrics.clip_sets import Networks
 from odvae_jax.metrics.feature_cache import FeatureCache
@@ -256,6 +256,7 @@ class _Work:
         cut = Cut(
             frames=data.frames,
             stride=data.stride,
+            spread=data.spread,
             clips_per_video=table.clips_per_video,
             short_side=data.short_side,
             size=data.size,
@@ -329,7 +330,9 @@ class _Work:
         outcome = sample_files(*given, devices=devices)
         problems = list(outcome.problems.values())
         if not outcome.done + outcome.skipped:
-            raise ValueError(f"all {len(problems)} samples came to nothing: {problems[0]}")
+            raise ValueError(
+                f"none of {counted(len(problems), 'sample')} came to anything: {problems[0]}"
+            )
         return {"videos": outcome.done + outcome.skipped, "problems": problems}
 
     def measure(self, networks: Networks) -> dict[str, Any]:
@@ -337,10 +340,11 @@ class _Work:
         config, table = self._config, self._config.table2
         shape = {"frames": config.data.frames, "size": config.data.size}
         shape["timeout"] = config.data.read_timeout or None
+        how = {"stride": config.data.stride, "spread": config.data.spread}
         steps = milestones(config)
         results, _ = evaluate_generated(
-            {f"{n} steps": GeneratedClips(self._samples(n), **shape) for n in steps},
-            DrawnClips(table.reals or config.data.path, stride=config.data.stride, **shape),
+            {counted(n, "step"): GeneratedClips(self._samples(n), **shape) for n in steps},
+            DrawnClips(table.reals or config.data.path, **how, **shape),
             networks,
             count=table.count,
             output=self._folder / MEASURED,

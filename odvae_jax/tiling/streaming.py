@@ -10,6 +10,7 @@ from jaxtyping import Array, Shaped
 
 from odvae_jax.checks import check_streams
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.files import counted
 from odvae_jax.layers.carry import START
 from odvae_jax.tiling.parts import Part, joined
 from odvae_jax.types import whole_numbers
@@ -45,8 +46,8 @@ class Streaming:
         if self.chunk < step or self.chunk % step:
             nearest = step * max(round(self.chunk / step), 1)
             raise ValueError(
-                f"a chunk of {self.chunk} frames is not a multiple of {step}; the nearest is "
-                f"{nearest}."
+                f"a chunk of {counted(self.chunk, 'frame')} is not a multiple of {step}; the "
+                f"nearest is {nearest}."
             )
 
     @property

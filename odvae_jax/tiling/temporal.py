@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from odvae_jax.config import ODVAEConfig
+from odvae_jax.files import counted
 from odvae_jax.tiling.parts import Part, joined
 from odvae_jax.types import whole_numbers
 
@@ -41,8 +42,8 @@ class TemporalTiling:
         if self.group < step + 1 or (self.group - 1) % step:
             nearest = step * max(round((self.group - 1) / step), 1) + 1
             raise ValueError(
-                f"a group of {self.group} frames is not {step}k + 1 with k at least 1; the nearest "
-                f"is {nearest}."
+                f"a group of {counted(self.group, 'frame')} is not {step}k + 1 with k at least 1; "
+                f"the nearest is {nearest}."
             )
 
     @property

@@ -20,7 +20,7 @@ from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.sources import Source
 from odvae_jax.data.video import VideoError
 from odvae_jax.diffusion import LatteConfig, TrainedOn
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 from odvae_jax.latents import LatentDataset, LatentsError, Scale
 from odvae_jax.latents.chosen import is_dataset
 from odvae_jax.latents.description import Bucket, Description, read_description
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 """A batch on the host: "latents" or "clips", and "labels" with classes."""
 _NAMED = 5  # videos that a warning lists
 _OF_VIDEOS = ("validation_path", "frames", "size", "short_side", "stride", "stride_max", "crop")
-_OF_VIDEOS += ("flip", "max_unusable", "read_timeout")
+_OF_VIDEOS += ("spread", "flip", "max_unusable", "read_timeout")
 _OF_LATENTS = ("holdout", "window_stride")
 _VALIDATION_SEED = 2**30  # of the videos that a run measures itself on
 
@@ -307,6 +307,7 @@ class EncodedVideos(Data):
             short_side=data.short_side,
             seed=seed,
             stride=(data.stride, max(data.stride, data.stride_max)),
+            spread=data.spread,
             crop=data.crop,
             flip=flip,
             max_unusable=data.max_unusable,
@@ -340,8 +341,8 @@ class EncodedVideos(Data):
                 "" if len(empty) <= _NAMED else ", …"
             )
             logger.warning(
-                "%d videos have no label in the column %r and are left out: %s",
-                len(empty),
+                "%s left out, without a label in the column %r: %s",
+                counted(len(empty), "video is", "videos are"),
                 column,
                 listed,
             )
@@ -409,9 +410,8 @@ class DenoiserFeeds(Feeds):
         before = position.get("items", count)
         if before != count:
             logger.warning(
-                "the run reads %d items, where %d were read before: their order is another from "
-                "here on",
-                count,
+                "the run reads %s, where %d were read before: their order is another from here on",
+                counted(count, "item"),
                 before,
             )
         self.position = {"next": position.get("next", 0), "items": count}

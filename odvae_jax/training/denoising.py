@@ -64,6 +64,9 @@ def denoiser_config() -> ml_collections.ConfigDict:
                 "short_side": 256,
                 "stride": 3,
                 "stride_max": 3,
+                # Latte's rule: the frames of a clip are evenly spread over a window of `frames`
+                # times the stride frames of the video, or over all of a shorter video.
+                "spread": False,
                 "crop": "centre",
                 "flip": True,
                 "max_unusable": 0.2,
@@ -100,6 +103,68 @@ def denoiser_config() -> ml_collections.ConfigDict:
         }
     )
     return config
+
+
+def recipe_config(name: str) -> ml_collections.ConfigDict:
+    """The fields with which a denoiser is trained on one set of videos, with any autoencoder.
+
+    "ucf101" and "sky" are the paper's Latte-XL/2 on UCF101 and SkyTimelapse. "shapes" is a denoiser
+    of 4 million parameters on drawn clips of 17 frames of 64×64. Every other field is that of
+    `denoiser_config`.
+
+    Args:
+      name: "ucf101", "sky" or "shapes".
+
+    Raises:
+      ValueError: if there is no recipe of this name.
+    """
+    recipes = {"ucf101": _ucf101, "sky": _sky, "shapes": _shapes}
+    if name not in recipes:
+        raise ValueError(f"recipe {name!r} is not known; there are {list(recipes)}.")
+    config = denoiser_config()
+    recipes[name](config)
+    return config
+
+
+def _ucf101(config):
+    config.model.classes = 101
+    config.data.path = "ucf101:UCF-101"
+    config.data.label = "label"
+    config.data.names = "class"
+    # Most videos are too short for 81 frames at a stride of 3.
+    config.data.stride = 1
+    config.optimizer.clip_from = 100_000
+
+
+def _sky(config):
+    config.data.path = "sky-timelapse:sky_train:least=244"
+    config.data.flip = False
+    config.optimizer.clip_from = 20_000
+
+
+def _shapes(config):
+    config.model = LatteConfig(
+        depth=6, width=192, heads=6, frames=5, rows=8, columns=8, classes=8, process="flow"
+    ).to_dict()
+    config.data.path = "moving-shapes"
+    config.data.frames = 17
+    config.data.size = 64
+    config.data.short_side = 64
+    config.data.stride = 2
+    config.data.flip = False  # left and right are classes
+    config.data.scale = "channels"
+    config.data.label = "label"
+    config.data.names = "motion"
+    config.batch_size = 32
+    config.steps = 2000
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.b2 = 0.99
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.clip_from = 0
+    config.optimizer.warmup_steps = 50
+    config.ema_decay = 0.995
+    config.ema_warmup = True
+    config.log_every = 25
 
 
 def denoiser_model_config(config: ml_collections.ConfigDict) -> LatteConfig:

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from odvae_jax.compilation import DeviceMemoryError, bytes_needed, is_too_large, room_on
-from odvae_jax.files import BusyError, one_line, write_whole
+from odvae_jax.files import BusyError, counted, one_line, write_whole
 from odvae_jax.sharding import replicated, state_shardings
 from odvae_jax.training import fields
 from odvae_jax.training.checkpoints import CONFIG_FILE, Checkpoints, begun_config, has_checkpoint
@@ -156,7 +156,7 @@ def _carry_out(task: Task, workdir: Path, continues: bool, stop, lock: RunLock, 
         del initial
         first = int(state.step)
         if first >= config.steps:
-            logger.info("%s has done its %d steps already", workdir, config.steps)
+            logger.info("%s has done its %s already", workdir, counted(config.steps, "step"))
         if jax.process_index() == 0:
             write_whole(workdir / CONFIG_FILE, config.to_json(indent=2) + "\n")
         reporter = Reporter(workdir, first, task.per_step(), task.flops() / mesh.size)
@@ -474,8 +474,8 @@ def _check_guard(config, values: dict[str, float], checkpoints: Checkpoints) -> 
     if count == 0:
         return
     logger.warning(
-        "%d steps had no finite loss and gradient and changed nothing (%d of them in a row)",
-        int(values["skipped_steps"]),
+        "%s had no finite loss and gradient and changed nothing (%d in a row)",
+        counted(int(values["skipped_steps"]), "step"),
         count,
     )
     if count >= config.max_skipped_in_a_row:
@@ -484,8 +484,8 @@ def _check_guard(config, values: dict[str, float], checkpoints: Checkpoints) -> 
             "none" if checkpoints.latest is None else checkpoints.folder / str(checkpoints.latest)
         )
         raise FloatingPointError(
-            f"the last {count} steps had no finite loss and gradient, and changed nothing "
-            f"(config.max_skipped_in_a_row={config.max_skipped_in_a_row}). The last good "
+            f"the last {counted(count, 'step')} had no finite loss and gradient, and changed "
+            f"nothing (config.max_skipped_in_a_row={config.max_skipped_in_a_row}). The last good "
             f"checkpoint is {good}; look at the metrics before it, and continue with a lower "
             "learning rate or with config.optimizer.clip_norm."
         )

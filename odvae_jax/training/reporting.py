@@ -18,7 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from odvae_jax.data.video import write_video
-from odvae_jax.files import write_whole
+from odvae_jax.files import counted, write_whole
 from odvae_jax.flops import peak_flops
 from odvae_jax.training.curves import DAMAGED_FILE, METRICS_FILE, split_metrics
 from odvae_jax.training.tasks.task import Measured
@@ -181,9 +181,8 @@ def _drop_after(path: Path, step: int) -> None:
         aside = path.with_name(DAMAGED_FILE)
         with aside.open("ab") as file:
             file.write(b"".join(line + b"\n" for line in damaged))
-        logger.warning(
-            "%d lines of %s are no metrics; they are kept in %s", len(damaged), path, aside.name
-        )
+        lines = counted(len(damaged), f"line of {path} has", f"lines of {path} have")
+        logger.warning("%s no metrics: kept in %s", lines, aside.name)
     kept = [record for record in records if record["step"] <= step]
     write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 

@@ -22,7 +22,7 @@ from odvae_jax.checks import check_untiled
 from odvae_jax.config import IMAGE_CHANNELS
 from odvae_jax.data.sources import open_source, workers_for
 from odvae_jax.data.video import READ_TIMEOUT
-from odvae_jax.files import BusyError, WholeFile, printable
+from odvae_jax.files import BusyError, WholeFile, counted, printable
 from odvae_jax.latents.description import (
     DATASET,
     PROBLEMS,
@@ -213,7 +213,8 @@ class _Encoding:
         summary = self.summary
         summary.compiling = time.perf_counter() - start
         if self._bar and summary.compiling > 1:
-            print(f"{summary.programs} programs compiled in {summary.compiling:.1f} s", flush=True)
+            programs = counted(summary.programs, "program")
+            print(f"{programs} compiled in {summary.compiling:.1f} s", flush=True)
 
     def _follow(self, events: Iterator[Came]) -> None:
         """Shows how far the run is, and notes what comes of it."""
@@ -232,7 +233,8 @@ class _Encoding:
                 self._problems |= came.problems | came.short
                 progress.update(came.clips + came.lost)
                 rate = summary.frames / (time.perf_counter() - start)
-                progress.set_postfix_str(f"{rate:.0f} frames/s, {len(self._problems)} problems")
+                problems = counted(len(self._problems), "problem")
+                progress.set_postfix_str(f"{rate:.0f} frames/s, {problems}")
 
     def finish(self) -> None:
         """Writes problems, and, if nothing is missing, the counts and the scale.
@@ -446,7 +448,7 @@ def plan(source, settings: DatasetSettings, *, bar: bool) -> Planned:
         reasons = list(planned.unusable.values())[:5]
         reasons += [f"{printable(n)}: {why}" for n, why in [*planned.left_out.items()][:5]]
         listed = "\n  ".join(reasons)
-        raise ValueError(f"none of {len(source)} videos can be encoded:\n  {listed}")
+        raise ValueError(f"none of {counted(len(source), 'video')} can be encoded:\n  {listed}")
     return planned
 
 

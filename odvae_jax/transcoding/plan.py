@@ -11,7 +11,7 @@ from pathlib import Path
 
 from odvae_jax.data.urls import is_url
 from odvae_jax.data.video import EXTENSIONS
-from odvae_jax.files import NAME_BYTES, line_about, printable
+from odvae_jax.files import NAME_BYTES, counted, line_about, printable
 from odvae_jax.latents import SUFFIX
 from odvae_jax.latents.chosen import StoredRecord
 
@@ -176,8 +176,8 @@ def _without_output(files, output):
         )
     if len(kept) < len(files):
         logger.warning(
-            "%d videos in %s are left out: they are taken for what was written there before",
-            len(files) - len(kept),
+            "%s in %s left out: taken for what was written there before",
+            counted(len(files) - len(kept), "video"),
             printable(output),
         )
     return kept

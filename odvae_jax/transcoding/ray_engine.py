@@ -28,7 +28,7 @@ from odvae_jax import registry
 from odvae_jax.compilation import use_compilation_cache
 from odvae_jax.data.processes import WorkerError
 from odvae_jax.data.urls import is_here_only
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 from odvae_jax.latents.description import DATASET, Description, Plan, read_description
 from odvae_jax.latents.shards import Limits, read_indices
 from odvae_jax.latents.storage import LocalFolder, open_folder
@@ -339,7 +339,8 @@ class RayEngine:
         if self.actors > there:
             ray.shutdown()
             raise ValueError(
-                f"{self.actors} actors need as many {what}, and the cluster has {there}."
+                f"{counted(self.actors, 'actor needs', 'actors need')} as many {what}, and the "
+                f"cluster has {there}."
             )
         kind = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
         self._remote = ray.remote(Encoder).options(
@@ -588,7 +589,10 @@ class RayEngine:
         for entry in unit.entries.tolist():
             if entry not in self._done:
                 name = self._reading.source.name(int(self._plan.video[entry]))
-                problems[entry] = name, f"{name}: {unit.deaths} actors died of it; {reason}"
+                problems[entry] = (
+                    name,
+                    f"{name}: {counted(unit.deaths, 'actor')} died of it; {reason}",
+                )
         return problems
 
 

@@ -11,7 +11,7 @@ import jax
 
 from odvae_jax.compilation import is_out_of_memory
 from odvae_jax.data.video import READ_TIMEOUT
-from odvae_jax.files import BusyError, line_about, printable
+from odvae_jax.files import BusyError, counted, line_about, printable
 from odvae_jax.latents import Statistics
 from odvae_jax.tiling import AutoTiling, Tiling
 
@@ -121,8 +121,9 @@ class Outcome:
             self._full += 1
             if self._full == _FULL_IN_A_ROW:
                 self.ended = (
-                    f"ended, since the disk was full for {self._full} files in a row; {self.done} "
-                    "files were written. The same command goes on when there is room."
+                    f"ended, since the disk was full for {self._full} files in a row; "
+                    f"{counted(self.done, 'file was', 'files were')} written. The same command "
+                    "goes on when there is room."
                 )
 
     def note_done(self, source: os.PathLike, frames: int, problem: str) -> None:

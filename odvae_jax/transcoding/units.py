@@ -475,7 +475,7 @@ class UnitEncoder:
             place={
                 "video": int(self._plan.video[clip.entry]),
                 "start": int(self._plan.start[clip.entry]),
-                "stride": cut.stride if cut.fps is None else None,
+                "stride": None if cut.fps or cut.spread else cut.stride,
                 "mirrored": bool(self._plan.mirrored[clip.entry]),
             },
             **shared,

@@ -19,7 +19,7 @@ FRAMES = 9
 REAL = ["--data=moving-shapes", "--test=moving-shapes:test,clips=64", "--test-clips=64"]
 
 
-def fill(folder, labels):
+def fill(folder, labels, names=MOTIONS):
     """Real clips of the test part of moving-shapes as if they had been sampled for some classes."""
     folder.mkdir()
     source = open_source(f"moving-shapes:test,clips={64 + COUNT}")
@@ -29,7 +29,7 @@ def fill(folder, labels):
         for number, label in enumerate(labels):
             clip = source.read(64 + number, Sampling(FRAMES, short_side=64), 4, lambda n: 0)
             write_video(folder / f"{number:06d}.mp4", np.stack(clip), 6)
-            name = MOTIONS[label] if label < len(MOTIONS) else str(label)
+            name = names[label] if label < len(names) else str(label)
             writer.writerow([f"{number:06d}.mp4", label, name])
     return folder
 
@@ -107,6 +107,64 @@ def test_samples_of_one_frame_have_no_motion_that_could_be_recognised(tmp_path, 
     assert main(["recognise", str(folder), *REAL, "--clips=64", "--steps=1"]) == 1
     out, err = capsys.readouterr()
     assert not out and "has 1 frame" in err and len(err.splitlines()) == 1
+
+
+FEW = ["--clips=16", "--test-clips=16", "--steps=1"]
+
+
+@pytest.mark.usefixtures("own_log")
+@pytest.mark.parametrize(
+    "names, found, wanted",
+    [(MOTIONS[::-1], MOTIONS[-1], MOTIONS[0]), ([MOTIONS[0], "cats"], "cats", MOTIONS[1])],
+    ids=["another order", "other classes"],
+)
+def test_class_numbers_that_stand_for_other_classes_than_the_real_clips_are_refused(
+    names, found, wanted, tmp_path, capsys
+):
+    folder = fill(tmp_path / "s", [0, 1, 0, 1], names)
+    words = [*REAL, "--clips=64", "--steps=1"]
+    assert main(["recognise", str(folder), *words]) == 1
+    out, err = capsys.readouterr()
+    assert not out and "Traceback" not in err
+    said = err.splitlines()[-1]
+    assert repr(found) in said and repr(wanted) in said and "'motion'" in said
+    # Names that mean nothing are not compared.
+    assert main(["recognise", str(folder), *words, "--names="]) == 0
+    capsys.readouterr()
+    assert main(["recognise", str(folder), *words, "--names=none"]) == 1
+    assert "no column 'none'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_log")
+def test_a_class_that_no_real_clip_is_of_is_named_and_not_counted(tmp_path, capsys):
+    """Among the samples it is left out; among the real clips of the test it is refused."""
+    samples = fill(tmp_path / "samples", [0, 1, 2])
+    learnt = fill(tmp_path / "learnt", [0, 2] * 4) / "samples.csv"
+    same = fill(tmp_path / "same", [0, 2] * 4) / "samples.csv"
+    other = fill(tmp_path / "other", [0, 1, 2, 3]) / "samples.csv"
+    assert main(["recognise", str(samples), f"--data={learnt}", f"--test={same}", *FEW]) == 1
+    out, err = capsys.readouterr()
+    assert " of 2 recognised" in out and "learnt 2 classes" in out
+    assert "000001.mp4 has the class 1" in err and "1 sample left out" in err
+    assert main(["recognise", str(samples), f"--data={learnt}", f"--test={other}", *FEW]) == 1
+    out, err = capsys.readouterr()
+    assert not out and "classes 1, 3" in err.splitlines()[-1] and str(learnt) in err
+
+
+@pytest.mark.usefixtures("own_log")
+def test_a_column_that_names_nothing_of_a_class_is_not_compared_with_the_samples(tmp_path, capsys):
+    """Real clips with captions of their own, and samples of a denoiser without names."""
+    samples = fill(tmp_path / "samples", [0, 1], names=[])
+    folders = [fill(tmp_path / name, [0, 1] * 4, MOTIONS) for name in ("learnt", "test")]
+    lists = [folder / "samples.csv" for folder in folders]
+    words = [f"--data={lists[0]}", f"--test={lists[1]}", *FEW]
+    assert main(["recognise", str(samples), *words]) == 0
+    named = fill(tmp_path / "named", [0, 1], ["cats", "dogs"])
+    for place in lists:
+        rows = place.read_text().splitlines()
+        rows = [rows[0], *(f"{row} {number}" for number, row in enumerate(rows[1:]))]
+        place.write_text("\n".join(rows) + "\n")
+    assert main(["recognise", str(named), *words]) == 0, capsys.readouterr().err
 
 
 def test_counts_are_those_of_pairs():

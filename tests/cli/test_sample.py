@@ -123,7 +123,7 @@ def test_the_same_command_goes_on_and_a_larger_count_adds(models, tmp_path, caps
     assert run(models, tmp_path / "s", "--shard=1/2", count=4) == 0
     assert "2 samples; 0 were there already" in capsys.readouterr().out
     assert run(models, tmp_path / "s", count=4) == 0
-    assert "1 samples; 3 were there already" in capsys.readouterr().out
+    assert "1 sample; 3 were there already" in capsys.readouterr().out
     assert (tmp_path / "s" / "000000.mp4").stat().st_mtime_ns == stamp
     assert run(models, tmp_path / "whole", count=4) == 0
     for number in range(4):
@@ -259,7 +259,7 @@ def test_the_word_none_is_refused_where_a_class_is_called_so(models, tmp_path, c
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"classes": ["cats"]}, "trained_on names 1 classes, and classes=3"),
+        ({"classes": ["cats"]}, "trained_on names 1 class, and classes=3"),
         ({"fps": 0}, "fps=0"),
         ({"frames": "five"}, "frames"),
         ({"scale": None}, "a scale is None"),

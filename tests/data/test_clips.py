@@ -278,7 +278,7 @@ def test_unusable_files_are_skipped_named_and_counted(tmp_path, caplog):
 
 def test_nothing_usable_stops_with_the_reasons(tmp_path):
     (tmp_path / "fake.mp4").write_text("not a video")
-    with pytest.raises(VideoError, match="no usable video.*1 of 1 videos(.|\n)*fake.mp4"):
+    with pytest.raises(VideoError, match="no usable video.*1 of 1 video was(.|\n)*fake.mp4"):
         clips(tmp_path)[0]
-    with pytest.raises(VideoError, match="none of 1 videos(.|\n)*fake.mp4"):
+    with pytest.raises(VideoError, match="none of 1 video(.|\n)*fake.mp4"):
         clips(tmp_path).held_out(1)

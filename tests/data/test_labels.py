@@ -4,9 +4,11 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import pickle
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from PIL import Image
 
 from odvae_jax.data.clips import RandomClips, batches, label_of
 from odvae_jax.data.packing import pack_videos
-from odvae_jax.data.sources import Sampling, open_source
-from odvae_jax.data.video import VideoError, write_video
-from tests.conftest import full
+from odvae_jax.data.sources import Sampling, open_source, open_sources
+from odvae_jax.data.video import VideoError, inspect_video, read_frames, write_video
+from odvae_jax.evaluation.drawn import DrawnClips
+from tests.conftest import full, write_clip
 from tests.data.agreement import agrees
 
 # Classes about the two pairs that the dataset's own list has in another order, and their labels.
@@ -125,6 +128,69 @@ def test_skytimelapse_frames_come_in_the_order_of_their_numbers(tmp_path):
     assert len(open_source(f"sky-timelapse:{tmp_path}/sky_train:least=4")) == 1
     with pytest.raises(VideoError, match=r"two_1 has 3 frames.*clips need 9"):
         source.read(1, Sampling(5), 2, lambda n: 0)
+
+
+def latte_s_frames(length, frames=81, interval=3):
+    """Every list of frame numbers that Latte may take of a video: its rule, written out."""
+    window = frames * interval
+    lists = []
+    for begin in range(max(0, length - window - 1) + 1):
+        end = min(begin + window, length)
+        step = Fraction(end - 1 - begin, frames - 1)
+        lists.append([math.floor(begin + i * step) for i in range(frames)])
+    return lists
+
+
+@pytest.mark.parametrize("length", [81, 82, 160, 161, 242, 243, 244, 245, 256])
+def test_spread_clips_take_the_frames_that_latte_takes(length, tmp_path):
+    """A stride of 3 with a few 4s, and less than 3 in shorter videos."""
+    write_frames(tmp_path / "sky" / "one", range(length))
+    source = open_source(f"sky-timelapse:{tmp_path}/sky")
+    sampling, asked = Sampling(81, short_side=8, spread=True), []
+
+    def taken(place):
+        clip = source.read(0, sampling, 3, lambda n: asked.append(n) or place)
+        return clip[:, 0, 0, 0].tolist()
+
+    expected = latte_s_frames(length)
+    assert [taken(place) for place in range(len(expected))] == expected
+    assert {*asked} == {source.places(0, sampling, 3)} == {len(expected)}
+    steps = {b - a for a, b in itertools.pairwise(expected[0])}
+    assert steps <= ({3, 4} if length > 241 else {1, 2, 3})
+    # Drawn clips are of these places, and every place is drawn; training draws of the same.
+    drawn = DrawnClips(f"sky-timelapse:{tmp_path}/sky", frames=81, size=8, stride=3, spread=True)
+    assert sorted(clip.frames[:, 0, 0, 0].tolist() for clip in drawn) == sorted(expected)
+    how = {"frames": 81, "size": 8, "stride": (3, 3), "spread": True, "flip": False}
+    clips = RandomClips(f"sky-timelapse:{tmp_path}/sky", **how)
+    assert all(clips[i][:, 0, 0, 0].tolist() in expected for i in range(4))
+
+
+def test_videos_with_fewer_frames_than_a_spread_clip_are_left_out_and_counted(tmp_path):
+    for name, length in (("short", 8), ("long", 9)):
+        write_frames(tmp_path / "sky" / name, range(length))
+    source = open_source(f"sky-timelapse:{tmp_path}/sky")
+    short = [source.name(i) for i in range(2)].index(f"{tmp_path}/sky/short")
+    with pytest.raises(VideoError, match="short has 8 frames, 0 of them held out; clips need 9"):
+        source.read(short, Sampling(9, spread=True), 3, lambda n: 0)
+    held = Sampling(7, holdout=2, spread=True)
+    with pytest.raises(VideoError, match="8 frames, 2 of them held out; clips need 7"):
+        source.places(short, held, 1)
+    assert max(source.read(1 - short, held, 3, lambda n: n - 1)[:, 0, 0, 0]) == 6
+    drawn = DrawnClips(f"sky-timelapse:{tmp_path}/sky", frames=9, size=8, stride=3, spread=True)
+    assert len([*drawn]) == 1 and drawn.too_short == {source.name(short)} and not drawn.skipped
+    with pytest.raises(ValueError, match="fps=8.0 and spread"):
+        Sampling(9, fps=8.0, spread=True)
+
+
+def test_a_spread_clip_of_a_file_is_that_of_its_frames(tmp_path):
+    """Read from a place in the middle, and from the frames kept in memory."""
+    path = write_clip(tmp_path / "clip.mp4", frames=30, height=16, width=16)
+    whole = read_frames(inspect_video(path), 0, 30)
+    ((_, kept),) = open_sources(str(path), in_memory=True)
+    for source in (open_source(str(path)), kept):
+        for place, numbers in enumerate(latte_s_frames(30, 9, 3)):
+            found = source.read(0, Sampling(9, spread=True), 3, lambda n, place=place: place)
+            np.testing.assert_array_equal(found, whole[numbers])
 
 
 def test_folders_without_frames_and_other_files_are_counted_and_named(tmp_path, caplog):

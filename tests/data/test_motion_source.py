@@ -37,6 +37,13 @@ def test_a_stride_takes_frames_of_the_same_clip(pictures):
     np.testing.assert_array_equal(half, whole[::2])
 
 
+def test_a_spread_clip_takes_frames_of_the_whole_window(pictures):
+    source = open_source(f"motion:{pictures}")
+    whole = source.read(0, Sampling(15, 32), 1, lambda _: 3)
+    spread = source.read(0, Sampling(5, 32, spread=True), 3, lambda _: 3)
+    np.testing.assert_array_equal(spread, whole[[0, 3, 7, 10, 14]])
+
+
 def test_single_frames_can_be_had(pictures):
     source = open_source(f"motion:{pictures}")
     clips = [source.read(0, Sampling(1, 32), 1, lambda _, at=at: at) for at in range(40)]

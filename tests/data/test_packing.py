@@ -14,7 +14,7 @@ from odvae_jax.cli import main
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.packing import pack_videos
 from odvae_jax.data.sources import Sampling, open_source, unpack
-from odvae_jax.data.video import VideoError, inspect_video, read_frames
+from odvae_jax.data.video import VideoError, inspect_video, read_frames, write_video
 from tests.conftest import write_clip
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_an_interrupted_packing_goes_on_where_it_was(folder, tmp_path):
 def test_what_cannot_be_packed_or_was_not_is_said(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "fake.mp4").write_text("not a video")
-    with pytest.raises(ValueError, match=r"none of 1 videos could be packed:(.|\n)*fake.mp4"):
+    with pytest.raises(ValueError, match=r"none of 1 video could be packed:(.|\n)*fake.mp4"):
         pack_videos(str(tmp_path / "in"), tmp_path / "out", **OPTIONS)
     with pytest.raises(VideoError, match="a.bin was not written by `odvae data pack"):
         unpack(b"something else", "a.bin")
@@ -110,6 +110,35 @@ def test_inspect_prints_what_training_would_see(folder, tmp_path, capsys):
     assert main(["data", "inspect", "nowhere"]) == 1
     assert re.match(r"odvae data inspect: .*nowhere does not exist", capsys.readouterr().err)
     assert os.path.exists(sheet)
+
+
+@pytest.mark.parametrize("holdout", [0, 4, 11, 12, 19])
+def test_inspect_names_the_videos_that_training_passes_over_for_its_holdout(
+    holdout, folder, tmp_path, capsys
+):
+    clips = RandomClips(folder, frames=5, size=24, holdout=holdout)
+    for index in range(8):
+        clips.note(clips.draw(index))
+    words = ["--frames=5", "--size=24", "--clips=1", f"--output={tmp_path / 'a.png'}"]
+    how = ["--workers=1", f"--holdout={holdout}"]
+    assert main(["data", "inspect", str(folder), *words, *how]) == 0
+    out, err = capsys.readouterr()
+    assert f"unusable     {len(clips.skipped)}\n" in out
+    assert {n for n in ("fake", "clip0", "clip1", "clip2") if f"{n}.mp4" in out} == {
+        Path(name).stem for name in clips.skipped
+    }
+    held = f"clip0.mp4 has 16 frames, {holdout} of them held out; clips need 5."
+    assert (held in out) == (holdout > 11)
+    assert ("--holdout=4 is less than the 5 frames of a clip" in err) == (holdout == 4)
+
+
+def test_the_picture_of_inspect_has_no_frame_that_is_held_out(tmp_path):
+    frames = np.zeros((16, 48, 64, 3), np.uint8)
+    frames[5:] = 255
+    write_video(tmp_path / "clip.mp4", frames, 12)
+    words = [str(tmp_path), "--frames=5", "--size=24", f"--output={tmp_path / 'sheet.png'}"]
+    assert main(["data", "inspect", *words, "--holdout=11", "--workers=1"]) == 0
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).max() < 32
 
 
 def test_inspect_prints_the_columns_of_a_manifest(folder, tmp_path, capsys):

@@ -20,7 +20,7 @@ from odvae_jax.data.inspection import survey
 from odvae_jax.data.packing import pack_videos
 from odvae_jax.data.sources import SOURCES, TFDS, Sampling, Source, open_source
 from odvae_jax.data.video import VideoError, find_videos
-from odvae_jax.files import BusyError
+from odvae_jax.files import BusyError, counted
 from tests.conftest import write_clip
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_odd_names_are_packed_listed_and_gone_on_with(tmp_path, clip, capfd, bro
     assert last.exists()
     assert capfd.readouterr()[0] == out
     count = 1 if broken else len(ODD_NAMES) + 1
-    assert f"packed \\xff\\x0a: {count} records of 7 videos" in out
+    assert f"packed \\xff\\x0a: {counted(count, 'record')} of 7 videos" in out
     assert len(out.splitlines()) == (1 + len(ODD_NAMES) if broken else 1)
     packed = open_source(f"array_record:{dest}")
     assert len(packed) == count and packed.read(0, Sampling(6), 1, lambda n: 0).shape[0] == 6

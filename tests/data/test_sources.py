@@ -158,7 +158,7 @@ def test_odd_sizes_one_frame_and_strange_names(tmp_path):
     path = write(tmp_path / "a b é 😀.mkv", moving(1, 33, 47), "ffv1")
     clip = Files([(path, None, None)]).read(0, Sampling(1, short_side=17), 1, lambda n: n - 1)
     assert clip.shape == (1, 17, 24, 3)
-    with pytest.raises(VideoError, match=r"😀.mkv has 1 frames, 0 of them held out; clips need 2"):
+    with pytest.raises(VideoError, match=r"😀.mkv has 1 frame, 0 of them held out; clips need 2"):
         Files([(path, None, None)]).read(0, Sampling(2), 1, lambda n: 0)
 
 
@@ -458,7 +458,7 @@ def test_tfds_videos_are_read_without_tensorflow(tfds_data, monkeypatch):
         open_source(f"tfds:{tfds_data}/tfrecord/moving")
     file = next((tfds_data / "array_record").rglob("*train*"))
     file.rename(file.with_suffix(".gone"))
-    with pytest.raises(FileNotFoundError, match="1 of 1 files are missing.*tfds build moving"):
+    with pytest.raises(FileNotFoundError, match="1 of 1 file is missing.*tfds build moving"):
         open_source("tfds:moving")
     file.with_suffix(".gone").rename(file)
 

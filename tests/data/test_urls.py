@@ -117,7 +117,7 @@ def test_what_is_wrong_at_a_url_is_said_as_for_a_path(place):
         open_source(f"{place}/nowhere")
     system, path = fsspec.core.url_to_fs(f"{place}-notes/a.txt")
     system.pipe_file(path, b"notes")
-    with pytest.raises(ValueError, match=r"no video below .*notes: found 1 files, looked for"):
+    with pytest.raises(ValueError, match=r"no video below .*notes: found 1 file, looked for"):
         open_source(f"{place}-notes")
 
 

@@ -79,7 +79,7 @@ def test_videos_are_found_anywhere_below_a_folder(tmp_path):
 
 def test_paths_without_videos_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no video")
-    with pytest.raises(ValueError, match=r"no video below .*: found 1 files, looked for .*\.mp4"):
+    with pytest.raises(ValueError, match=r"no video below .*: found 1 file, looked for .*\.mp4"):
         resolve(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         resolve(tmp_path / "nowhere")

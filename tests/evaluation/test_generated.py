@@ -92,8 +92,20 @@ def test_the_command_prints_and_writes_the_numbers_of_every_set(data, tmp_path, 
     for text in (printed, markdown):
         assert "12 generated clips and 12 real ones of 2 videos, 16 frames of 32×32" in text
         assert "samples: 12 generated clips were asked for; 10 were found." in text
-        assert "There are 2 real videos for 12 real clips" in text
-        assert "1 real videos are too short for a clip" in text
+        assert "12 real clips are of 2 videos: " in text
+        assert "1 real video is too short for a clip" in text
+
+
+@pytest.mark.usefixtures("own_log", "stand_ins")
+def test_real_clips_are_spread_if_the_command_says_so(data, tmp_path, capsys):
+    """Over videos that are too short for their frames at the stride."""
+    words = ("--stride=4", "--spread", f"--output={tmp_path}")
+    assert command(data, *words, count=2) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    drawn = DrawnClips(data / "reals", stride=4, spread=True, **SHAPE)
+    assert found["real"].items() >= drawn.settings().items()
+    assert found["sets"][0]["real"]["clips"] == 2 == len([*itertools.islice(drawn, 2)])
+    assert command(data, "--stride=4", f"--output={tmp_path / 'other'}", count=2) == 1
 
 
 @pytest.mark.usefixtures("own_log")
@@ -147,9 +159,9 @@ def test_clips_that_cannot_be_read_or_are_not_finite_are_named(data, tmp_path, s
     stand_ins.features.features = features
     assert command(tmp_path, f"--output={tmp_path / 'out'}", generated=("made",), count=5) == 1
     said = capsys.readouterr()
-    assert "1 videos of made cannot be used" in said.err
-    assert "1 videos of real clips cannot be used" in said.err
-    assert "1 clips of made are not finite" in said.err
+    assert "1 video of made cannot be used" in said.err
+    assert "1 video of real clips cannot be used" in said.err
+    assert "1 clip of made is not finite" in said.err
     for text in (said.out, (tmp_path / "out" / "results.md").read_text()):
         assert "broken.mp4" in text and "fake.mp4" in text
         assert re.search("1 of 4 generated clips are not finite.*000002.mp4", text)
@@ -234,7 +246,7 @@ def test_of_more_videos_than_asked_for_a_random_choice_is_taken_and_said(tmp_pat
     names = results.comparisons["a"].generated.names
     assert len(set(names)) == 5 and list(names) != sorted(names)
     said = " ".join(notes(results))
-    assert "a has 9 videos; 5 of them, drawn at random, are measured." in said
+    assert "a has 9 videos, of which 5 are measured, drawn at random." in said
     assert "5 real clips were asked for; 3 were found." in said
 
 

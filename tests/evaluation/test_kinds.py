@@ -177,7 +177,7 @@ def test_a_model_that_takes_a_part_has_the_numbers_of_clips_of_that_size(videos,
         assert cut.scores[name].mean == pytest.approx(whole.scores[name].mean, rel=1e-5)
     with pytest.raises(ValueError, match="tats: .*T must be a multiple of 2. The nearest is"):
         scores([tats], videos, strict=True)
-    with pytest.raises(ValueError, match="TATS takes no part of a clip of 1 frames"):
+    with pytest.raises(ValueError, match="TATS takes no part of a clip of 1 frame"):
         scores([tats], videos, frames=1)
     with pytest.raises(ValueError, match="tats is TATS, which takes clips whole.*--tiling"):
         scores([tats], videos, tiling=5)

@@ -172,14 +172,12 @@ def test_short_and_broken_videos_are_listed_not_padded(alone, models):
 
 def test_a_source_without_a_usable_video_is_refused_with_the_reasons(tmp_path, models, meters):
     write_clip(tmp_path / "brief.mp4", frames=4)
-    with pytest.raises(ValueError, match=r"none of the 1 videos.*\n.*brief.mp4 has 4 frames"):
+    with pytest.raises(ValueError, match=r"none of 1 video.*\n.*brief.mp4 has 4 frames"):
         measure(models, FixedClips(tmp_path, **SIZE), meters, progress=False)
     with pytest.raises(ValueError, match="mixture"):
         FixedClips(f"0.5*{tmp_path}; 0.5*{tmp_path}", **SIZE)
     clips = FixedClips(tmp_path, frames=1, size=32, start=7)
-    with pytest.raises(
-        ValueError, match="4 places for a clip of 1 frames, none of them at frame 7"
-    ):
+    with pytest.raises(ValueError, match="4 places for a clip of 1 frame, none of them at frame 7"):
         measure(models, clips, meters, progress=False)
 
 
@@ -245,7 +243,7 @@ def test_a_reconstruction_that_is_not_finite_is_named_and_in_no_mean(five, broke
     for name, score in holds.scores.items():
         assert breaks.scores[name].mean == pytest.approx(score.mean, rel=1e-5)
     assert not any("clip3" in name for row in results.rows for name in row.by_clip)
-    assert any("breaks: the reconstruction of 1 clips is not finite" in n for n in notes(results))
+    assert any("breaks: the reconstruction of 1 clip is not finite" in n for n in notes(results))
 
 
 def test_another_evaluation_s_folder_is_refused_by_what_differs(five, models, tmp_path):
@@ -284,7 +282,7 @@ def test_a_continued_evaluation_measures_only_what_is_missing(five, models, mete
     other = dataclasses.replace(meters, features=Pooled(3.0))
     scaled = rows(models[:1], other)[0][0]["rfvd"].mean
     assert scaled == pytest.approx(9 * alone["rfvd"].mean, rel=1e-3)
-    without = Meters(None, None, {"rfvd": "it was not asked for", "lpips": "gone"})
+    without = Meters(None, None, {"lpips": "gone"}, frozenset({"rfvd"}))
     (left,), missing = rows(models[:1], without)
     assert left == {name: alone[name] for name in ("psnr", "ssim")}
     assert missing == without.missing

@@ -49,7 +49,7 @@ def report(tmp_path_factory):
         path / "out",
     ]
     done = run(*arguments)
-    assert done.returncode == 1 and "1 videos were skipped" in done.stderr, done.stderr
+    assert done.returncode == 1 and "1 video was skipped" in done.stderr, done.stderr
     return done.stdout, path / "out", arguments
 
 
@@ -68,8 +68,23 @@ def test_the_tables_are_printed_and_written(report):
     for text in (printed, markdown):
         assert "2 clips of 9 frames, 32×32" in text and "temporal tiling 5" in text
         assert "rFVD of 2 clips; under 400" in text
-        assert "1 videos were skipped" in text and "fake.mp4 cannot be read" in text
+        assert "1 video was skipped" in text and "fake.mp4 cannot be read" in text
     assert [c.count("|") for c in markdown.splitlines()[:6]] == [10] * 6
+
+
+@pytest.mark.usefixtures("own_log")
+def test_a_metric_that_nobody_asked_for_has_no_column_and_no_note(tmp_path, capsys):
+    """In the terminal, in Markdown and on the page; those that are asked for are all there."""
+    small_model("image").save_pretrained(tmp_path / "image")
+    (tmp_path / "videos").mkdir()
+    write_clip(tmp_path / "videos" / "one.mp4", 1, 32, 32)
+    words = [f"--ckpt={tmp_path / 'image'}", f"--data={tmp_path / 'videos'}", "--nofloor"]
+    words += ["--frames=1", "--size=32", "--nofvd", f"--output={tmp_path / 'out'}"]
+    assert main(["eval", *words]) == 0
+    written = [(tmp_path / "out" / f"results.{kind}").read_text() for kind in ("md", "html")]
+    for text in (capsys.readouterr().out, *written):
+        assert "rFVD" not in text and "missing" not in text
+        assert all(title in text for title in ("PSNR", "SSIM ↑", "LPIPS ↓"))
 
 
 def test_clips_and_figures_are_written(report):

@@ -58,6 +58,8 @@ def test_the_table_has_all_rows_of_the_paper_with_its_figures(kinds, sources, tm
     assert main(how) == 0
     printed = capsys.readouterr().out
     first, _, second = printed.partition("\nsecond\n")
+    own = [*(tmp_path / "out").rglob("*.md"), *(tmp_path / "out").rglob("*.html")]
+    assert len(own) == 6 and not any("rFVD" in path.read_text() for path in own)
     for text, both in ((first, False), (second, True)):
         found = rows(text)
         assert [name for name in found if name in [*NAMES, "Mine"]] == [*NAMES, "Mine"]

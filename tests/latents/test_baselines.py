@@ -83,7 +83,7 @@ def test_latents_and_videos_of_files_are_those_of_the_model_itself(
 ):
     words = ["encode", clips / "clip0.mp4", tmp_path / "a.safetensors", "--ckpt", saved(name)]
     run(capsys, *words)
-    assert "1 files were there already" in run(capsys, *words)
+    assert "1 file was there already" in run(capsys, *words)
     file, model = LatentsFile(tmp_path / "a.safetensors"), tiny(name)
     mean = np.asarray(model.encode(padded_video(clips, name)).mean)
     np.testing.assert_allclose(file.read(), mean[0], atol=EXACT)
@@ -92,7 +92,7 @@ def test_latents_and_videos_of_files_are_those_of_the_model_itself(
     assert info.time_compression == model.config.time_compression
     assert (info.config["model"], info.tiling) == (name, {})
     said = run(capsys, "summary", tmp_path)
-    assert f"{mean[..., 0].mean():.4f}" in said and "1 files, 10 frames" in said
+    assert f"{mean[..., 0].mean():.4f}" in said and "1 file, 10 frames" in said
 
     run(capsys, "decode", tmp_path / "a.safetensors", tmp_path / "a.mp4", "--crf=0")
     decoded = to_uint8(model.decode(mean, frames=PADDED[name]))[0, :FRAMES, :HEIGHT, :WIDTH]
@@ -124,7 +124,7 @@ def test_records_of_a_dataset_are_the_model_s_latents_and_decode(
     said = run(capsys, "encode", clips, dest, "--ckpt", saved(name), *words, "--dry-run")
     config = tiny(name).config
     count = config.latent_frames(PADDED[name]) * 2 * 3 * 8 * 4 * 2  # bytes of both
-    assert "2 clips" in said and "1 programs" in said and f"{count / 1e9:.6f} GB" in said
+    assert "2 clips" in said and "1 program" in said and f"{count / 1e9:.6f} GB" in said
     run(capsys, "encode", clips, dest, "--ckpt", saved(name), *words)
     dataset = LatentDataset(dest)
     assert dataset.finished and len(dataset) == 2

@@ -10,7 +10,14 @@ import pytest
 from odvae_jax.metrics.clip_sets import Networks, load_networks, set_of_clips
 from odvae_jax.metrics.feature_cache import FeatureCache
 from odvae_jax.metrics.frechet import FeatureStatistics, frechet_distance
-from odvae_jax.metrics.generated import as_json, compare, measure_generated, notes, table
+from odvae_jax.metrics.generated import (
+    TITLES,
+    as_json,
+    compare,
+    measure_generated,
+    notes,
+    table,
+)
 from odvae_jax.metrics.i3d import load_i3d
 from odvae_jax.metrics.inception_score import inception_score
 from odvae_jax.metrics.kernel import kernel_distance
@@ -110,12 +117,24 @@ def test_clips_that_are_not_finite_are_named_and_in_no_number():
     assert found.scores == without.scores
 
 
+def test_a_metric_that_nobody_asked_for_has_no_row():
+    """What can be computed and what cannot has one."""
+    options = {"networks": networks(), "classes": False, **QUIET}
+    sets = [
+        set_of_clips(clips(3, seed=i), what=w, **options)
+        for i, w in enumerate(("real", "generated"))
+    ]
+    found = compare(*sets)
+    assert {row[0] for row in table(found)[1]} == {TITLES[m] for m in ("fvd16", "fvd", "kvd")}
+    assert "score" not in " ".join(notes(found))
+
+
 def test_too_few_clips_are_said_with_the_number_found():
     found = measure_generated(clips(1), clips(5, seed=1), networks(), count=7, **QUIET)
     said = " ".join(notes(found))
-    assert "7 real clips were asked for; 1 were found." in said
-    assert "FVD, all frames is missing: needs 2 finite clips of a kind; there are 1 real." in said
-    assert "ten splits is missing: needs 10 finite clips of a kind; there are 5 generated." in said
+    assert "7 real clips were asked for; 1 was found." in said
+    assert "FVD, all frames is missing: needs 2 finite clips of a kind; found 1 real." in said
+    assert "ten splits is missing: needs 10 finite clips of a kind; found 5 generated." in said
     assert [s.metric for s in found.scores] == ["is"]
     assert [row[-1] for row in table(found)[1]].count("missing") == 4
     nan = np.full((20, 6, 6, 3), np.nan, np.float32)

@@ -16,11 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from odvae_jax.cli.configs import load_config
 from odvae_jax.data.sources import Sampling, open_source
-from odvae_jax.data.video import VideoReader, inspect_video
+from odvae_jax.data.video import VideoError, VideoReader, inspect_video
 from odvae_jax.diffusion import GaussianProcess, Latte, LatteConfig, TrainedOn
 from odvae_jax.latents import LatentDataset, Scale
 from odvae_jax.parameters import named_parameters, with_parameters
 from odvae_jax.training import loop
+from odvae_jax.training.denoiser_data import open_data
 from odvae_jax.training.denoising import (
     apply_gradients,
     denoiser_config,
@@ -231,13 +232,28 @@ def test_labels_travel_with_videos_that_are_encoded_in_the_step(vae, manifest, t
         train(tiny(manifest, **fields, **{"model.classes": 2}), tmp_path / "other")
 
 
+def test_a_training_on_videos_spreads_its_clips_over_them_if_it_is_asked_to(vae, manifest):
+    """Videos of 5 frames are too short for 5 at a stride of 2; spread, they are all taken."""
+    fields = {"vae": str(vae[1]), "data.scale": "factor", "data.stride": 2, "data.stride_max": 2}
+    config = tiny(manifest, **fields)
+    mesh = check(config, jax.devices()[:1])
+    with pytest.raises(VideoError, match="clips need 9"):
+        open_data(config, mesh).clips[0]
+    config.data.spread = True
+    source, clips = open_source(str(manifest)), open_data(config, mesh).clips
+    whole = {source.name(i): source.read(i, Sampling(5), 1, lambda n: 0) for i in range(6)}
+    for drawn in map(clips.draw, range(6)):
+        np.testing.assert_array_equal(drawn.clip, whole.pop(drawn.video))
+    assert not whole
+
+
 def test_videos_with_an_empty_label_are_left_out_and_said(vae, tmp_path, caplog):
     path = write_manifest(tmp_path)
     path.write_text(path.read_text().replace("v4.mp4,1,", "v4.mp4,,"))
     config = tiny(path, **{"vae": str(vae[1]), "data.scale": "factor"})
     task = denoiser.Denoiser(config, check(config, jax.devices()[:1]))
-    (said,) = [r.getMessage() for r in caplog.records if "have no label" in r.getMessage()]
-    assert said.startswith("1 videos have no label in the column 'label' and are left out: ")
+    (said,) = [r.getMessage() for r in caplog.records if "without a label" in r.getMessage()]
+    assert said.startswith("1 video is left out, without a label in the column 'label': ")
     assert said.endswith("v4.mp4")
     clips = np.stack([clip_of(path, i) for i in range(6)])
     with contextlib.closing(task.feeds({})) as feeds:

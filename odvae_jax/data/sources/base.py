@@ -26,7 +26,7 @@ from odvae_jax.data.video import (
     select_frames,
     within,
 )
-from odvae_jax.files import one_line
+from odvae_jax.files import counted, one_line
 
 T = TypeVar("T")
 Where = Callable[[int], int]
@@ -66,12 +66,14 @@ class Sampling:
         video.
       fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
       holdout: the number of frames at the end of the video that no clip takes.
+      spread: whether a clip's frames are evenly spread over `frames` times the stride frames of the
+        video, or over all of a shorter one, as Latte's are.
       cover: the height and width in pixels of a clip. Frames are scaled, with antialiasing and
         keeping their aspect, to the least size that covers it, and the centre is cut out. None
         cuts nothing.
 
     Raises:
-      ValueError: if both `short_side` and `cover` are given.
+      ValueError: if both `short_side` and `cover` are given, or `spread` and `fps`.
     """
 
     frames: int
@@ -80,8 +82,14 @@ class Sampling:
     fps: float | None = None
     holdout: int = 0
     cover: tuple[int, int] | None = None
+    spread: bool = False
 
     def __post_init__(self):
+        if self.spread and self.fps is not None:
+            raise ValueError(
+                f"a clip was given fps={self.fps} and spread: frames that are spread over a window "
+                "have no rate of their own. Leave out one of them."
+            )
         if self.short_side is not None and self.cover is not None:
             raise ValueError(
                 f"a clip was given short_side={self.short_side} and cover={self.cover}; expected "
@@ -115,6 +123,9 @@ class Extent:
         Raises:
           VideoError: if the video is too short for a clip.
         """
+        if sampling.spread:
+            # Latte leaves out the last place.
+            return max(self._frames(sampling) - self.window(sampling, stride) - 1, 0) + 1
         if sampling.fps is None:
             seconds = ((sampling.frames - 1) * stride + 1) / self.rate
         else:
@@ -122,13 +133,37 @@ class Extent:
         free = self.end - self.start - seconds - sampling.holdout / self.rate
         places = int(np.floor(free * self.rate + 0.5)) + 1
         if places < 1:
-            have = round((self.end - self.start) * self.rate)
-            raise VideoError(
-                f"{self.name} has {have} frames, {sampling.holdout} of them held out; clips need "
-                f"{round(seconds * self.rate)}. Take shorter clips"
-                f"{' or hold out fewer frames' if sampling.holdout else ''}."
-            )
+            raise self._too_short(sampling, round(seconds * self.rate))
         return places
+
+    def window(self, sampling: Sampling, stride: int) -> int:
+        """Returns the number of frames that a clip with `sampling.spread` is spread over.
+
+        That is `sampling.frames` times `stride`, or all frames of a shorter video.
+
+        Args:
+          sampling: how clips are cut out.
+          stride: the distance between the frames of this clip, in frames of the video.
+
+        Raises:
+          VideoError: if the video has fewer frames than a clip.
+        """
+        have = self._frames(sampling)
+        if have < sampling.frames:
+            raise self._too_short(sampling, sampling.frames)
+        return min(sampling.frames * stride, have)
+
+    def _frames(self, sampling: Sampling) -> int:
+        """The number of frames that are not held out."""
+        return round((self.end - self.start) * self.rate) - sampling.holdout
+
+    def _too_short(self, sampling: Sampling, needed: int) -> VideoError:
+        have = round((self.end - self.start) * self.rate)
+        return VideoError(
+            f"{self.name} has {counted(have, 'frame')}, {sampling.holdout} of them held out; clips "
+            f"need {needed}. Take shorter clips"
+            f"{' or hold out fewer frames' if sampling.holdout else ''}."
+        )
 
     def clip_start(self, sampling: Sampling, stride: int, where: Where) -> float:
         """Returns the time in seconds at which a clip begins.
@@ -327,10 +362,11 @@ def cut(
         rate=extent.rate,
         stride=stride,
         fps=sampling.fps,
+        window=extent.window(sampling, stride) if sampling.spread else None,
     )
     if len(frames) < sampling.frames:
         raise PartError(
-            f"{extent.name} yielded {len(frames)} of {sampling.frames} frames from "
+            f"{extent.name} yielded {len(frames)} of {counted(sampling.frames, 'frame')} from "
             f"{moment:.3f} s on."
         )
     return frames

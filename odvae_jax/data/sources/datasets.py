@@ -11,7 +11,7 @@ from pathlib import Path
 from odvae_jax.data.finding import open_regular
 from odvae_jax.data.sources.tables import Tables, open_parquet, split_column
 from odvae_jax.data.urls import is_url
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 
 
 def open_datasets(text: str, *, in_memory: bool = False) -> Tables:
@@ -50,8 +50,8 @@ def open_datasets(text: str, *, in_memory: bool = False) -> Tables:
     paths = [folder / file["filename"] for file in files]
     if missing := [path for path in paths if not path.exists()]:
         raise FileNotFoundError(
-            f"{printable(folder)}: {len(missing)} of {len(paths)} files are missing, "
-            f"{missing[0].name} first; write the dataset again with `save_to_disk`."
+            f"{printable(folder)}: {len(missing)} of {counted(len(paths), 'file is', 'files are')} "
+            f"missing, {missing[0].name} first; write the dataset again with `save_to_disk`."
         )
     if not paths:
         raise ValueError(f"{printable(folder)} holds no row.")

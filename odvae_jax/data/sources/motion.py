@@ -14,6 +14,7 @@ from odvae_jax.data.sources.base import Sampling, Source
 from odvae_jax.data.sources.images import scale_image
 from odvae_jax.data.sources.pictures import Pictures, open_pictures
 from odvae_jax.data.video import VideoError
+from odvae_jax.data.video.selection import spread_over
 
 _SIZE = 256
 _PLACES = 2**31 - 1
@@ -56,8 +57,11 @@ class Motion(Source):
         other = int(rng.integers(len(self)))
         both = [self._picture(index), self._picture(other)]
         size = max(sampling.cover or (sampling.short_side or _SIZE,))
-        clip = clip_of_pictures(rng, both, size=size, frames=(sampling.frames - 1) * stride + 1)
-        return [scale_image(frame, None, sampling.cover) for frame in clip[::stride]]
+        wanted = range(0, (sampling.frames - 1) * stride + 1, stride)
+        if sampling.spread:
+            wanted = spread_over(sampling.frames, sampling.frames * stride)
+        clip = clip_of_pictures(rng, both, size=size, frames=wanted[-1] + 1)
+        return [scale_image(clip[number], None, sampling.cover) for number in wanted]
 
     def _picture(self, index: int) -> Image.Image:
         return Image.fromarray(self._pictures.frames(index, Sampling(1), 1, lambda _: 0)[0])

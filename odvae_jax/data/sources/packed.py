@@ -14,7 +14,7 @@ from odvae_jax.data.sources.images import scale_image
 from odvae_jax.data.sources.packed_format import PACKED_SUFFIX, unpack
 from odvae_jax.data.sources.records import Records
 from odvae_jax.data.video import FrameBlocks, ReadBlocks, VideoError, VideoReader, to_rgb
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 _TOGETHER = 8  # frames that a thread scales at a time
 
@@ -70,7 +70,9 @@ class Packed(Records):
     def _raw(self, index, header, content):
         shape = [header[name] for name in ("frames", "height", "width")]
         if len(content) != np.prod(shape) * 3:
-            raise VideoError(f"{self.name(index)} has {len(content)} bytes for {shape} pixels.")
+            raise VideoError(
+                f"{self.name(index)} has {counted(len(content), 'byte')} for {shape} pixels."
+            )
         return np.frombuffer(content, np.uint8).reshape(*shape, 3)
 
 

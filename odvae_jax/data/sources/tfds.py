@@ -21,7 +21,7 @@ from odvae_jax.data.sources.images import IMAGE_ERRORS, decode_image, image_size
 from odvae_jax.data.sources.records import Records
 from odvae_jax.data.sources.ucf101_classes import class_columns
 from odvae_jax.data.video import PartError, ReadBlocks, VideoError
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 
 _KINDS = {"string": "bytes", "int": "int64", "uint": "int64", "float": "float", "bool": "bool"}
 
@@ -89,8 +89,9 @@ class TFDS(Records):
         ]
         if missing := [p for p in paths if not (self._folder / p).exists()]:
             raise FileNotFoundError(
-                f"{shown}: {len(missing)} of {len(paths)} files are missing, {missing[0]} first; "
-                f"prepare it again with `tfds build {info['name']} --file_format=array_record`."
+                f"{shown}: {len(missing)} of {counted(len(paths), 'file is', 'files are')} "
+                f"missing, {missing[0]} first; prepare it again with `tfds build {info['name']} "
+                "--file_format=array_record`."
             )
         super().__init__([str(self._folder / p) for p in paths], counts)
 

@@ -17,7 +17,7 @@ from odvae_jax.data.sources.options import behind_path, read_options
 from odvae_jax.data.sources.ucf101_classes import class_columns
 from odvae_jax.data.urls import is_url, read_url
 from odvae_jax.data.video import EXTENSIONS
-from odvae_jax.files import printable
+from odvae_jax.files import counted, printable
 
 _LISTS = "ucfTrainTestlist"
 _NAMED = 5  # The number of folders or videos that a message names.
@@ -89,7 +89,7 @@ def _listed(path: str, name: str, videos: list[str]) -> tuple[list[str], tuple[s
     if not missing:
         return taken, ()
     sentence = (
-        f"{len(missing)} of {len(wanted)} videos of {printable(where)} are not below "
+        f"{len(missing)} of {counted(len(wanted), 'video')} of {printable(where)} are not below "
         f"{printable(path)}: {_some(missing)}."
     )
     if not taken:

@@ -18,7 +18,7 @@ from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.data.video.errors import VideoError
 from odvae_jax.data.video.reader import VideoReader
 from odvae_jax.data.video.scaling import centre_crop, to_rgb
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 
 
 class Blocks(abc.ABC):
@@ -62,7 +62,9 @@ class Blocks(abc.ABC):
             if not self.frames:
                 self.height, self.width = frame.shape[:2]
             elif frame.shape[:2] != (self.height, self.width):
-                self.problem = f"{self._name} changes its size after {self.frames} frames."
+                self.problem = (
+                    f"{self._name} changes its size after {counted(self.frames, 'frame')}."
+                )
                 break
             waiting.append(frame)
             self.frames += 1
@@ -78,7 +80,7 @@ class Blocks(abc.ABC):
         except VideoError as error:
             if not self.frames:
                 raise
-            self.problem = f"{error} {self.frames} frames could be shown before."
+            self.problem = f"{error} {counted(self.frames, 'frame')} could be shown before."
 
     def _converted(self):
         pending: collections.deque = collections.deque()
@@ -218,7 +220,7 @@ class FrameBlocks(Blocks):
         except VideoError as error:
             if not count:
                 raise
-            self.problem = f"{error} {count} frames could be read before."
+            self.problem = f"{error} {counted(count, 'frame')} could be read before."
         if batch:
             yield batch
 
@@ -241,8 +243,10 @@ class FrameBlocks(Blocks):
             return ""
         if whole and video.declared and count >= video.declared:
             return ""
-        frames = f"{count} of {video.declared or 'more'}" if whole else count
-        return f"{self._name} ends after {frames} frames, at {end:.2f} of {promised:.2f} s."
+        frames = counted(count, "frame")
+        if whole:
+            frames = f"{count} of {video.declared or 'more'} frames"
+        return f"{self._name} ends after {frames}, at {end:.2f} of {promised:.2f} s."
 
 
 def _lasts(frame, fps) -> float:

@@ -28,7 +28,7 @@ from odvae_jax.data.urls import UrlFile, is_url, open_url
 from odvae_jax.data.video.errors import OrderError, PartError, VideoError
 from odvae_jax.data.video.limits import Guard, each_within, moved, within
 from odvae_jax.data.video.scaling import to_rgb
-from odvae_jax.files import one_line, printable
+from odvae_jax.files import counted, one_line, printable
 
 T = TypeVar("T")
 _END: Any = object()
@@ -203,8 +203,8 @@ def read_frames(
         raise ValueError(f"{count} frames were asked for; expected at least 1.")
     if start < 0 or start + count > info.frames:
         raise VideoError(
-            f"{printable(info.path)} has {info.frames} frames; {start} to {start + count} were "
-            "asked for."
+            f"{printable(info.path)} has {counted(info.frames, 'frame')}; {start} to "
+            f"{start + count} were asked for."
         )
     with VideoReader(info.path, threads=0, timeout=timeout) as video:
         base = float(video.time_base)
@@ -224,7 +224,8 @@ def read_frames(
             frames = [frame for _, frame in shown]
         if len(frames) < count:
             raise VideoError(
-                f"{video.name} yielded {len(frames)} of {count} frames from frame {start} on."
+                f"{video.name} yielded {len(frames)} of {counted(count, 'frame')} from frame "
+                f"{start} on."
             )
         return np.stack(to_rgb(frames, short_side))
 

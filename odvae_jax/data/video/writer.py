@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from odvae_jax.data.video.scaling import INTERPOLATION
-from odvae_jax.files import WholeFile, printable
+from odvae_jax.files import WholeFile, counted, printable
 
 
 class VideoWriter:
@@ -199,6 +199,6 @@ def _check_written(part: Path, target: Path, count: int, fps: float) -> None:
         raise OSError(f"{printable(target)} was written, but cannot be read: {error}") from error
     if not count or len(shown) != count or abs(seconds - count / fps) > 1.5 / fps:
         raise OSError(
-            f"{printable(target)} was written, but holds {len(shown)} frames in {seconds:.3f} s; "
-            f"{count} frames at {fps:g} per second went in"
+            f"{printable(target)} was written, but holds {counted(len(shown), 'frame')} in "
+            f"{seconds:.3f} s; {counted(count, 'frame')} at {fps:g} per second went in"
         )

@@ -25,7 +25,7 @@ from odvae_jax.checkpoints import native
 from odvae_jax.checkpoints.pretrained import load_pretrained
 from odvae_jax.config import ODVAEConfig
 from odvae_jax.data.clips import RandomClips, batches
-from odvae_jax.files import one_line
+from odvae_jax.files import counted, one_line
 from odvae_jax.flops import count_flops
 from odvae_jax.inflation import METHODS, inflate
 from odvae_jax.latents import Scale
@@ -116,10 +116,10 @@ class Autoencoder(Task):
         span = _span(config)
         if config.data.holdout < span:
             logger.warning(
-                "config.data.holdout=%d is less than the %d frames of a clip: what is measured "
-                "during training is trained on too",
+                "config.data.holdout=%d is less than the %s of a clip: what is measured during "
+                "training is trained on too",
                 config.data.holdout,
-                span,
+                counted(span, "frame"),
             )
         fixed_clips = self._clips.held_out(config.validation_clips)
         lpips = _lpips_for_validation(self.mesh)
@@ -369,7 +369,8 @@ class Autoencoder(Task):
             with contextlib.closing(batches(self._clips, 1, **options)) as feed:
                 yield from itertools.islice(feed, count)
 
-        return drawn(), f"{count} training clips, since config.data.holdout={data.holdout} frames"
+        clips = counted(count, "training clip")
+        return drawn(), f"{clips}, since config.data.holdout={data.holdout}"
 
 
 def _shrunk(size: int, share: float, unit: int, least: int = 1) -> int:
@@ -561,9 +562,10 @@ class ClipFeeds(Feeds):
         before = {name: position.get(name, count) for name, count in counts.items()}
         if before != counts:
             logger.warning(
-                "the run reads %d videos and %d pictures, where %d and %d were read before: their "
-                "order is another from here on",
-                *counts.values(),
+                "the run reads %s and %s, where %d and %d were read before: their order is another "
+                "from here on",
+                counted(counts["videos"], "video"),
+                counted(counts["pictures"], "picture"),
                 *before.values(),
             )
         self._config, self._mesh = config, mesh
@@ -608,7 +610,10 @@ class ClipFeeds(Feeds):
             if source.skipped:
                 names = ", ".join(sorted(source.skipped))
                 logger.warning(
-                    "%d of %d videos were skipped: %s", len(source.skipped), len(source), names
+                    "%d of %s skipped: %s",
+                    len(source.skipped),
+                    counted(len(source), "video was", "videos were"),
+                    names,
                 )
 
 
