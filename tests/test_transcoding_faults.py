@@ -67,11 +67,6 @@ def run(capsys, *arguments, status=0):
     return printed.out + printed.err
 
 
-def frames_in(path):
-    with av.open(str(path)) as video:
-        return np.stack([f.to_ndarray(format="rgb24") for f in video.decode(video=0)]).astype(float)
-
-
 def names_in(folder):
     return sorted(p.name for p in folder.iterdir())
 
@@ -203,17 +198,11 @@ def test_broken_outputs_of_before_are_made_anew(work, model, clips, latents, tmp
     run(capsys, *how)
     paths = [tmp_path / f"{name}.{suffix}" for name in NAMES]
     whole = paths[0].read_bytes()
-    shown = frames_in(paths[0]) if suffix == "mp4" else None
     for broken in (b"", whole[:-1], whole[: len(whole) // 2], bytes(len(whole)), b"\0"):
         paths[0].write_bytes(broken)
         said = run(capsys, *how)
         assert "1 file, 3 frames" in said and "2 files were there already" in said
-        if suffix == "mp4":
-            # Busy cores may change the order in which XLA adds, and so a pixel, and so the file.
-            apart = frames_in(paths[0]) - shown
-            assert np.abs(apart).mean() < 0.5
-        else:
-            assert paths[0].read_bytes() == whole
+        assert paths[0].read_bytes() == whole
     assert "0 files, 0 frames" in run(capsys, *how)
     if work == "encode":
         return
