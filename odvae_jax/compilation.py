@@ -9,7 +9,8 @@ from pathlib import Path
 
 import jax
 
-from odvae_jax.lowering import norm_kernels
+from odvae_jax import lowering
+from odvae_jax.sharding import partitioned
 
 
 def use_compilation_cache() -> None:
@@ -22,10 +23,11 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir:
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    # A program over several devices names a kernel's partitioning by its place in memory, which
-    # no other process shares. The folder's name stands for the kernels instead.
-    kernels = hashlib.sha256(Path(norm_kernels.__file__).read_bytes()).hexdigest()[:12]
-    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / kernels))
+    # A program over several devices names the partitioning of our own operations by its place in
+    # memory, which no other process shares. The folder's name stands for their code instead.
+    code = [Path(partitioned.__code__.co_filename), *Path(lowering.__file__).parent.glob("*.py")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / digest))
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 

@@ -28,6 +28,7 @@ from odvae_jax.lowering import (
     pairs,
     per_frame,
     plain_3d,
+    rows_exchanged,
     taps_summed,
 )
 from odvae_jax.lowering.norm_kernels import without_kernels
@@ -122,11 +123,32 @@ def _prepared(x, kernel, scales, before, window):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(x, kernel, scales, before, window):
     ways = ways_to_convolve(x, kernel, before, window)
+    if rows_exchanged.applies(x, kernel, window):
+        branches = _branches(ways, lambda way: functools.partial(_run_on_rows, way, window))
+        return by_platform(x, kernel, scales, before, **branches)
     if scales is None:
         branches = _branches(ways, lambda way: functools.partial(way.forward, window=window))
         return by_platform(x, kernel, before, **branches)
     branches = _branches(ways, lambda way: functools.partial(_run, way, window))
     return by_platform(x, kernel, scales, before, **branches)
+
+
+def _run_on_rows(way, window, x, kernel, scales, before):
+    return rows_exchanged.forward(_on_one_device(way), x, kernel, scales, before, window)
+
+
+@functools.cache  # the same function for the same way
+def _on_one_device(way):
+    def run(x, kernel, scales, before, window, outer):
+        if outer is None:
+            return _run(way, window, x, kernel, scales, before)
+        if _fuses(way, x, scales, before):
+            return way.forward(x, kernel, None, window, scales, outer)
+        x = outer.around(_normed(x, scales))
+        before = None if before is None else outer.around(before)
+        return way.forward(x, kernel, before, window)
+
+    return run
 
 
 def _run(way, window, x, kernel, scales, before):

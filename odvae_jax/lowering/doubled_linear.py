@@ -8,11 +8,10 @@ columns first. Interpolation has half-pixel centres and clamped edges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odvae_jax.lowering import rows_exchanged
 from odvae_jax.lowering.reference import Window
 
 
@@ -34,39 +33,64 @@ def forward(x, kernel, before, precision, convolve):
     kt, kh, kw, c, d = kernel.shape
     every = jnp.moveaxis(kernel, 3, 1).swapaxes(2, 3).reshape(kt, 1, 1, c, kw * kh * d)
     y = convolve(x, every, before, Window(1, 1, (0, 0), (0, 0), precision))
-    for axis in (3, 2):
-        y = _interpolation_convolved(jnp.split(y, 3, axis=-1), axis)
-    return y
+    y = _interpolation_convolved(y, 3)
+    return rows_exchanged.along_rows(_interpolation_convolved, y)
 
 
 def interpolated(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """Returns an array twice as long along an axis, interpolated linearly and summed in float32."""
-    return _interleaved(*_interpolations(x, axis), axis, x.dtype)
+    even, odd = _interpolations(x, *_neighbours(x, axis))
+    return _interleaved(even, odd, axis, x.dtype)
 
 
-def _interpolation_convolved(taps: Sequence[Array], axis: int) -> Array:
+def _interpolation_convolved(
+    y: Array, axis: int, outer: rows_exchanged.Outer | None = None
+) -> Array:
     """What a kernel of length 3 gives along an axis that is interpolated first, zeros around.
 
     Args:
-      taps: what each of the kernel's three places gives of the axis as it is.
+      y: what each of the kernel's three places gives of the axis as it is, as channels.
       axis: the axis that is doubled.
+      outer: gives the rows of other devices, if `y` has only some of the frames' rows.
 
     Returns:
       The sum, over the three, of their interpolations, the first moved one place forward and the
       third one back; in float32 until it is rounded once.
     """
-    (even0, odd0), (even1, odd1), (even2, odd2) = (_interpolations(tap, axis) for tap in taps)
-    n, zero = odd0.shape[axis], jnp.zeros_like(_slice(odd0, axis, 0, 1))
-    before = jnp.concatenate([zero, _slice(odd0, axis, 0, n - 1)], axis)
-    after = jnp.concatenate([_slice(even2, axis, 1, n), zero], axis)
-    return _interleaved(before + even1 + odd2, even0 + odd1 + after, axis, taps[0].dtype)
+    taps = jnp.split(y, 3, axis=-1)
+    if outer is None:
+        edges = [(_first(tap, axis), _last(tap, axis)) for tap in taps]
+    else:
+        edges = list(zip(*(jnp.split(rows, 3, axis=-1) for rows in outer.clamped(y)), strict=True))
+    (even0, odd0), (even1, odd1), (even2, odd2) = (
+        _interpolations(tap, *_neighbours(tap, axis, *edge))
+        for tap, edge in zip(taps, edges, strict=True)
+    )
+    # The odd place before the first, of the first tap, and the even place after the last.
+    before, after = jnp.zeros_like(_first(odd0, axis)), jnp.zeros_like(_last(even2, axis))
+    if outer is not None:
+        (above, _), (_, below) = edges[0], edges[2]
+        _, odd = _interpolations(above, above, _first(taps[0], axis))
+        even, _ = _interpolations(below, _last(taps[2], axis), below)
+        before, after = outer.unless_first(odd, before), outer.unless_last(even, after)
+    before = jnp.concatenate([before, _slice(odd0, axis, 0, -1)], axis)
+    after = jnp.concatenate([_slice(even2, axis, 1, None), after], axis)
+    return _interleaved(before + even1 + odd2, even0 + odd1 + after, axis, y.dtype)
 
 
-def _interpolations(x, axis):
+def _neighbours(x, axis, first=None, last=None):
+    """Returns the values before and after each.
+
+    Before the first stands `first`, after the last `last`; None repeats the value itself.
+    """
+    first = _first(x, axis) if first is None else first
+    last = _last(x, axis) if last is None else last
+    before = jnp.concatenate([first, _slice(x, axis, 0, -1)], axis)
+    return before, jnp.concatenate([_slice(x, axis, 1, None), last], axis)
+
+
+def _interpolations(x, before, after):
     """Returns the values at the even and at the odd places, in float32."""
-    n = x.shape[axis]
-    before = jnp.concatenate([_slice(x, axis, 0, 1), _slice(x, axis, 0, n - 1)], axis)
-    after = jnp.concatenate([_slice(x, axis, 1, n), _slice(x, axis, n - 1, n)], axis)
     before, x, after = (a.astype(jnp.float32) for a in (before, x, after))
     return 0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after
 
@@ -74,6 +98,14 @@ def _interpolations(x, axis):
 def _interleaved(even, odd, axis, dtype):
     both = jnp.stack([even.astype(dtype), odd.astype(dtype)], axis=axis + 1)
     return both.reshape(*even.shape[:axis], 2 * even.shape[axis], *even.shape[axis + 1 :])
+
+
+def _first(x, axis):
+    return _slice(x, axis, 0, 1)
+
+
+def _last(x, axis):
+    return _slice(x, axis, -1, None)
 
 
 def _slice(x, axis, start, stop):

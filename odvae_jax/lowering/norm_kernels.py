@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
+
+from odvae_jax.sharding import partitioned
 
 _BLOCK = 4096  # values that a program takes at a time
 _ROWS = 4  # rows of a frame that a program sums
@@ -40,15 +40,22 @@ def without_kernels() -> contextlib.AbstractContextManager[None]:
 def applies(x: Float[Array, "b t h w c"]) -> bool:
     """Returns whether the kernels take a clip [B, T, H, W, C] on the devices of this process.
 
-    Their blocks are powers of two, and so must C be. In float16 they could overflow. They do not
-    run inside `shard_map`, over explicit mesh axes, or within `without_kernels`.
+    Their blocks are powers of two, and so must C be.
+    """
+    return x.shape[-1].bit_count() == 1 and allowed(x)
+
+
+def allowed(x: Float[Array, "b t h w c"]) -> bool:
+    """Returns whether a program may treat a clip in ways of the GPU that are not XLA's.
+
+    The clip must be bfloat16: in float16 its values could overflow. Such ways do not run inside
+    `shard_map`, over explicit mesh axes, or within `without_kernels`.
     """
     axes = jax.typeof(x).sharding.mesh.axis_types
     return (
         _wanted.value
         and x.size > 0
         and x.dtype == jnp.bfloat16
-        and x.shape[-1].bit_count() == 1
         and all(axis == AxisType.Auto for axis in axes)
         and _devices_can()
     )
@@ -59,69 +66,6 @@ def _devices_can() -> bool:
     return bool(devices) and all(
         "NVIDIA" in d.device_kind and float(d.compute_capability) >= _CAPABILITY for d in devices
     )
-
-
-def _spread(rule: str, together: tuple[str, ...]) -> Callable:
-    """Returns a decorator that lets a kernel be spread over devices, and take more clips in `vmap`.
-
-    Args:
-      rule: which axes of its arrays are the same, in the notation of `custom_partitioning`; the
-        first array is a clip.
-      together: the axes that must lie on one device.
-    """
-    arrays, results = (part.split(",") for part in rule.split("->"))
-
-    def decorate(run):
-        partitioned = custom_partitioning(run)
-
-        def shardings(mesh, x, names):
-            spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else ()
-            axes = dict(zip(arrays[0].split(), (*spec, *(None,) * 5)[:5], strict=True))
-            axes |= dict.fromkeys(together)
-            specs = (PartitionSpec(*(axes.get(n) for n in name.split())) for name in names)
-            return tuple(NamedSharding(mesh, spec) for spec in specs)
-
-        def partition(mesh, arguments, shapes):
-            outputs = shardings(mesh, arguments[0], results)
-            inputs = shardings(mesh, arguments[0], arrays)
-            return mesh, run, _like(shapes, outputs), inputs
-
-        def infer(mesh, arguments, shapes):
-            return _like(shapes, shardings(mesh, arguments[0], results))
-
-        partitioned.def_partition(
-            partition,
-            infer_sharding_from_operands=infer,
-            sharding_rule=rule,
-            need_replication_factors=together,
-        )
-
-        @functools.wraps(run)
-        def over_clips(*arrays):
-            @jax.custom_batching.custom_vmap
-            def one(*arrays):
-                # Where nothing can be spread, a program is freer without the rule for it.
-                return (partitioned if jax.device_count() > 1 else run)(*arrays)
-
-            @one.def_vmap
-            def batched(size, in_batched, *arrays):
-                arrays = [
-                    a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
-                    for a, is_batched in zip(arrays, in_batched, strict=True)
-                ]
-                outputs = over_clips(*(a.reshape(-1, *a.shape[2:]) for a in arrays))
-                outputs = [y.reshape(size, -1, *y.shape[1:]) for y in outputs]
-                return outputs, [True] * len(outputs)
-
-            return one(*arrays)
-
-        return over_clips
-
-    return decorate
-
-
-def _like(shapes, values):
-    return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
 
 def _call(kernel, grid, results, warps, *arrays):
@@ -161,7 +105,7 @@ def moments(x, axes):
     return tuple(jnp.sum(y[:, :, :, None], axes, keepdims=True) / count for y in sums)
 
 
-@_spread("b t h w c -> b t h c, b t h c", together=("t", "w", "c"))
+@partitioned("b t h w c -> b t h c, b t h c", together=("t", "w", "c"))
 def channel_sums(x: Float[Array, "b t h w c"]) -> list[Float[Array, "b t n c"]]:
     """Returns the sums, in float32, of each channel and of its squares over parts of each frame.
 
@@ -195,7 +139,7 @@ def _sum_channels(x, sums, squares, *, rows):
         output[clip, part, :] = jnp.sum(total, axis=0)
 
 
-@_spread("b t h w c, b s c, b s c -> b t h w c", together=("t", "c", "s"))
+@partitioned("b t h w c, b s c, b s c -> b t h w c", together=("t", "c", "s"))
 def norm_silu(
     x: Float[Array, "b t h w c"],
     multiplier: Float[Array, "b s c"],
@@ -227,7 +171,7 @@ def _norm_silu(x, multiplier, addend, output, *, rows):
     output[clip, block, :] = y.astype(x.dtype)
 
 
-@_spread(
+@partitioned(
     "b t h w c, b s c, b s c -> b m h w c, b n h w c, b m h w c, b m h w c",
     together=("t", "c", "s", "m", "n"),
 )
@@ -238,29 +182,53 @@ def norm_silu_pairs(
 ) -> list[Float[Array, "b _ h w c"]]:
     """Returns what `pairs.pair_inputs` makes of the result of `norm_silu`, in one pass.
 
-    The clip has at least two frames. A program takes some positions and goes through their frames.
-    Each frame is read and activated once: what a pair needs of the frames before it stays in
-    registers.
+    The clip has at least two frames.
+    """
+    return norm_silu_pairs_within(x, multiplier, addend, 0, 0)
+
+
+def norm_silu_pairs_within(
+    x: Float[Array, "b t h w c"],
+    multiplier: Float[Array, "b s c"],
+    addend: Float[Array, "b s c"],
+    above: int,
+    below: int,
+) -> list[Float[Array, "b _ _ w c"]]:
+    """Returns what `norm_silu_pairs` does, within more rows, in which anything may stand.
+
+    A program takes some positions and goes through their frames. Each frame is read and activated
+    once: what a pair needs of the frames before it stays in registers.
+
+    Args:
+      x: the rows of a clip that one device holds.
+      multiplier: what the norm multiplies by.
+      addend: what the norm adds.
+      above: the number of rows above those of `x`.
+      below: the number of rows below those of `x`.
     """
     b, t, h, w, c = x.shape
     positions, pairs = h * w, t // 2
     rows = _positions_at_a_time(positions, c)
     lengths = (pairs, pairs + t % 2, pairs, pairs)
     outputs = _call(
-        functools.partial(_norm_silu_pairs, rows=rows),
+        functools.partial(_norm_silu_pairs, rows=rows, start=above * w),
         (positions // rows, b),
-        [jax.ShapeDtypeStruct((b, n, positions, c), x.dtype) for n in lengths],
+        [jax.ShapeDtypeStruct((b, n, (above + h + below) * w, c), x.dtype) for n in lengths],
         rows * c // 512,
         x.reshape(b, t, positions, c),
         multiplier,
         addend,
     )
-    return [y.reshape(*y.shape[:2], h, w, c) for y in outputs]
+    return [y.reshape(*y.shape[:2], -1, w, c) for y in outputs]
 
 
-def _norm_silu_pairs(x, multiplier, addend, *outputs, rows):
-    """Computes `rows` positions from `rows` i on, of clip j, in program (i, j)."""
+def _norm_silu_pairs(x, multiplier, addend, *outputs, rows, start):
+    """Computes `rows` positions from `rows` i on, of clip j, in program (i, j).
+
+    The first of all stands at place `start` of the outputs.
+    """
     clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
+    place_of_block = pl.ds(start + pl.program_id(0) * rows, rows)
     frames, per_frame = x.shape[1], multiplier.shape[1] > 1
 
     def active(t):
@@ -270,14 +238,14 @@ def _norm_silu_pairs(x, multiplier, addend, *outputs, rows):
     first = active(0)
     odd_count = frames % 2
     if odd_count:
-        outputs[1][clip, 0, block, :] = (2 * first).astype(x.dtype)
+        outputs[1][clip, 0, place_of_block, :] = (2 * first).astype(x.dtype)
 
     def pair(i, before):
         d0, d1 = before
         d2, d3 = active(2 * i + odd_count), active(2 * i + odd_count + 1)
         sums = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
         for output, place, value in zip(outputs, (i, i + odd_count, i, i), sums, strict=True):
-            output[clip, place, block, :] = value.astype(x.dtype)
+            output[clip, place, place_of_block, :] = value.astype(x.dtype)
         return d2, d3
 
     jax.lax.fori_loop(0, frames // 2, pair, (first, first))

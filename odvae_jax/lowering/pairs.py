@@ -39,9 +39,14 @@ def takes_norm(x, before) -> bool:
     return before is None and x.shape[1] > 1 and norm_kernels.applies(x)
 
 
-def forward(x, kernel, before, window, scales=None):
-    """Returns the convolution of a clip, or of what follows `before`."""
-    if before is None:
+def forward(x, kernel, before, window, scales=None, outer=None):
+    """Returns the convolution of a clip, or of what follows `before`.
+
+    With `outer`, a `rows_exchanged.Outer`, `x` is what one device holds, and needs a norm.
+    """
+    if outer is not None:
+        inputs = _inputs_within(x, scales, outer)
+    elif before is None:
         inputs = _clip_inputs(x, scales)
     else:
         inputs = pair_inputs(preceded(x, 3, 1, before), still=False)
@@ -99,6 +104,17 @@ def _clip_inputs(x, scales=None):
     if scales is not None:
         return _in_one_pass(x, *scales)
     return pair_inputs(preceded(x, 3, 1, None), still=True)
+
+
+def _inputs_within(x, scales, outer):
+    """Returns `pair_inputs` of a clip after a norm and SiLU, with its neighbours' rows.
+
+    The kernel leaves room for them, so that nothing is written twice.
+    """
+    run = norm_kernels.norm_silu_pairs_within
+    flat = [a[:, :, 0, 0] for a in scales]
+    inputs = run(x, *flat, outer.above, outer.below)
+    return outer.fill(x, inputs, lambda rows: run(rows, *flat, 0, 0))
 
 
 # XLA makes three passes of what the kernel does in one.

@@ -1,0 +1,185 @@
+"""Convolutions of clips whose rows are spread over devices: neighbours exchange their outer rows.
+
+Each device gets the rows that its kernel sees of the devices above and below, and then convolves
+what it has as one device does. XLA's own partitioner exchanges rows of all that a convolution reads
+(the four sums of pairs, for instance, in place of the clip), and writes all of it once more.
+
+It serves where the GPU kernels do: the rule that spreads an operation allows a program one mesh.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from odvae_jax.lowering import norm_kernels
+from odvae_jax.lowering.reference import Window
+from odvae_jax.sharding import Rows, partitioned
+
+
+def applies(x, kernel, window: Window) -> bool:
+    """Returns whether a kernel sees several rows, and the program may be spread over devices.
+
+    With a stride, the number of rows must be a multiple of it, so that each device has whole rows
+    of the result.
+    """
+    return (
+        kernel.shape[1] > 1
+        and jax.device_count() > 1
+        and norm_kernels.allowed(x)
+        and x.shape[2] % window.stride == 0
+    )
+
+
+def forward(run, x, kernel, scales, before, window: Window):
+    """Returns the convolution of a clip, or of what follows `before`.
+
+    Args:
+      run: a function of (x, kernel, scales, before, window, rows) to the convolution of what one
+        device holds. It is called with a window without zeros above and below; `rows` gives it the
+        rows of its neighbours in their place, or is None on a device that holds whole frames.
+      x: the clip.
+      kernel: the kernel, [kt, kh, kw, C, D].
+      scales: what a norm multiplies by and adds first, or None.
+      before: the frames before `x`, or None.
+      window: how the kernel goes over the clip.
+    """
+    operation = _operation(run, window, scales is not None, before is not None)
+    scales = () if scales is None else tuple(a[:, :, 0, 0] for a in scales)
+    frames = () if before is None else (before,)
+    return operation(x, kernel, _named_by_shape(window), *scales, *frames)[0]
+
+
+def _named_by_shape(window):
+    """Returns an array that has another shape for another window, and is not used.
+
+    The cache of compiled programs knows an operation that is spread by the shapes of its arrays.
+    """
+    return jnp.zeros([1 + n for n in (*window.rows, *window.columns)], jnp.int8)
+
+
+@functools.cache
+def _operation(run, window, has_scales, has_before):
+    clip = "b t (v z) w c"
+    arrays = [clip, "k i j c d", "e f g l", *["b s c"] * (2 * has_scales)]
+    arrays += ["b p (v z) w c"] * has_before
+    together = (*"twckijdefgl", *"s" * has_scales, *"p" * has_before, "u", "y")
+    sizes = {"z": window.stride}
+    if window.stride == 1:
+        arrays, sizes = [a.replace("(v z)", "v") for a in arrays], {}
+    else:
+        together += ("z",)
+
+    @partitioned(f"{', '.join(arrays)} -> b u v y d", together=together, with_rows=True, **sizes)
+    def operation(x, kernel, _, *others, rows: Rows):
+        scales = tuple(a[:, :, None, None] for a in others[:2]) if has_scales else None
+        before = others[-1] if has_before else None
+        if rows.count == 1:
+            return [run(x, kernel, scales, before, window, None)]
+        inner = window._replace(rows=(0, 0))
+        return [run(x, kernel, scales, before, inner, Outer(rows, *window.rows))]
+
+    return operation
+
+
+def along_rows(function, x):
+    """Returns `function(x, 2)`, twice as many rows as a clip has, computed as they are spread.
+
+    Args:
+      function: a function of a clip, the axis that it doubles, and optionally an `Outer` for what
+        one device holds. A row of the result depends on three rows of the clip.
+      x: the clip.
+    """
+    if jax.device_count() > 1 and norm_kernels.allowed(x):
+        return _along_rows(function, x)
+    return function(x, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _along_rows(function, x):
+    return _doubling(function)(x)[0]
+
+
+def _along_rows_forward(function, x):
+    return _along_rows(function, x), x
+
+
+def _along_rows_backward(function, x, dy):
+    return jax.vjp(lambda x: function(x, 2), x)[1](dy)
+
+
+_along_rows.defvjp(_along_rows_forward, _along_rows_backward)
+
+
+@functools.cache
+def _doubling(function):
+    together = (*"twcd", "p")
+
+    @partitioned("b t h w c -> b t (h p) w d", together=together, with_rows=True, p=2)
+    def operation(x, rows: Rows):
+        return [function(x, 2, None if rows.count == 1 else Outer(rows, 1, 1))]
+
+    return operation
+
+
+class Outer:
+    """The rows outside of those that a device holds.
+
+    Args:
+      rows: which rows the device holds.
+      above: the number of rows that a kernel sees above.
+      below: the number of rows that a kernel sees below.
+    """
+
+    def __init__(self, rows: Rows, above: int, below: int):
+        self.rows, self.above, self.below = rows, above, below
+
+    def around(self, x):
+        """Returns `x` within the rows above and below it, which are zeros outside of the frames."""
+        parts = []
+        if self.above:
+            parts.append(self.rows.above(x, self.above))
+        parts.append(x)
+        if self.below:
+            parts.append(self.rows.below(x, self.below))
+        return jnp.concatenate(parts, axis=2)
+
+    def clamped(self, x):
+        """Returns the rows above and below those of `x`; outside of the frame, its nearest row."""
+        above, below = self.rows.above(x, 1), self.rows.below(x, 1)
+        return self.unless_first(above, x[:, :, :1]), self.unless_last(below, x[:, :, -1:])
+
+    def unless_first(self, x, otherwise):
+        """Returns `x`, but `otherwise` on the device that has the first rows of the frames."""
+        return jnp.where(self.rows.first(), otherwise, x)
+
+    def unless_last(self, x, otherwise):
+        """Returns `x`, but `otherwise` on the device that has the last rows of the frames."""
+        return jnp.where(self.rows.last(), otherwise, x)
+
+    def fill(self, x, outputs, compute):
+        """Returns arrays of rows in whose outer rows stands what is computed of the neighbours'.
+
+        Args:
+          x: the rows of this device.
+          outputs: arrays with `above` and `below` more rows, whose values do not matter.
+          compute: a function of rows of `x` to the same rows of each output. Outside of the frames
+            zeros take their place.
+        """
+        if self.above:
+            new = compute(self.rows.above(x, self.above))
+            outputs = _put(outputs, [self.unless_first(y, jnp.zeros_like(y)) for y in new], 0)
+        if self.below:
+            new = compute(self.rows.below(x, self.below))
+            new = [self.unless_last(y, jnp.zeros_like(y)) for y in new]
+            outputs = _put(outputs, new, outputs[0].shape[2] - self.below)
+        return outputs
+
+
+def _put(outputs, rows, place):
+    return [
+        jax.lax.dynamic_update_slice_in_dim(y, new, place, axis=2)
+        for y, new in zip(outputs, rows, strict=True)
+    ]

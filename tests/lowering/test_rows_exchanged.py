@@ -1,0 +1,133 @@
+"""Clips whose rows are spread over devices, as a GPU computes them: the same, without gathering."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from odvae_jax import lowering
+from tests.conftest import full, random_video, small_model
+from tests.lowering.test_norm_kernels import clip
+from tests.lowering.test_ways import scales
+
+
+def mesh(height, data=1):
+    devices = jax.devices()[: height * data]
+    return jax.make_mesh((data, height), ("data", "height"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def rows_on(height, x, data=1):
+    return jax.device_put(x, NamedSharding(mesh(height, data), P("data", None, "height")))
+
+
+def kernel(*shape):
+    values = np.random.default_rng(0).standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
+    return jnp.asarray(values, jnp.float32)
+
+
+def convolved(x, kernel, small=None, **options):
+    return lowering.convolve(x, kernel, scales=small, **options)
+
+
+CASES = {
+    "pairs with their norm": ((3, 3, 3, 8, 24), {"with_norm": True}),
+    "pairs": ((3, 3, 3, 8, 24), {}),
+    "one frame at a time, after a norm": ((1, 3, 3, 8, 24), {"with_norm": True}),
+    "few channels in": ((3, 3, 3, 3, 24), {}),
+    "few channels out": ((3, 3, 3, 8, 3), {}),
+    "a stride in space": ((1, 3, 3, 8, 24), {"strides": (1, 2)}),
+    "a stride in time and space": ((3, 3, 3, 8, 24), {"strides": (2, 2)}),
+    "pairs with a stride in space": ((3, 3, 3, 8, 24), {"strides": (1, 2), "with_norm": True}),
+    "doubled by repetition": ((3, 3, 3, 8, 24), {"doubling": "nearest"}),
+    "doubled by interpolation": ((3, 3, 3, 8, 24), {"doubling": "linear"}),
+    "after other frames": ((3, 3, 3, 8, 24), {"after": True}),
+}
+
+
+@pytest.mark.parametrize("height", [4, *full(2, 8)])
+@pytest.mark.parametrize("case", CASES)
+def test_a_convolution_is_that_of_one_device_and_gathers_nothing(gpu, case, height):
+    shape, options = CASES[case]
+    options = dict(options)
+    x = clip(2, 5, 16, 6, shape[3])
+    small = scales(2, 1, shape[3]) if options.pop("with_norm", False) else None
+    if options.pop("after", False):
+        options["before"] = clip(2, 2, 16, 6, shape[3])
+
+    def run(x, kernel, small, **arrays):
+        return convolved(x, kernel, small, **options | arrays)
+
+    arrays = {name: a for name, a in options.items() if name == "before"}
+    expected = jax.jit(run)(x, kernel(*shape), small, **arrays)
+    spread = {name: rows_on(height, a) for name, a in arrays.items()}
+    compiled = jax.jit(run).lower(rows_on(height, x), kernel(*shape), small, **spread).compile()
+    ours = compiled(rows_on(height, x), kernel(*shape), small, **spread)
+    rows = expected.shape[2] // height
+    assert ours.sharding.shard_shape(ours.shape)[2] == rows
+    text = compiled.as_text()
+    assert "collective-permute" in text
+    assert not re.search("all-gather|all-to-all|all-reduce", text)
+    assert float(jnp.std(expected.astype(jnp.float32))) > 0.1
+    rounding = 2.0**-7  # of bfloat16, where a sum is taken in another order
+    np.testing.assert_allclose(
+        *(a.astype(jnp.float32) for a in (ours, expected)), rtol=rounding, atol=rounding / 64
+    )
+
+
+def everything(vae, video):
+    moments = vae.encoder(video)
+    return moments, vae.decoder(moments[..., : vae.config.latent_channels])
+
+
+@pytest.mark.parametrize("upsample", ["linear", *full("nearest")])
+def test_a_model_is_that_of_one_device_and_gathers_what_attention_needs_alone(gpu, upsample):
+    vae = small_model(upsample=upsample, dtype="bfloat16")
+    video = jnp.asarray(random_video(5, 64, 16))
+    spread = rows_on(4, video)
+    compiled = jax.jit(everything).lower(vae, spread).compile()
+    ours, one = compiled(vae, spread), jax.jit(everything)(vae, video)
+    exact = jax.jit(everything)(small_model(upsample=upsample), video)
+    for a, b, true in zip(ours, one, exact, strict=True):
+        errors = [float(jnp.sqrt(jnp.mean((y - true) ** 2))) for y in (a, b)]
+        assert errors[0] < 1.2 * errors[1] < 0.1 * float(jnp.std(true))
+    text = compiled.as_text()
+    keys, values = (2, 2)  # of the encoder and of the decoder
+    assert len(re.findall(r" all-gather(?:-start)?\(", text)) == keys + values
+    assert not re.search(r" all-to-all(-start)?\(", text)
+
+
+def test_its_gradient_too(gpu):
+    vae = small_model(dtype="bfloat16")
+    exact = small_model()
+    video = jnp.asarray(random_video(5, 32, 16, b=2))
+
+    def loss(vae, video):
+        return jnp.mean(jnp.abs(everything(vae, video)[1] - video))
+
+    def gradient(vae, video):
+        leaves = jax.tree.leaves(jax.jit(lambda *a: jax.grad(loss)(*a))(vae, video))
+        return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    true = gradient(exact, video)
+    one, ours = gradient(vae, video), gradient(vae, rows_on(2, video, data=2))
+    errors = [np.linalg.norm(g - true) for g in (ours, one)]
+    assert errors[0] < 1.6 * errors[1] < 0.1 * np.linalg.norm(true)
+
+
+def test_a_batch_of_kernels_is_one_convolution_per_kernel(gpu):
+    x, kernels = clip(2, 5, 8, 6, 8), jnp.stack([kernel(3, 3, 3, 8, 16), -kernel(3, 3, 3, 8, 16)])
+    ours = jax.vmap(lowering.convolve, in_axes=(None, 0))(x, kernels)
+    for y, one in zip(ours, kernels, strict=True):
+        np.testing.assert_array_equal(y, lowering.convolve(x, one))
+
+
+def test_rows_that_are_not_spread_evenly_are_the_same_too(gpu):
+    x = clip(1, 5, 12, 6, 8)  # twelve rows, on eight devices
+    spread = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh(2), P(None, None, "height")))(x)
+    run = jax.jit(lambda x: lowering.convolve(x, kernel(3, 3, 3, 8, 16)))
+    expected = run(x).astype(jnp.float32)
+    np.testing.assert_allclose(run(spread).astype(jnp.float32), expected, rtol=2**-7, atol=2**-13)
