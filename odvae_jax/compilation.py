@@ -25,7 +25,7 @@ def use_compilation_cache() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     # A program over several devices names the partitioning of our own operations by its place in
     # memory, which no other process shares. The folder's name stands for their code instead.
-    code = [Path(partitioned.__code__.co_filename), *Path(lowering.__file__).parent.glob("*.py")]
+    code = [Path(partitioned.__file__), *Path(lowering.__file__).parent.glob("*.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "odvae_jax" / digest))
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)

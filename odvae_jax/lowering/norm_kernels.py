@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton
 from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
-from odvae_jax.sharding import partitioned
+from odvae_jax.sharding.partitioned import partitioned
 
 _BLOCK = 4096  # values that a program takes at a time
 _ROWS = 4  # rows of a frame that a program sums

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from odvae_jax.lowering import norm_kernels
 from odvae_jax.lowering.reference import Window
-from odvae_jax.sharding import Rows, partitioned
+from odvae_jax.sharding.partitioned import Rows, partitioned
 
 
 def applies(x, kernel, window: Window) -> bool:

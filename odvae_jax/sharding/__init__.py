@@ -15,14 +15,12 @@ from odvae_jax.sharding.explicit_axes import mesh_with_axes, with_automatic_axes
 from odvae_jax.sharding.manual import varying_alike
 from odvae_jax.sharding.mesh import AXES, make_mesh
 from odvae_jax.sharding.parameters import gathered, state_shardings
-from odvae_jax.sharding.partitioned import Rows, partitioned
 from odvae_jax.sharding.placement import replicate, replicated, sharding_of
 from odvae_jax.sharding.rows import LEAST_ROWS, check_rows
 
 __all__ = [
     "AXES",
     "LEAST_ROWS",
-    "Rows",
     "check_rows",
     "check_spread",
     "clip_sharding",
@@ -31,7 +29,6 @@ __all__ = [
     "local_rows",
     "make_mesh",
     "mesh_with_axes",
-    "partitioned",
     "replicate",
     "replicated",
     "sharding_of",
