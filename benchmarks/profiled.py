@@ -24,8 +24,10 @@ def bodies_of(text):
             yield found[1], line, "\n".join(bodies[called[1]]) if called else line
 
 
-def device_seconds(run, calls):
-    """Seconds of the device per call, by instruction, while `run` is called so often.
+def device_seconds(run, calls, count=1):
+    """Seconds of a device per call, by instruction, while `run` is called so often.
+
+    With several devices, `count` of them, it is their mean.
 
     CUDA graphs have to be off, or their kernels have no names:
     XLA_FLAGS=--xla_gpu_enable_command_buffer=
@@ -48,7 +50,7 @@ def device_seconds(run, calls):
                 stats = dict(event.stats)
                 if devices or "hlo_op" in stats:
                     name = str(stats.get("hlo_op", event.name))
-                    seconds[name] += event.duration_ns / 1e9 / calls
+                    seconds[name] += event.duration_ns / 1e9 / calls / count
     if not seconds:
         raise SystemExit("The profile names no kernels of this device: a GPU's and a CPU's do.")
     return seconds
