@@ -194,7 +194,7 @@ def norm_silu_pairs_within(
     above: int,
     below: int,
 ) -> list[Float[Array, "b _ _ w c"]]:
-    """Returns what `norm_silu_pairs` does, within more rows, in which anything may stand.
+    """Returns what `norm_silu_pairs` does, with room for more rows, which hold any values.
 
     A program takes some positions and goes through their frames. Each frame is read and activated
     once: what a pair needs of the frames before it stays in registers.

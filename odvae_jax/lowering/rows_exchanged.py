@@ -4,7 +4,8 @@ Each device gets the rows that its kernel sees of the devices above and below, a
 what it has as one device does. XLA's own partitioner exchanges rows of all that a convolution reads
 (the four sums of pairs, for instance, in place of the clip), and writes all of it once more.
 
-It serves where the GPU kernels do: the rule that spreads an operation allows a program one mesh.
+It serves models that also use the GPU kernels. An operation with a rule for spreading allows only
+one mesh in a program, and so do the kernels.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from odvae_jax.sharding.partitioned import Rows, partitioned
 
 
 def applies(x, kernel, window: Window) -> bool:
-    """Returns whether a kernel sees several rows, and the program may be spread over devices.
+    """Returns whether a kernel sees several rows, and these may be spread over devices evenly.
 
-    With a stride, the number of rows must be a multiple of it, so that each device has whole rows
-    of the result.
+    Not known here is over how many devices. So the rows of the result must be a multiple of all
+    devices. XLA's partitioner does the rest.
     """
-    return (
-        kernel.shape[1] > 1
-        and jax.device_count() > 1
-        and norm_kernels.allowed(x)
-        and x.shape[2] % window.stride == 0
-    )
+    return kernel.shape[1] > 1 and _may_be_spread(x, window.stride, max(kernel.shape[-2:]))
+
+
+def _may_be_spread(x, stride, channels):
+    count = jax.device_count()
+    evenly = x.shape[2] % (stride * count) == 0
+    return count > 1 and evenly and channels.bit_count() == 1 and norm_kernels.allowed(x)
 
 
 def forward(run, x, kernel, scales, before, window: Window):
     """Returns the convolution of a clip, or of what follows `before`.
 
     Args:
-      run: a function of (x, kernel, scales, before, window, rows) to the convolution of what one
-        device holds. It is called with a window without zeros above and below; `rows` gives it the
-        rows of its neighbours in their place, or is None on a device that holds whole frames.
+      run: a function of (x, kernel, scales, before, window, outer) to the convolution of what one
+        device holds. On a device that holds whole frames, `outer` is None. Otherwise it is an
+        `Outer`, which has the rows of the neighbours, and the window has no zeros above and below.
       x: the clip.
       kernel: the kernel, [kt, kh, kw, C, D].
       scales: what a norm multiplies by and adds first, or None.
@@ -56,6 +58,7 @@ def _named_by_shape(window):
     """Returns an array that has another shape for another window, and is not used.
 
     The cache of compiled programs knows an operation that is spread by the shapes of its arrays.
+    The precision is not among them, because bfloat16 has only one.
     """
     return jnp.zeros([1 + n for n in (*window.rows, *window.columns)], jnp.int8)
 
@@ -72,7 +75,9 @@ def _operation(run, window, has_scales, has_before):
     else:
         together += ("z",)
 
-    @partitioned(f"{', '.join(arrays)} -> b u v y d", together=together, with_rows=True, **sizes)
+    rule = f"{', '.join(arrays)} -> b u v y d"
+
+    @partitioned(rule, together=together, rows_multiple=window.stride, **sizes)
     def operation(x, kernel, _, *others, rows: Rows):
         scales = tuple(a[:, :, None, None] for a in others[:2]) if has_scales else None
         before = others[-1] if has_before else None
@@ -85,14 +90,17 @@ def _operation(run, window, has_scales, has_before):
 
 
 def along_rows(function, x):
-    """Returns `function(x, 2)`, twice as many rows as a clip has, computed as they are spread.
+    """Returns `function(x, 2)`, a clip with twice as many rows.
+
+    If rows are spread over devices, each device computes it for its own rows.
 
     Args:
-      function: a function of a clip, the axis that it doubles, and optionally an `Outer` for what
-        one device holds. A row of the result depends on three rows of the clip.
-      x: the clip.
+      function: a linear function of a clip and the axis that it doubles. It takes an `Outer` as a
+        third argument for what one device holds. Each row of the result depends on a row of the
+        clip and on the two beside it.
+      x: the clip, whose channels come from three places of a kernel.
     """
-    if jax.device_count() > 1 and norm_kernels.allowed(x):
+    if _may_be_spread(x, 1, x.shape[-1] // 3):
         return _along_rows(function, x)
     return function(x, 2)
 
@@ -103,11 +111,12 @@ def _along_rows(function, x):
 
 
 def _along_rows_forward(function, x):
-    return _along_rows(function, x), x
+    return _along_rows(function, x), x[:0]  # nothing is kept but the shape
 
 
-def _along_rows_backward(function, x, dy):
-    return jax.vjp(lambda x: function(x, 2), x)[1](dy)
+def _along_rows_backward(function, none, dy):
+    x = jax.ShapeDtypeStruct((dy.shape[0], *none.shape[1:]), none.dtype)
+    return jax.linear_transpose(lambda x: function(x, 2), x)(dy)
 
 
 _along_rows.defvjp(_along_rows_forward, _along_rows_backward)
@@ -117,7 +126,7 @@ _along_rows.defvjp(_along_rows_forward, _along_rows_backward)
 def _doubling(function):
     together = (*"twcd", "p")
 
-    @partitioned("b t h w c -> b t (h p) w d", together=together, with_rows=True, p=2)
+    @partitioned("b t h w c -> b t (h p) w d", together=together, rows_multiple=1, p=2)
     def operation(x, rows: Rows):
         return [function(x, 2, None if rows.count == 1 else Outer(rows, 1, 1))]
 
@@ -147,7 +156,7 @@ class Outer:
         return jnp.concatenate(parts, axis=2)
 
     def clamped(self, x):
-        """Returns the rows above and below those of `x`; outside of the frame, its nearest row."""
+        """Returns the rows above and below those of `x`, where the outermost rows are repeated."""
         above, below = self.rows.above(x, 1), self.rows.below(x, 1)
         return self.unless_first(above, x[:, :, :1]), self.unless_last(below, x[:, :, -1:])
 
@@ -160,13 +169,14 @@ class Outer:
         return jnp.where(self.rows.last(), otherwise, x)
 
     def fill(self, x, outputs, compute):
-        """Returns arrays of rows in whose outer rows stands what is computed of the neighbours'.
+        """Returns arrays whose outer rows are computed from the rows of the neighbours.
+
+        Outside of the frames the outer rows are zeros.
 
         Args:
           x: the rows of this device.
           outputs: arrays with `above` and `below` more rows, whose values do not matter.
-          compute: a function of rows of `x` to the same rows of each output. Outside of the frames
-            zeros take their place.
+          compute: a function of rows of `x` to the same rows of each output.
         """
         if self.above:
             new = compute(self.rows.above(x, self.above))

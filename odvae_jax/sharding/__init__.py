@@ -1,7 +1,7 @@
 """How arrays are spread over devices.
 
 No layer holds a mesh. Arrays are placed where a program begins, and XLA decides how everything
-inside is partitioned.
+inside is partitioned, except for operations that say it themselves (`partitioned.py`).
 """
 
 from odvae_jax.sharding.clips import (

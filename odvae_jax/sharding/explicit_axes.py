@@ -1,7 +1,7 @@
 """Meshes whose axes are Explicit: JAX, not XLA, then tracks how every array is spread.
 
-The convolutions here leave the exchange of rows at the borders to XLA, so Explicit axes are made
-Auto around them.
+The convolutions here leave the exchange of rows at the borders to XLA, or to operations that need
+Auto axes. So Explicit axes are made Auto around them.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ WHOLE = Rows()
 
 
 def partitioned(
-    rule: str, *, together: Sequence[str], with_rows: bool = False, **sizes: int
+    rule: str, *, together: Sequence[str], rows_multiple: int | None = None, **sizes: int
 ) -> Callable[[Callable], Callable]:
     """Returns a decorator that lets an operation be spread over devices, and batched by `vmap`.
 
@@ -65,17 +65,19 @@ def partitioned(
 
     Args:
       rule: which axes of its arrays are the same, in the notation of `custom_partitioning`. The
-        first array is a clip, "b t h w c"; its rows may also be "(v s)". Arrays that also begin
+        first array is a clip, "b t h w c"; its rows may also be "(v z)". Other arrays that begin
         with "b" hold one entry per clip.
       together: the names, one letter each, of axes that must lie on one device.
-      with_rows: whether the operation is called with the argument `rows`, a `Rows`, too.
-      **sizes: the sizes of the names in brackets that are not all of an axis.
+      rows_multiple: None if each row is computed alone. With a number, the operation has one more
+        argument, `rows`, a `Rows`. Rows are spread only if each device gets the same number of
+        them, a multiple of this number. Otherwise every device gets all rows.
+      **sizes: the size of each name that stands second in brackets.
     """
     arrays, results = ([_axes(a) for a in part.split(",")] for part in rule.split("->"))
 
     def decorate(run):
         def on_one_device(*operands):
-            return run(*operands, rows=WHOLE) if with_rows else run(*operands)
+            return run(*operands) if rows_multiple is None else run(*operands, rows=WHOLE)
 
         spread = custom_partitioning(on_one_device)
 
@@ -83,6 +85,9 @@ def partitioned(
             spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else ()
             axes = dict(zip(arrays[0], (*spec, *(None,) * 5)[:5], strict=True))
             axes |= dict.fromkeys(together)
+            rows = arrays[0][2]
+            if rows_multiple and not _evenly(mesh, axes[rows], x.shape[2], rows_multiple):
+                axes[rows] = None
             return tuple(
                 NamedSharding(mesh, PartitionSpec(*(axes.get(name) for name in names)))
                 for names in wanted
@@ -91,7 +96,9 @@ def partitioned(
         def partition(mesh, arguments, shapes):
             inputs = shardings(mesh, arguments[0], arrays)
             outputs = shardings(mesh, arguments[0], results)
-            local = functools.partial(run, rows=_rows(mesh, inputs[0])) if with_rows else run
+            local = run
+            if rows_multiple is not None:
+                local = functools.partial(run, rows=_rows(mesh, inputs[0].spec[2]))
             return mesh, local, _like(shapes, outputs), inputs
 
         def infer(mesh, arguments, shapes):
@@ -121,10 +128,20 @@ def _axes(array: str) -> list[str]:
     return names
 
 
-def _rows(mesh, sharding) -> Rows:
-    spec = (*sharding.spec, *(None,) * 3)[2]
-    axes = spec if isinstance(spec, tuple) else (() if spec is None else (spec,))
+def _rows(mesh, axes) -> Rows:
+    axes = axes if isinstance(axes, tuple) else (() if axes is None else (axes,))
     return Rows(axes, math.prod(mesh.shape[axis] for axis in axes))
+
+
+def _evenly(mesh, axes, size, multiple) -> bool:
+    """Returns whether rows can be spread so that neighbours can exchange them.
+
+    If there are fewer rows on the last device, its other rows hold anything. Over several axes,
+    `ppermute` numbers the devices in the order of the mesh.
+    """
+    rows = _rows(mesh, axes)
+    places = [mesh.axis_names.index(axis) for axis in rows.axes]
+    return size % (rows.count * multiple) == 0 and places == sorted(places)
 
 
 def _over_clips(spread, on_one_device, arrays):
