@@ -39,7 +39,7 @@ def forward(x, kernel, before, precision, convolve):
 
 def interpolated(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """Returns an array twice as long along an axis, interpolated linearly and summed in float32."""
-    even, odd = _interpolations(x, *_neighbours(x, axis))
+    even, odd = _interpolations(x, axis, _first(x, axis), _last(x, axis))
     return _interleaved(even, odd, axis, x.dtype)
 
 
@@ -63,34 +63,27 @@ def _interpolation_convolved(
     else:
         edges = list(zip(*(jnp.split(rows, 3, axis=-1) for rows in outer.clamped(y)), strict=True))
     (even0, odd0), (even1, odd1), (even2, odd2) = (
-        _interpolations(tap, *_neighbours(tap, axis, *edge))
-        for tap, edge in zip(taps, edges, strict=True)
+        _interpolations(tap, axis, *edge) for tap, edge in zip(taps, edges, strict=True)
     )
     # The odd place before the first, of the first tap, and the even place after the last.
     before, after = jnp.zeros_like(_first(odd0, axis)), jnp.zeros_like(_last(even2, axis))
     if outer is not None:
         (above, _), (_, below) = edges[0], edges[2]
-        _, odd = _interpolations(above, above, _first(taps[0], axis))
-        even, _ = _interpolations(below, _last(taps[2], axis), below)
+        _, odd = _interpolations(above, axis, above, _first(taps[0], axis))
+        even, _ = _interpolations(below, axis, _last(taps[2], axis), below)
         before, after = outer.unless_first(odd, before), outer.unless_last(even, after)
     before = jnp.concatenate([before, _slice(odd0, axis, 0, -1)], axis)
     after = jnp.concatenate([_slice(even2, axis, 1, None), after], axis)
     return _interleaved(before + even1 + odd2, even0 + odd1 + after, axis, y.dtype)
 
 
-def _neighbours(x, axis, first=None, last=None):
-    """Returns the values before and after each.
+def _interpolations(x, axis, first, last):
+    """Returns the values at the even and at the odd places, in float32.
 
-    Before the first stands `first`, after the last `last`; None repeats the value itself.
+    `first` stands before the first value, and `last` after the last one.
     """
-    first = _first(x, axis) if first is None else first
-    last = _last(x, axis) if last is None else last
     before = jnp.concatenate([first, _slice(x, axis, 0, -1)], axis)
-    return before, jnp.concatenate([_slice(x, axis, 1, None), last], axis)
-
-
-def _interpolations(x, before, after):
-    """Returns the values at the even and at the odd places, in float32."""
+    after = jnp.concatenate([_slice(x, axis, 1, None), last], axis)
     before, x, after = (a.astype(jnp.float32) for a in (before, x, after))
     return 0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after
 
