@@ -146,14 +146,16 @@ class Outer:
         self.rows, self.above, self.below = rows, above, below
 
     def around(self, x):
-        """Returns `x` within the rows above and below it, which are zeros outside of the frames."""
-        parts = []
+        """Returns `x` within the rows above and below it, which are zeros outside of the frames.
+
+        XLA takes four times as long to concatenate rows as to pad them.
+        """
+        y = jnp.pad(x, ((0, 0), (0, 0), (self.above, self.below), (0, 0), (0, 0)))
         if self.above:
-            parts.append(self.rows.above(x, self.above))
-        parts.append(x)
+            (y,) = _put([y], [self.rows.above(x, self.above)], 0)
         if self.below:
-            parts.append(self.rows.below(x, self.below))
-        return jnp.concatenate(parts, axis=2)
+            (y,) = _put([y], [self.rows.below(x, self.below)], y.shape[2] - self.below)
+        return y
 
     def clamped(self, x):
         """Returns the rows above and below those of `x`, where the outermost rows are repeated."""
