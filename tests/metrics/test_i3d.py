@@ -111,8 +111,9 @@ def test_distances_of_clips_are_those_that_the_released_codes_printed(i3d):
         np.concatenate([i3d.features((c[None] / 127.5 - 1).astype(np.float32)) for c in each])
         for each in (clips(real), made)
     )
-    np.testing.assert_allclose(real, ARRAYS["i3d_real"], rtol=0, atol=3e-5)
-    np.testing.assert_allclose(made, ARRAYS["i3d_fake"], rtol=0, atol=3e-5)
+    # Logits reach 10, whose rounding in float32 depends on the CPU: up to 3.05e-5 was seen.
+    for features, expected in ((real, "i3d_real"), (made, "i3d_fake")):
+        np.testing.assert_allclose(features, ARRAYS[expected], rtol=1e-6, atol=3e-5)
     distance = frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(made))
     assert distance == pytest.approx(FACTS["i3d_fvd_unbiased_float64"], rel=1e-6)
     assert kernel_distance(real, made) == pytest.approx(FACTS["i3d_kvd"], rel=1e-6)
