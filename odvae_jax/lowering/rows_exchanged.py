@@ -150,12 +150,8 @@ class Outer:
 
         XLA takes four times as long to concatenate rows as to pad them.
         """
-        y = jnp.pad(x, ((0, 0), (0, 0), (self.above, self.below), (0, 0), (0, 0)))
-        if self.above:
-            (y,) = _put([y], [self.rows.above(x, self.above)], 0)
-        if self.below:
-            (y,) = _put([y], [self.rows.below(x, self.below)], y.shape[2] - self.below)
-        return y
+        room = jnp.pad(x, ((0, 0), (0, 0), (self.above, self.below), (0, 0), (0, 0)))
+        return self.fill(x, [room], lambda rows: [rows])[0]
 
     def clamped(self, x):
         """Returns the rows above and below those of `x`, where the outermost rows are repeated."""
