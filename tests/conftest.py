@@ -6,12 +6,7 @@ Eight virtual CPU devices, a compilation cache, checked types, small models.
 import functools
 import logging
 import os
-import signal
 from pathlib import Path
-
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell starts what runs in the background so, and the programs of the tests would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")

@@ -103,14 +103,7 @@ def test_runs_that_share_programs_wait_until_the_first_has_compiled_them(command
     assert found["steps", "a-until-b"][0] < found["begins", "b"][0]
 
 
-@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
-def which(request):
-    """A signal that is not ignored, as SIGINT is where a shell runs the tests in the background."""
-    before = signal.signal(request.param, signal.default_int_handler)
-    yield request.param
-    signal.signal(request.param, before)
-
-
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_all_runs_save_and_begins_no_other(which, command, tmp_path):
     children = [Child(name, name, 2) for name in ("endless1", "endless2", "never")]
 
