@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 
 from odvae_jax.data.once import hand_over, handed_over, warn_once
 from odvae_jax.files import one_line
@@ -188,11 +189,14 @@ class _Tasks:
         self._count: int | None = None  # of all jobs, once it is known
         self._alone = self._ended = self._drawing = False
         self._fault: BaseException | None = None
-        self._changed = threading.Condition()
+        # With many threads, to wake all for each change would take more time than the changes.
+        self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)  # a job may be begun, or drawn
+        self._came = threading.Condition(self._lock)  # a result
 
     def next_result(self):
-        with self._changed:
-            self._changed.wait_for(
+        with self._lock:
+            self._came.wait_for(
                 lambda: self._ended or self._wanted in self._results or self._wanted == self._count
             )
             if self._fault is not None:
@@ -201,14 +205,14 @@ class _Tasks:
                 raise StopIteration
             good, value = self._results.pop(self._wanted)
             self._wanted += 1
-            self._changed.notify_all()
+            self._free.notify()
         if not good:
             raise value
         return value
 
     def take(self) -> _Task | None:
         """Waits for a job that may be begun; None once there is none any more."""
-        with self._changed:
+        with self._lock:
             while not self._ended:
                 if self._again and self._again[0].suspect:  # it is done alone
                     if not self._running:
@@ -222,7 +226,7 @@ class _Tasks:
                         continue
                     if self._count is not None and not self._running:
                         return None
-                self._changed.wait()
+                self._free.wait()
         return None
 
     def _begun(self, task):
@@ -236,29 +240,30 @@ class _Tasks:
     def _draw(self):
         """Draws the next job. The lock is open meanwhile, since a job may be long in coming."""
         self._drawing, fault = True, None
-        self._changed.release()
+        self._lock.release()
         try:
             task = next(self._fresh, None)
         except BaseException as error:
             fault = error
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
             self._drawing = False
         if fault is not None:
-            self.end(fault)
+            self._end(fault)
         elif task is not None:
             self._given += 1
             heapq.heappush(self._again, task)
+            self._free.notify()  # who was to draw the next meanwhile
         else:
             self._count = self._given
-        self._changed.notify_all()
+            self._free.notify_all()
+            self._came.notify_all()
 
     def done(self, task: _Task, good: bool, value: Any) -> None:
-        with self._changed:
-            self._running -= 1
-            self._alone = False
+        with self._lock:
             self._results[task.number] = good, value
-            self._changed.notify_all()
+            self._came.notify_all()
+            self._one_less()
 
     def died(self, task: _Task, began: bool, how: str, read: str | None) -> None:
         """Notes that a process died while a job, which read this, was its own, begun or not."""
@@ -270,19 +275,30 @@ class _Tasks:
             task.job, task.suspect, began = value.job, False, False
         if began:
             task.read = read
-        with self._changed:
-            self._running -= 1
-            self._alone = False
+        with self._lock:
             task.suspect = task.suspect or (began and self._lost is not None)
             heapq.heappush(self._again, task)
-            self._changed.notify_all()
+            self._free.notify()
+            self._one_less()
+
+    def _one_less(self):
+        self._running -= 1
+        # A suspect waits until nothing runs, the others until it has run, and the end for the last.
+        suspected = self._alone or (self._again and self._again[0].suspect)
+        self._alone = False
+        if suspected or (self._count is not None and not self._running):
+            self._free.notify_all()
 
     def end(self, fault: BaseException | None = None) -> None:
-        with self._changed:
-            self._fault = self._fault or fault
-            self._ended = True
-            self._results.clear()
-            self._changed.notify_all()
+        with self._lock:
+            self._end(fault)
+
+    def _end(self, fault):
+        self._fault = self._fault or fault
+        self._ended = True
+        self._results.clear()
+        self._free.notify_all()
+        self._came.notify_all()
 
     @property
     def ended(self) -> bool:
@@ -489,9 +505,9 @@ def _receive(connection: socket.socket) -> Any:
     return pickle.loads(text, buffers=buffers)
 
 
-def _received(connection, size) -> bytearray:
-    part = bytearray(size)
-    view = memoryview(part)
+def _received(connection, size) -> memoryview:
+    # Not a bytearray: filling one with zeros first would keep all other threads waiting.
+    part = view = memoryview(np.empty(size, np.uint8))
     while view.nbytes:
         if not (read := connection.recv_into(view)):
             raise EOFError

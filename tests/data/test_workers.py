@@ -470,3 +470,33 @@ def test_results_come_while_the_next_job_is_long_in_coming():
         asked.set()
         assert list(results) == [30]
     assert in_time == [True]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_threads_and_few_jobs_at_a_time_lose_no_job(seed):
+    rng = np.random.default_rng(seed)
+    count, (threads, ahead) = 400, rng.integers(1, 40, 2)
+    pauses = rng.exponential(2e-4, (3, count)) * rng.integers(0, 2, (3, 1))  # none, for some seeds
+
+    def jobs():
+        for job, pause in enumerate(pauses[0]):
+            time.sleep(pause)
+            yield job
+
+    def double(_, job):
+        time.sleep(pauses[1, job])
+        return 2 * job
+
+    results = InOrder(double, None, jobs(), workers=0, threads=int(threads), ahead=int(ahead))
+    doubled: list[int] = []
+
+    def take():
+        for result, pause in zip(results, pauses[2], strict=True):
+            doubled.append(result)
+            time.sleep(pause)
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(30)
+    results.close()
+    assert doubled == [2 * job for job in range(count)]
