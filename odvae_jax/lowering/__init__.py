@@ -98,7 +98,7 @@ def convolve(
         kernel = LONE.reduced(kernel)
     if doubling is None:
         window = window_of(kernel.shape[1], strides, precision)
-        y = _convolve(*_prepared(x, kernel, scales, before, window), window)
+        y = _convolve_any(x, kernel, scales, before, window)
     else:
         way = next(w for w in DOUBLINGS if w.applies(doubling))
         y = way.forward(x, kernel, before, precision, _convolve_without_norm)
@@ -106,16 +106,40 @@ def convolve(
 
 
 def _convolve_without_norm(x, kernel, before, window):
-    return _convolve(*_prepared(x, kernel, None, before, window), window)
+    return _convolve_any(x, kernel, None, before, window)
 
 
-def _prepared(x, kernel, scales, before, window):
+def _convolve_any(x, kernel, scales, before, window):
+    leaves, tree = jax.tree.flatten((x, kernel, scales, before))
+    x, kernel, scales, before = jax.tree.unflatten(tree, varying_alike(*leaves))
     # Only a 3D convolution to many channels normalises again in the gradient; the others keep
     # their input normalised.
-    if kernel.shape[0] == 1 or taps_summed.applies(x, kernel, before, window):
-        x, scales = _normed(x, scales), None
-    leaves, tree = jax.tree.flatten((x, kernel, scales, before))
-    return jax.tree.unflatten(tree, varying_alike(*leaves))
+    alone = kernel.shape[0] == 1 or taps_summed.applies(x, kernel, before, window)
+    if scales is None or not alone:
+        return _convolve(x, kernel, scales, before, window)
+    if rows_exchanged.applies(x, kernel, window):
+        return _after_norm(x, kernel, scales, window)
+    return _convolve(_normed(x, scales), kernel, None, before, window)
+
+
+# Without a gradient, the norm leaves room for the rows of neighbours.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _after_norm(x, kernel, scales, window):
+    return _convolve(x, kernel, scales, None, window)
+
+
+def _after_norm_forward(x, kernel, scales, window):
+    def one_by_one(x, kernel, scales):
+        return _convolve(_normed(x, scales), kernel, None, None, window)
+
+    return jax.vjp(one_by_one, x, kernel, scales)
+
+
+def _after_norm_backward(window, pull, dy):
+    return pull(dy)
+
+
+_after_norm.defvjp(_after_norm_forward, _after_norm_backward)
 
 
 # All ways share one hand-written gradient, which keeps only the arguments. Branches with gradients
@@ -144,11 +168,22 @@ def _on_one_device(way):
             return _run(way, window, x, kernel, scales, before)
         if _fuses(way, x, scales, before):
             return way.forward(x, kernel, None, window, scales, outer)
-        x = outer.around(_normed(x, scales))
+        x = outer.around(x) if scales is None else _normed_within(x, scales, outer)
         before = None if before is None else outer.around(before)
         return way.forward(x, kernel, before, window)
 
     return run
+
+
+def _normed_within(x, scales, outer):
+    def written_out(x, *scales):
+        return outer.around(norm.forward(x, *scales, True))
+
+    def by_kernel(x, *scales):
+        return outer.around_results(norm_kernels.NORM_SILU, x, scales)[0]
+
+    runs = {norm: written_out, norm_kernels: by_kernel}
+    return by_platform(x, *scales, **_branches(ways_to_normalise(x), runs.get))
 
 
 def _run(way, window, x, kernel, scales, before):

@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import AxisType
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from odvae_jax.sharding.partitioned import partitioned
 
@@ -68,23 +70,27 @@ def _devices_can() -> bool:
     )
 
 
-def _call(kernel, grid, results, warps, *arrays):
+def _call(kernel, grid, outputs, warps, *arrays):
+    """Returns what a kernel writes: new arrays, of which shapes are given, or into given ones."""
+    given = [y for y in outputs if isinstance(y, jax.Array)]
     return pl.pallas_call(
         kernel,
         grid=grid,
-        out_shape=results,
+        out_shape=[jax.ShapeDtypeStruct(y.shape, y.dtype) for y in outputs],
+        input_output_aliases={len(arrays) + i: i for i in range(len(given))},
         compiler_params=triton.CompilerParams(num_warps=max(warps, 1)),
         interpret=jax.default_backend() != "gpu",
         name=kernel.func.__name__.strip("_"),
-    )(*arrays)
+    )(*arrays, *given)
 
 
 def _positions_at_a_time(positions, channels):
     return math.gcd(positions, max(_BLOCK // channels, 1))
 
 
-def _activated(x, multiplier, addend):
-    return _silu(x.astype(jnp.float32) * multiplier + addend)
+def _activated(x, multiplier, addend, present=None):
+    y = _silu(x.astype(jnp.float32) * multiplier + addend)
+    return y if present is None else jnp.where(present != 0, y, 0.0)
 
 
 def _silu(y):
@@ -149,26 +155,7 @@ def norm_silu(
 
     The multiplier and the addend are per frame (s = t) or per clip (s = 1).
     """
-    b, t, h, w, c = x.shape
-    per_frame = multiplier.shape[1] > 1
-    clips, positions = (b * t, h * w) if per_frame else (b, t * h * w)
-    rows = _positions_at_a_time(positions, c)
-    (y,) = _call(
-        functools.partial(_norm_silu, rows=rows),
-        (positions // rows, clips),
-        [jax.ShapeDtypeStruct((clips, positions, c), x.dtype)],
-        rows * c // 512,
-        x.reshape(clips, positions, c),
-        *(a.reshape(clips, c) for a in (multiplier, addend)),
-    )
-    return [y.reshape(x.shape)]
-
-
-def _norm_silu(x, multiplier, addend, output, *, rows):
-    """Computes `rows` positions from `rows` i on, of clip or frame j, in program (i, j)."""
-    clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
-    y = _activated(x[clip, block, :], multiplier[clip, :], addend[clip, :])
-    output[clip, block, :] = y.astype(x.dtype)
+    return NORM_SILU.within(x, multiplier, addend, 0, 0)
 
 
 @partitioned(
@@ -184,56 +171,110 @@ def norm_silu_pairs(
 
     The clip has at least two frames.
     """
-    return norm_silu_pairs_within(x, multiplier, addend, 0, 0)
+    return NORM_SILU_PAIRS.within(x, multiplier, addend, 0, 0)
 
 
-def norm_silu_pairs_within(
-    x: Float[Array, "b t h w c"],
-    multiplier: Float[Array, "b s c"],
-    addend: Float[Array, "b s c"],
-    above: int,
-    below: int,
-) -> list[Float[Array, "b _ _ w c"]]:
-    """Returns what `norm_silu_pairs` does, with room for more rows, which hold any values.
+class RowKernel(NamedTuple):
+    """A kernel whose results have as many rows as the clip, on one device.
 
-    A program takes some positions and goes through their frames. Each frame is read and activated
-    once: what a pair needs of the frames before it stays in registers.
-
-    Args:
-      x: the rows of a clip that one device holds.
-      multiplier: what the norm multiplies by.
-      addend: what the norm adds.
-      above: the number of rows above those of `x`.
-      below: the number of rows below those of `x`.
+    Attributes:
+      kernel: the kernel.
+      lengths: a function of the number of frames to those of each result.
+      over_frames: whether a program computes one frame; otherwise it goes through all frames.
     """
-    b, t, h, w, c = x.shape
-    positions, pairs = h * w, t // 2
-    rows = _positions_at_a_time(positions, c)
-    lengths = (pairs, pairs + t % 2, pairs, pairs)
-    outputs = _call(
-        functools.partial(_norm_silu_pairs, rows=rows, start=above * w),
-        (positions // rows, b),
-        [jax.ShapeDtypeStruct((b, n, (above + h + below) * w, c), x.dtype) for n in lengths],
-        rows * c // 512,
-        x.reshape(b, t, positions, c),
-        multiplier,
-        addend,
-    )
-    return [y.reshape(*y.shape[:2], -1, w, c) for y in outputs]
+
+    kernel: Callable
+    lengths: Callable[[int], Sequence[int]]
+    over_frames: bool
+
+    def within(
+        self,
+        x: Float[Array, "b t h w c"],
+        multiplier: Float[Array, "b s c"],
+        addend: Float[Array, "b s c"],
+        above: int,
+        below: int,
+    ) -> list[Float[Array, "b _ _ w c"]]:
+        """Returns the results, with room for more rows, which hold any values.
+
+        Args:
+          x: the rows of a clip that one device holds.
+          multiplier: what the norm multiplies by.
+          addend: what the norm adds.
+          above: the number of rows above those of `x`.
+          below: the number of rows below those of `x`.
+        """
+        b, t, h, w, c = x.shape
+        positions = (above + h + below) * w
+        results = [jax.ShapeDtypeStruct((b, n, positions, c), x.dtype) for n in self.lengths(t)]
+        return self._run(results, x, (multiplier, addend), above)
+
+    def into(
+        self,
+        outputs: Sequence[Float[Array, "b _ _ w c"]],
+        x: Float[Array, "b t h w c"],
+        multiplier: Float[Array, "b s c"],
+        addend: Float[Array, "b s c"],
+        present: Bool[Array, ""],
+        place: int,
+    ) -> list[Float[Array, "b _ _ w c"]]:
+        """Returns the outputs with the results of some rows, in the same memory.
+
+        Args:
+          outputs: what the rows are written into.
+          x: the rows.
+          multiplier: what the norm multiplies by.
+          addend: what the norm adds.
+          present: whether there are these rows. If not, zeros are written in place of the results.
+          place: the place of the first row in the outputs.
+        """
+        flat = [y.reshape(*y.shape[:2], -1, y.shape[-1]) for y in outputs]
+        scales = multiplier, addend, present.astype(jnp.int32)[None]
+        return self._run(flat, x, scales, place)
+
+    def _run(self, outputs, x, scales, place):
+        b, t, h, w, c = x.shape
+        rows = _positions_at_a_time(h * w, c)
+        outputs = _call(
+            functools.partial(self.kernel, rows=rows, start=place * w),
+            (h * w // rows, b, t) if self.over_frames else (h * w // rows, b),
+            outputs,
+            rows * c // 512,
+            x.reshape(b, t, h * w, c),
+            *scales,
+        )
+        return [y.reshape(*y.shape[:2], -1, w, c) for y in outputs]
 
 
-def _norm_silu_pairs(x, multiplier, addend, *outputs, rows, start):
-    """Computes `rows` positions from `rows` i on, of clip j, in program (i, j).
+def _norm_silu(x, multiplier, addend, *others, rows, start):
+    """Computes `rows` positions from `rows` i on, of frame t of clip j, in program (i, j, t).
 
-    The first of all stands at place `start` of the outputs.
+    The first of all stands at place `start` of the output.
+    """
+    clip, frame = pl.program_id(1), pl.program_id(2)
+    block = pl.ds(pl.program_id(0) * rows, rows)
+    place = pl.ds(start + pl.program_id(0) * rows, rows)
+    (output,), present = _outputs_of(others, 1)
+    s = frame if multiplier.shape[1] > 1 else 0
+    y = _activated(x[clip, frame, block, :], multiplier[clip, s, :], addend[clip, s, :], present)
+    output[clip, frame, place, :] = y.astype(x.dtype)
+
+
+def _norm_silu_pairs(x, multiplier, addend, *others, rows, start):
+    """Computes `rows` positions from `rows` i on, of all frames of clip j, in program (i, j).
+
+    The first of all stands at place `start` of the outputs. Each frame is read and activated once:
+    what a pair needs of the frames before it stays in registers.
     """
     clip, block = pl.program_id(1), pl.ds(pl.program_id(0) * rows, rows)
     place_of_block = pl.ds(start + pl.program_id(0) * rows, rows)
+    outputs, present = _outputs_of(others, 4)
     frames, per_frame = x.shape[1], multiplier.shape[1] > 1
 
     def active(t):
         s = t if per_frame else 0
-        return _activated(x[clip, t, block, :], multiplier[clip, s, :], addend[clip, s, :])
+        scales = multiplier[clip, s, :], addend[clip, s, :]
+        return _activated(x[clip, t, block, :], *scales, present)
 
     first = active(0)
     odd_count = frames % 2
@@ -249,3 +290,21 @@ def _norm_silu_pairs(x, multiplier, addend, *outputs, rows, start):
         return d2, d3
 
     jax.lax.fori_loop(0, frames // 2, pair, (first, first))
+
+
+def _outputs_of(others, count):
+    """Returns the outputs, and whether the rows are present, which is always if None is returned.
+
+    Where a kernel writes into arrays, these are among its arguments once more.
+    """
+    outputs = others[len(others) - count :]
+    return outputs, others[0][0] if len(others) > count else None
+
+
+def _lengths_of_pairs(frames):
+    pairs = frames // 2
+    return pairs, pairs + frames % 2, pairs, pairs
+
+
+NORM_SILU = RowKernel(_norm_silu, lambda frames: [frames], over_frames=True)
+NORM_SILU_PAIRS = RowKernel(_norm_silu_pairs, _lengths_of_pairs, over_frames=False)

@@ -107,14 +107,8 @@ def _clip_inputs(x, scales=None):
 
 
 def _inputs_within(x, scales, outer):
-    """Returns `pair_inputs` of a clip after a norm and SiLU, with its neighbours' rows.
-
-    The kernel leaves room for them, so that nothing is written twice.
-    """
-    run = norm_kernels.norm_silu_pairs_within
-    flat = [a[:, :, 0, 0] for a in scales]
-    inputs = run(x, *flat, outer.above, outer.below)
-    return outer.fill(x, inputs, lambda rows: run(rows, *flat, 0, 0))
+    """Returns `pair_inputs` of a clip after a norm and SiLU, with its neighbours' rows."""
+    return outer.around_results(norm_kernels.NORM_SILU_PAIRS, x, scales)
 
 
 # XLA makes three passes of what the kernel does in one.

@@ -148,10 +148,33 @@ class Outer:
     def around(self, x):
         """Returns `x` within the rows above and below it, which are zeros outside of the frames.
 
-        XLA takes four times as long to concatenate rows as to pad them.
+        XLA takes four times as long to concatenate rows as to pad them. Without the barrier, it
+        would make a concatenation of what is written at the edge of a padded clip.
         """
+
+        def write(outputs, rows, _, place):
+            return [jax.lax.dynamic_update_slice_in_dim(outputs[0], rows, place, axis=2)]
+
         room = jnp.pad(x, ((0, 0), (0, 0), (self.above, self.below), (0, 0), (0, 0)))
-        return self.fill(x, [room], lambda rows: [rows])[0]
+        return self._filled(x, [jax.lax.optimization_barrier(room)], write)[0]
+
+    def around_results(self, kernel, x, scales):
+        """Returns what a kernel computes of `x` and of the rows above and below it.
+
+        The kernel leaves room for these rows and writes into it, so that nothing is written twice.
+        Outside of the frames its results are zeros.
+
+        Args:
+          kernel: a `norm_kernels.RowKernel`.
+          x: the rows of this device.
+          scales: what the norm multiplies by and adds, [B, S, 1, 1, C].
+        """
+        scales = [a[:, :, 0, 0] for a in scales]
+
+        def write(outputs, rows, present, place):
+            return kernel.into(outputs, rows, *scales, present, place)
+
+        return self._filled(x, kernel.within(x, *scales, self.above, self.below), write)
 
     def clamped(self, x):
         """Returns the rows above and below those of `x`, where the outermost rows are repeated."""
@@ -166,28 +189,11 @@ class Outer:
         """Returns `x`, but `otherwise` on the device that has the last rows of the frames."""
         return jnp.where(self.rows.last(), otherwise, x)
 
-    def fill(self, x, outputs, compute):
-        """Returns arrays whose outer rows are computed from the rows of the neighbours.
-
-        Outside of the frames the outer rows are zeros.
-
-        Args:
-          x: the rows of this device.
-          outputs: arrays with `above` and `below` more rows, whose values do not matter.
-          compute: a function of rows of `x` to the same rows of each output.
-        """
+    def _filled(self, x, outputs, write):
         if self.above:
-            new = compute(self.rows.above(x, self.above))
-            outputs = _put(outputs, [self.unless_first(y, jnp.zeros_like(y)) for y in new], 0)
+            rows = self.rows.above(x, self.above)
+            outputs = write(outputs, rows, ~self.rows.first(), 0)
         if self.below:
-            new = compute(self.rows.below(x, self.below))
-            new = [self.unless_last(y, jnp.zeros_like(y)) for y in new]
-            outputs = _put(outputs, new, outputs[0].shape[2] - self.below)
+            rows, place = self.rows.below(x, self.below), outputs[0].shape[2] - self.below
+            outputs = write(outputs, rows, ~self.rows.last(), place)
         return outputs
-
-
-def _put(outputs, rows, place):
-    return [
-        jax.lax.dynamic_update_slice_in_dim(y, new, place, axis=2)
-        for y, new in zip(outputs, rows, strict=True)
-    ]

@@ -192,10 +192,12 @@ class _Encoding:
         given = (self._description, self._plan, self._reading, self._folder)
         with UnitEncoder(vae, *given, **how) as encoder:
             start = time.perf_counter()
-            encoder.compile(self._numbers)
-            self._note_compiling(start)
-            start = time.perf_counter()
-            self._follow(encoder.run(self._units, self._finished))
+            with contextlib.closing(encoder.run(self._units, self._finished)) as events:
+                next(events)  # begins to read
+                encoder.compile(self._numbers)
+                self._note_compiling(start)
+                start = time.perf_counter()
+                self._follow(events)
             encoder.finish()
             self.summary.seconds = time.perf_counter() - start
 

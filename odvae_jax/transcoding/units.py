@@ -245,7 +245,8 @@ class UnitEncoder:
     ) -> Iterator[Came]:
         """Encodes units, and yields for each what came of it, and what was finished meanwhile.
 
-        With one device they come in their order.
+        With one device they come in their order. First it begins to read, and yields an empty
+        `Came`: programs can be compiled while the first clips are read.
 
         Args:
           units: pairs of a bucket's number and the unit's entries, as `Plan.units` returns them.
@@ -261,6 +262,7 @@ class UnitEncoder:
         # What waits for clips ends when these are closed, so they are closed first.
         with contextlib.closing(lanes), contextlib.closing(clips):
             try:
+                yield Came(units=0)
                 for unit in lanes.results(self._units(begun, clips, stopped)):
                     # In a thread, so that no signal comes in the middle of a record or a shard.
                     came = self._hand.submit(self._write, unit).result()
