@@ -13,6 +13,7 @@ from odvae_jax import lowering
 from tests.conftest import full, random_video, small_model
 from tests.lowering.test_norm_kernels import clip
 from tests.lowering.test_ways import scales
+from tests.two_levels import CAUSAL
 
 
 def mesh(height, data=1):
@@ -83,14 +84,17 @@ def everything(vae, video):
     return moments, vae.decoder(moments[..., : vae.config.latent_channels])
 
 
+@pytest.mark.parametrize("structure", [CAUSAL, *full("v4")], ids=["small", "v4"])
 @pytest.mark.parametrize("upsample", ["linear", *full("nearest")])
-def test_a_model_is_that_of_one_device_and_gathers_what_attention_needs_alone(gpu, upsample):
-    vae = small_model(upsample=upsample, dtype="bfloat16")
+def test_a_model_is_that_of_one_device_and_gathers_what_attention_needs_alone(
+    gpu, upsample, structure
+):
+    vae = small_model(structure, upsample=upsample, dtype="bfloat16")
     video = jnp.asarray(random_video(5, 64, 16))
     spread = rows_on(4, video)
     compiled = jax.jit(everything).lower(vae, spread).compile()
     ours, one = compiled(vae, spread), jax.jit(everything)(vae, video)
-    exact = jax.jit(everything)(small_model(upsample=upsample), video)
+    exact = jax.jit(everything)(small_model(structure, upsample=upsample), video)
     for a, b, true in zip(ours, one, exact, strict=True):
         errors = [float(jnp.sqrt(jnp.mean((y - true) ** 2))) for y in (a, b)]
         assert errors[0] < 1.2 * errors[1] < 0.1 * float(jnp.std(true))
@@ -100,9 +104,10 @@ def test_a_model_is_that_of_one_device_and_gathers_what_attention_needs_alone(gp
     assert not re.search(r" all-to-all(-start)?\(", text)
 
 
-def test_its_gradient_too(gpu):
-    vae = small_model(dtype="bfloat16")
-    exact = small_model()
+@pytest.mark.parametrize("structure", [CAUSAL, *full("v4")], ids=["small", "v4"])
+def test_its_gradient_too(gpu, structure):
+    vae = small_model(structure, dtype="bfloat16")
+    exact = small_model(structure)
     video = jnp.asarray(random_video(5, 32, 16, b=2))
 
     def loss(vae, video):
