@@ -39,6 +39,11 @@ from odvae_jax.training.tasks import Metrics, Task, counters
 logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2  # steps that the host may be ahead of the devices
+# XLA overlaps the exchange between GPUs with other operations, and keeps more in memory for it.
+_ON_SEVERAL_GPUS = (
+    " On several GPUs, XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=false in the "
+    "environment also saves memory."
+)
 _LAST_SECONDS = 10  # that a process which failed waits for the others to end with it
 
 
@@ -448,7 +453,12 @@ class _Steps:
                 f"a step needs {needed / 2**30:.3g} GiB on a device, which has "
                 f"{room / 2**30:.3g} GiB for it: "
                 f"{_advice(self._task, max(room, 0) / needed, self._continues)}"
+                f"{_ON_SEVERAL_GPUS if _are_several_gpus(self._mesh) else ''}"
             )
+
+
+def _are_several_gpus(mesh: Mesh) -> bool:
+    return mesh.size > 1 and mesh.local_devices[0].platform == "gpu"
 
 
 def _advice(task: Task, share: float, continues: bool) -> str:

@@ -9,6 +9,7 @@ import pytest
 from odvae_jax import ODVAEConfig, compilation
 from odvae_jax.cli import main
 from odvae_jax.compilation import DeviceMemoryError
+from odvae_jax.sharding import make_mesh
 from odvae_jax.training import loop
 from odvae_jax.training.config import check, flat
 from odvae_jax.training.tasks.autoencoder import Autoencoder
@@ -48,6 +49,19 @@ def test_a_step_is_begun_only_with_the_memory_that_its_program_needs(tmp_path):
     assert int(train(counting(), tmp_path / "run", memory=int(1.01 * needs)).step) == 6
     with pytest.raises(ValueError, match="memory=0"):
         train(counting(), tmp_path / "run", memory=0)
+
+
+def test_on_several_gpus_the_advice_names_what_xla_keeps_there(tmp_path, monkeypatch):
+    flag = "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=false"
+    for several in (False, True):
+        monkeypatch.setattr(loop, "_are_several_gpus", lambda mesh, several=several: several)
+        with pytest.raises(DeviceMemoryError) as error:
+            train(counting(), tmp_path / "run", memory=1)
+        assert (flag in str(error.value)) is several and "\n" not in str(error.value)
+
+
+def test_devices_that_are_no_gpus_are_not_taken_for_them():
+    assert not loop._are_several_gpus(make_mesh(2, devices=jax.devices()[:2]))
 
 
 @pytest.mark.parametrize("others, fits", [(0, True), (200_000, False)])
