@@ -74,7 +74,8 @@ def main(_):
             apart = np.sqrt(np.mean((ours - result) ** 2))
             print(
                 f"  on one device {statistics.median(seconds) * 1e3:.1f} ms "
-                f"({deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}): "
+                f"({deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}), "
+                f"{alone.memory_analysis().temp_size_in_bytes / 2**30:.2f} GiB: "
                 f"{statistics.median(seconds) / median:.2f} times as fast; "
                 f"apart by rms {apart:.1e} of {np.std(result):.1e}",
                 flush=True,

@@ -189,8 +189,10 @@ class _Tasks:
         self._count: int | None = None  # of all jobs, once it is known
         self._alone = self._ended = self._drawing = False
         self._fault: BaseException | None = None
-        # With many threads, to wake all for each change would take more time than the changes.
-        self._lock = threading.Lock()
+        # With many threads, to wake all for each change would take more time than the changes. If
+        # the lock were not re-entrant, a signal could interrupt a thread that takes it back after
+        # it has waited.
+        self._lock = threading.RLock()
         self._free = threading.Condition(self._lock)  # a job may be begun, or drawn
         self._came = threading.Condition(self._lock)  # a result
 

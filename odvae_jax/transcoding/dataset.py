@@ -91,7 +91,8 @@ class Summary:
       clips: the number of clips that this run encoded.
       frames: the number of their frames.
       there: the number of clips that were there already.
-      seconds: the time from the first clip that was read to the last record that was written.
+      seconds: the time from when the programs were compiled to the last record that was written. On
+        devices of this process, the first clips have been read by then.
       compiling: the time that compiling took, in seconds; on a cluster, that until an actor was
         ready.
       programs: the number of programs that were compiled, of each device.

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odvae_jax.data import processes
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.inspection import survey
 from odvae_jax.data.packing import pack_videos
@@ -276,6 +277,7 @@ def test_a_disk_that_is_gone_ends_the_run_after_a_few_reads(monkeypatch):
 BLOCKED = """
 import logging, os, sys, threading, time
 import numpy as np
+from odvae_jax.data import processes
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.sources import SOURCES, Source
 
@@ -454,6 +456,35 @@ def test_reads_can_be_interrupted_at_any_time(tmp_path, times):
     assert (run.returncode, run.stdout) == (0, f"interrupted {times}\n"), run.stderr
 
 
+WAITS = """
+import random, signal, sys
+from odvae_jax.data.processes import InOrder
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+count = 0
+for _ in range(int(sys.argv[1])):
+    results = InOrder(
+        lambda _, job: sum(range(300)), None, range(10**9), workers=0, threads=16, ahead=40
+    )
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-3, 8e-3))
+        for _ in results:
+            pass
+    except KeyboardInterrupt:
+        count += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    results.close()
+print("interrupted", count)
+"""
+
+
+@pytest.mark.parametrize("times", [100, pytest.param(2000, marks=pytest.mark.full)])
+def test_waiting_for_results_can_be_interrupted_at_any_time(times):
+    command = [sys.executable, "-c", WAITS, str(times)]
+    run = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
+    assert (run.returncode, run.stdout) == (0, f"interrupted {times}\n"), run.stderr
+
+
 def test_results_come_while_the_next_job_is_long_in_coming():
     asked, in_time = threading.Event(), []
 
@@ -500,3 +531,46 @@ def test_many_threads_and_few_jobs_at_a_time_lose_no_job(seed):
     taking.join(30)
     results.close()
     assert doubled == [2 * job for job in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_jobs_whose_processes_die_are_done_alone_and_none_is_lost(seed):
+    count, threads = 300, 12
+    tasks = processes._Tasks(iter(range(count)), 20, lost=lambda job, reason, read: (job, reason))
+    active, not_alone, lock = [], [], threading.Lock()
+
+    def lane(number):
+        rng = np.random.default_rng([seed, number])
+        while (task := tasks.take()) is not None:
+            with lock:
+                active.append(task)
+            time.sleep(rng.exponential(1e-4))
+            with lock:
+                if task.suspect and len(active) > 1:
+                    not_alone.append(task.job)
+                active.remove(task)
+            if rng.random() < 0.2:
+                tasks.died(task, bool(rng.integers(2)), "died", None)
+            else:
+                tasks.done(task, True, task.job)
+
+    lanes = [threading.Thread(target=lane, args=(i,), daemon=True) for i in range(threads)]
+    results: list = []
+
+    def take():
+        with contextlib.suppress(StopIteration):
+            while True:
+                results.append(tasks.next_result())
+
+    taking = threading.Thread(target=take, daemon=True)
+    for thread in (*lanes, taking):
+        thread.start()
+    taking.join(30)
+    tasks.end()
+    given_up = {job: (job, "a process that read it twice died") for job in range(count)}
+    assert len(results) == count and not not_alone
+    assert all(r in (job, given_up[job]) for job, r in enumerate(results))
+    assert any(r == given_up[job] for job, r in enumerate(results))
+    for thread in lanes:
+        thread.join(5)
+        assert not thread.is_alive()

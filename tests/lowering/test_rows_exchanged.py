@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from odvae_jax import lowering
+from odvae_jax.lowering import norm_kernels
 from tests.conftest import full, random_video, small_model
 from tests.lowering.test_norm_kernels import clip
 from tests.lowering.test_ways import scales
@@ -34,18 +35,19 @@ def convolved(x, kernel, small=None, **options):
     return lowering.convolve(x, kernel, scales=small, **options)
 
 
-CASES = {
-    "pairs with their norm": ((3, 3, 3, 8, 16), {"with_norm": True}),
-    "pairs": ((3, 3, 3, 8, 16), {}),
+CASES = {  # with up to 16 channels out, the places of the kernel are summed afterwards
+    "pairs with their norm": ((3, 3, 3, 8, 32), {"with_norm": True}),
+    "pairs": ((3, 3, 3, 8, 32), {}),
     "one frame at a time, after a norm": ((1, 3, 3, 8, 16), {"with_norm": True}),
     "few channels in": ((3, 3, 3, 3, 16), {}),
     "few channels out": ((3, 3, 3, 8, 3), {}),
+    "few channels out, after a norm": ((3, 3, 3, 8, 16), {"with_norm": True}),
     "a stride in space": ((1, 3, 3, 8, 16), {"strides": (1, 2)}),
     "a stride in time and space": ((3, 3, 3, 8, 16), {"strides": (2, 2)}),
-    "pairs with a stride in space": ((3, 3, 3, 8, 16), {"strides": (1, 2), "with_norm": True}),
-    "doubled by repetition": ((3, 3, 3, 8, 16), {"doubling": "nearest"}),
-    "doubled by interpolation": ((3, 3, 3, 8, 16), {"doubling": "linear"}),
-    "after other frames": ((3, 3, 3, 8, 16), {"after": True}),
+    "pairs with a stride in space": ((3, 3, 3, 8, 32), {"strides": (1, 2), "with_norm": True}),
+    "doubled by repetition": ((3, 3, 3, 8, 32), {"doubling": "nearest"}),
+    "doubled by interpolation": ((3, 3, 3, 8, 32), {"doubling": "linear"}),
+    "after other frames": ((3, 3, 3, 8, 32), {"after": True}),
 }
 
 
@@ -69,6 +71,9 @@ def test_a_convolution_is_that_of_one_device_and_gathers_nothing(gpu, case, heig
     ours = compiled(rows_on(height, x), kernel(*shape), small, **spread)
     rows = expected.shape[2] // height
     assert ours.sharding.shard_shape(ours.shape)[2] == rows
+    if small is not None:
+        in_pairs = case.startswith("pairs")
+        assert gpu == {norm_kernels._norm_silu_pairs if in_pairs else norm_kernels._norm_silu}
     text = compiled.as_text()
     assert "collective-permute" in text
     assert not re.search("all-gather|all-to-all|all-reduce", text)
@@ -89,15 +94,16 @@ def everything(vae, video):
 def test_a_model_is_that_of_one_device_and_gathers_what_attention_needs_alone(
     gpu, upsample, structure
 ):
-    vae = small_model(structure, upsample=upsample, dtype="bfloat16")
+    vae = small_model(structure, upsample=upsample, dtype="bfloat16", width=16)
     video = jnp.asarray(random_video(5, 64, 16))
     spread = rows_on(4, video)
     compiled = jax.jit(everything).lower(vae, spread).compile()
     ours, one = compiled(vae, spread), jax.jit(everything)(vae, video)
-    exact = jax.jit(everything)(small_model(structure, upsample=upsample), video)
+    exact = jax.jit(everything)(small_model(structure, upsample=upsample, width=16), video)
     for a, b, true in zip(ours, one, exact, strict=True):
         errors = [float(jnp.sqrt(jnp.mean((y - true) ** 2))) for y in (a, b)]
         assert errors[0] < 1.2 * errors[1] < 0.1 * float(jnp.std(true))
+    assert norm_kernels._norm_silu_pairs in gpu
     text = compiled.as_text()
     keys, values = (2, 2)  # of the encoder and of the decoder
     assert len(re.findall(r" all-gather(?:-start)?\(", text)) == keys + values
@@ -106,8 +112,8 @@ def test_a_model_is_that_of_one_device_and_gathers_what_attention_needs_alone(
 
 @pytest.mark.parametrize("structure", [CAUSAL, *full("v4")], ids=["small", "v4"])
 def test_its_gradient_too(gpu, structure):
-    vae = small_model(structure, dtype="bfloat16")
-    exact = small_model(structure)
+    vae = small_model(structure, dtype="bfloat16", width=16)
+    exact = small_model(structure, width=16)
     video = jnp.asarray(random_video(5, 32, 16, b=2))
 
     def loss(vae, video):
@@ -119,6 +125,7 @@ def test_its_gradient_too(gpu, structure):
 
     true = gradient(exact, video)
     one, ours = gradient(vae, video), gradient(vae, rows_on(2, video, data=2))
+    assert norm_kernels._norm_silu_pairs in gpu
     errors = [np.linalg.norm(g - true) for g in (ours, one)]
     assert errors[0] < 1.6 * errors[1] < 0.1 * np.linalg.norm(true)
 
@@ -152,8 +159,8 @@ ODD = {
 SOME = {
     "pairs with their norm": CASES["pairs with their norm"],
     "a stride in space": ((1, 3, 3, 8, 16), {"strides": (1, 2)}),
-    "doubled by repetition": ((3, 3, 3, 8, 16), {"doubling": "nearest"}),
-    "doubled by interpolation": ((3, 3, 3, 8, 16), {"doubling": "linear"}),
+    "doubled by repetition": CASES["doubled by repetition"],
+    "doubled by interpolation": CASES["doubled by interpolation"],
 }
 
 
