@@ -98,7 +98,8 @@ def convolve(
         kernel = LONE.reduced(kernel)
     if doubling is None:
         window = window_of(kernel.shape[1], strides, precision)
-        y = _convolve_any(x, kernel, scales, before, window)
+        run, arguments = _prepared(x, kernel, scales, before, window)
+        y = run(*arguments)
     else:
         way = next(w for w in DOUBLINGS if w.applies(doubling))
         y = way.forward(x, kernel, before, precision, _convolve_without_norm)
@@ -106,20 +107,22 @@ def convolve(
 
 
 def _convolve_without_norm(x, kernel, before, window):
-    return _convolve_any(x, kernel, None, before, window)
+    run, arguments = _prepared(x, kernel, None, before, window)
+    return run(*arguments)
 
 
-def _convolve_any(x, kernel, scales, before, window):
+def _prepared(x, kernel, scales, before, window):
+    """Returns the function that convolves, and its arguments."""
     leaves, tree = jax.tree.flatten((x, kernel, scales, before))
     x, kernel, scales, before = jax.tree.unflatten(tree, varying_alike(*leaves))
     # Only a 3D convolution to many channels normalises again in the gradient; the others keep
     # their input normalised.
     alone = kernel.shape[0] == 1 or taps_summed.applies(x, kernel, before, window)
     if scales is None or not alone:
-        return _convolve(x, kernel, scales, before, window)
+        return _convolve, (x, kernel, scales, before, window)
     if rows_exchanged.applies(x, kernel, window):
-        return _after_norm(x, kernel, scales, window)
-    return _convolve(_normed(x, scales), kernel, None, before, window)
+        return _after_norm, (x, kernel, scales, window)
+    return _convolve, (_normed(x, scales), kernel, None, before, window)
 
 
 # Without a gradient, the norm leaves room for the rows of neighbours.
