@@ -33,6 +33,15 @@ _CHECK = flags.DEFINE_boolean("check", False, "compare time and result with thos
 _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
 
 
+def measured(compiled, *arguments):
+    """The median of a call's seconds, their spread in ms, and the temporary memory in GiB."""
+    seconds = time_calls(compiled, *arguments, repeats=_REPEATS.value)
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    spread = f"{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}"
+    memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
+    return statistics.median(seconds), spread, memory
+
+
 def main(_):
     use_compilation_cache()
     devices = jax.devices()[: _DATA.value * _HEIGHT.value]
@@ -53,13 +62,10 @@ def main(_):
         start = time.perf_counter()
         compiled = jax.jit(function).lower(vae, x).compile()
         compile_seconds = time.perf_counter() - start
-        seconds = time_calls(compiled, vae, x, repeats=_REPEATS.value)
-        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-        median = statistics.median(seconds)
-        memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
+        median, spread, memory = measured(compiled, vae, x)
         print(
             f"v{VARIANT.value} {work:23}{median * 1e3:9.1f}"
-            f"{f'{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}':>16}{flops / 1e12:9.2f}"
+            f"{spread:>16}{flops / 1e12:9.2f}"
             f"{flops / median / 1e12:9.0f}{flops / median / peak:7.2f}"
             f"{memory:7.2f}{compile_seconds:10.0f}",
             flush=True,
@@ -68,15 +74,12 @@ def main(_):
             ours = np.asarray(compiled(vae, x), np.float64)
             arguments = jax.device_put((vae, x), devices[0])
             alone = jax.jit(function).lower(*arguments).compile()
-            seconds = time_calls(alone, *arguments, repeats=_REPEATS.value)
-            deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+            median_alone, spread, memory = measured(alone, *arguments)
             result = np.asarray(alone(*arguments), np.float64)
             apart = np.sqrt(np.mean((ours - result) ** 2))
             print(
-                f"  on one device {statistics.median(seconds) * 1e3:.1f} ms "
-                f"({deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}), "
-                f"{alone.memory_analysis().temp_size_in_bytes / 2**30:.2f} GiB: "
-                f"{statistics.median(seconds) / median:.2f} times as fast; "
+                f"  on one device {median_alone * 1e3:.1f} ms ({spread}), {memory:.2f} GiB: "
+                f"{median_alone / median:.2f} times as fast; "
                 f"apart by rms {apart:.1e} of {np.std(result):.1e}",
                 flush=True,
             )

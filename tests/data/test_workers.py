@@ -277,7 +277,6 @@ def test_a_disk_that_is_gone_ends_the_run_after_a_few_reads(monkeypatch):
 BLOCKED = """
 import logging, os, sys, threading, time
 import numpy as np
-from odvae_jax.data import processes
 from odvae_jax.data.clips import RandomClips, batches
 from odvae_jax.data.sources import SOURCES, Source
 
