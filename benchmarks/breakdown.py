@@ -41,6 +41,7 @@ NORMS = "norms, SiLU and their gradients, by XLA, and what is fused with them"
 JOINED = "frames joined or interleaved, products of pairs summed, interpolation"
 SUMS = "other sums"
 BETWEEN = "exchange between devices, with the time that one waits for another"
+EXCHANGE = re.compile(r"(collective-permute|ppermute|all-reduce|all-gather|all-to-all)\b")
 
 
 def instructions(text):
@@ -78,6 +79,8 @@ def breakdown(text, rate):
     for _ in range(2):
         jax.block_until_ready(compiled(vae, x))
     seconds = device_seconds(lambda: compiled(vae, x), _CALLS.value, mesh.size)
+    # XLA gives some of these names only when it makes the calls, after the text.
+    kinds |= {name: BETWEEN for name in seconds if name not in kinds and EXCHANGE.match(name)}
     print_kinds(f"{text}, variant {VARIANT.value}", seconds, kinds)
     total = sum(seconds.values())
     convolving = next((s for kind, s, _ in by_kind(seconds, kinds) if kind == CONVOLUTIONS), 0)
