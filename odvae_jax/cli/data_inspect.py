@@ -14,7 +14,7 @@ import os
 import sys
 
 from odvae_jax.cli.parsing import Parser, not_negative, path, positive, seconds
-from odvae_jax.cli.programs import add_source
+from odvae_jax.cli.programs import add_rate, add_source
 from odvae_jax.data import READ_TIMEOUT
 from odvae_jax.files import printable
 
@@ -42,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
         "holdout keeps them from training. A video needs them beside the --frames of a clip. The "
         "default is 0.",
     )
+    add_rate(group)
     group = parser.add_argument_group("the picture")
     group.add_argument(
         "--output",
@@ -92,14 +93,15 @@ def run(arguments: argparse.Namespace) -> int:
     from odvae_jax.data.inspection import contact_sheet, survey
 
     logging.getLogger("odvae_jax").setLevel(logging.WARNING)
-    options = {name: getattr(arguments, name) for name in ("frames", "holdout")}
+    options = {name: getattr(arguments, name) for name in ("frames", "holdout", "stride", "fps")}
     options["timeout"] = arguments.read_timeout
     report = survey(arguments.source, workers=arguments.workers, **options)
     print(report)
-    if 0 < arguments.holdout < arguments.frames:
+    spanned = (arguments.frames - 1) * arguments.stride + 1
+    if 0 < arguments.holdout < spanned and arguments.fps is None:
         print(
-            f"odvae data inspect: --holdout={arguments.holdout} is less than the "
-            f"{arguments.frames} frames of a clip: a training measures frames that it trains on.",
+            f"odvae data inspect: --holdout={arguments.holdout} is less than the {spanned} frames "
+            "of a clip: a training measures frames that it trains on.",
             file=sys.stderr,
         )
     if not report.usable:

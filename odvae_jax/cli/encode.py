@@ -12,6 +12,7 @@ import argparse
 
 from odvae_jax.cli import files
 from odvae_jax.cli.parsing import Parser, dtype, not_negative, positive, positive_number
+from odvae_jax.cli.programs import add_rate
 from odvae_jax.latents import CONTENTS
 
 EXAMPLE = "odvae encode sample-clips LATENTS --ckpt=small --size=128"
@@ -75,19 +76,7 @@ def _add_dataset(parser: Parser) -> None:
         metavar="N",
         help="Encode clips of N frames instead of whole videos.",
     )
-    group.add_argument(
-        "--stride",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="The distance between the frames of a clip, in frames of the video. The default is 1.",
-    )
-    group.add_argument(
-        "--fps",
-        type=positive_number,
-        metavar="F",
-        help="The frames per second of clips, instead of --stride.",
-    )
+    add_rate(group)
     group.add_argument(
         "--spread",
         action="store_true",

@@ -26,7 +26,7 @@ from odvae_jax.cli.measuring import (
     say_memory,
 )
 from odvae_jax.cli.parsing import Parser, labelled, part, path, positive, source
-from odvae_jax.cli.programs import log_to_stderr
+from odvae_jax.cli.programs import add_rate, log_to_stderr
 from odvae_jax.files import printable
 
 if TYPE_CHECKING:
@@ -127,16 +127,7 @@ def _add_clips(parser: Parser) -> None:
         metavar="N",
         help="The first frame of the clip. Negative numbers count from the end. The default is 0.",
     )
-    group.add_argument(
-        "--stride",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="The distance between two frames of a clip, in frames of the video. The default is 1.",
-    )
-    group.add_argument(
-        "--fps", type=float, metavar="RATE", help="Frames per second, instead of a stride."
-    )
+    add_rate(group)
     group.add_argument(
         "--shard",
         default="0/1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from odvae_jax.cli.parsing import Parser, path, positive, source
+from odvae_jax.cli.parsing import Parser, path, positive, positive_number, source
 
 
 def add_run_options(parser: Parser, config: str) -> None:
@@ -48,6 +48,24 @@ def add_source(group: argparse._ArgumentGroup) -> None:
         type=source,
         help="What config.data.path takes: a folder of videos, sample-clips, or another source "
         "(docs/data.md).",
+    )
+
+
+def add_rate(group: argparse._ArgumentGroup) -> None:
+    """Adds the options for the distance between the frames of a clip."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--stride",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="The distance between the frames of a clip, in frames of the video. The default is 1.",
+    )
+    either.add_argument(
+        "--fps",
+        type=positive_number,
+        metavar="F",
+        help="The frames per second of clips, instead of --stride.",
     )
 
 

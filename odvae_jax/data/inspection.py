@@ -16,7 +16,6 @@ from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.processes import in_processes
 from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of, workers_for
 from odvae_jax.data.video import READ_TIMEOUT, within
-from odvae_jax.files import counted
 
 _LISTED = 20
 
@@ -74,6 +73,8 @@ def survey(
     *,
     frames: int = 1,
     holdout: int = 0,
+    stride: int = 1,
+    fps: float | None = None,
     workers: int = 1,
     timeout: float | None = READ_TIMEOUT,
 ) -> Report:
@@ -81,8 +82,10 @@ def survey(
 
     Args:
       text: names the sources (see `odvae_jax.data.sources`).
-      frames: the number of frames that a video must have to be usable, beside `holdout`.
+      frames: the number of frames in a clip. A video is usable if it has one clip beside `holdout`.
       holdout: the number of frames at the end of every video that no clip takes.
+      stride: the distance between the frames of a clip, in frames of the video.
+      fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
       workers: the number of processes that read. A video that a process dies of is unusable.
       timeout: the seconds that one read may take; None for no limit.
 
@@ -99,8 +102,9 @@ def survey(
         which, index = job
         return f"{sources[which].name(index)} cannot be used: {reason}."
 
+    sampling = Sampling(frames, stride=(stride, stride), fps=fps, holdout=holdout)
     found_of_all = in_processes(
-        _look, (sources, frames, holdout), jobs, workers_for(sources, workers, 1), lost
+        _look, (sources, sampling), jobs, workers_for(sources, workers, 1), lost
     )
     bar = tqdm(total=len(jobs), unit="video", dynamic_ncols=True)
     with bar, contextlib.closing(found_of_all):
@@ -119,27 +123,25 @@ def survey(
     return report
 
 
-def _look(shared: tuple[list[Source], int, int], job: tuple[int, int]):
+def _look(shared: tuple[list[Source], Sampling], job: tuple[int, int]):
     """Returns a video's seconds, frames per second, size and columns; or why it is unusable."""
-    (sources, frames, holdout), (which, index) = shared, job
+    (sources, sampling), (which, index) = shared, job
     source = sources[which]
     name = source.name(index)
     try:
-        places, rate, size, columns = within(source.timeout, name, _facts, source, index)
+        return within(source.timeout, name, _facts, source, index, sampling)
     except Exception as error:
         return problem_of(name, error)
-    if places < frames + holdout:
-        kept = f", {holdout} of them held out" if holdout else ""
-        return f"{name} has {counted(places, 'frame')}{kept}; clips need {frames}."
-    return places / rate, rate, size, columns
 
 
-def _facts(source, index):
-    """Reads the first frame of a video, how many places there are for one, and its columns."""
+def _facts(source, index, sampling):
+    """Reads the first frame of a video, and its columns; a video that holds no clip is an error."""
     places = []
     frame = source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)[0]
+    source.places(index, sampling, sampling.stride[0])
     columns = [name for name, value in source.columns(index).items() if value not in (None, "")]
-    return places[0], source.rate(index), frame.shape[1::-1], columns
+    rate = source.rate(index)
+    return places[0] / rate, rate, frame.shape[1::-1], columns
 
 
 def contact_sheet(
@@ -150,6 +152,8 @@ def contact_sheet(
     size: int = 256,
     clips: int = 8,
     holdout: int = 0,
+    stride: int = 1,
+    fps: float | None = None,
     timeout: float | None = READ_TIMEOUT,
 ) -> Path:
     """Writes a picture of random clips as training would see them: a row of four frames per clip.
@@ -161,6 +165,8 @@ def contact_sheet(
       size: the side of a clip in pixels.
       clips: the number of clips.
       holdout: the number of frames at the end of every video that no clip takes.
+      stride: the distance between the frames of a clip, in frames of the video.
+      fps: the frames per second of a clip, used instead of `stride`; None uses `stride`.
       timeout: the seconds that one read may take; None for no limit.
 
     Returns:
@@ -169,7 +175,8 @@ def contact_sheet(
     Raises:
       VideoError: if no video has that many frames beside those that are held out.
     """
-    source = RandomClips(text, frames=frames, size=size, holdout=holdout, timeout=timeout)
+    how = {"frames": frames, "stride": (stride, stride), "fps": fps, "holdout": holdout}
+    source = RandomClips(text, size=size, timeout=timeout, **how)
     shown = np.linspace(0, frames - 1, num=min(4, frames), dtype=int)
     rows = [rearrange(source[i][shown], "n h w c -> h (n w) c") for i in range(clips)]
     output = Path(output)

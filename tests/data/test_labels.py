@@ -170,7 +170,7 @@ def test_videos_with_fewer_frames_than_a_spread_clip_are_left_out_and_counted(tm
         write_frames(tmp_path / "sky" / name, range(length))
     source = open_source(f"sky-timelapse:{tmp_path}/sky")
     short = [source.name(i) for i in range(2)].index(f"{tmp_path}/sky/short")
-    with pytest.raises(VideoError, match="short has 8 frames, 0 of them held out; clips need 9"):
+    with pytest.raises(VideoError, match="short has 8 frames; clips need 9"):
         source.read(short, Sampling(9, spread=True), 3, lambda n: 0)
     held = Sampling(7, holdout=2, spread=True)
     with pytest.raises(VideoError, match="8 frames, 2 of them held out; clips need 7"):

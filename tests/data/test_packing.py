@@ -52,7 +52,7 @@ def test_what_is_packed_is_what_was_there(folder, tmp_path, kind):
         assert np.abs(error.mean(-1)).mean() < 6 and abs(error.mean()) < 1
     clips = RandomClips(f"array_record:{tmp_path / 'packed'}", frames=5, size=16)
     assert clips[3].shape == (5, 16, 16, 3) and not clips.skipped
-    with pytest.raises(VideoError, match=r"clip0.mp4#0 has 16 frames, .*clips need 17"):
+    with pytest.raises(VideoError, match=r"clip0.mp4#0 has 16 frames; clips need 17"):
         source.read(0, Sampling(17), 1, lambda n: 0)
 
 
@@ -139,6 +139,29 @@ def test_the_picture_of_inspect_has_no_frame_that_is_held_out(tmp_path):
     words = [str(tmp_path), "--frames=5", "--size=24", f"--output={tmp_path / 'sheet.png'}"]
     assert main(["data", "inspect", *words, "--holdout=11", "--workers=1"]) == 0
     assert np.asarray(Image.open(tmp_path / "sheet.png")).max() < 32
+
+
+def test_inspect_takes_the_frames_of_a_clip_as_far_apart_as_training_does(tmp_path, capsys):
+    frames = np.zeros((13, 48, 64, 3), np.uint8)
+    frames[[0, 4, 8, 12]] = 255
+    write_video(tmp_path / "clip.mp4", frames, 12)
+    words = [str(tmp_path), "--size=24", "--workers=1", f"--output={tmp_path / 'sheet.png'}"]
+    for how in ("--stride=4", "--fps=3"):
+        assert main(["data", "inspect", *words, "--frames=4", how]) == 0
+        assert np.asarray(Image.open(tmp_path / "sheet.png")).min() > 200
+        assert main(["data", "inspect", *words, "--frames=5", how]) == 1
+        assert "clip.mp4 has 13 frames; clips need 17." in capsys.readouterr().out
+    main(["data", "inspect", *words, "--frames=3", "--stride=4", "--holdout=4"])
+    assert "--holdout=4 is less than the 9 frames of a clip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["data inspect", "encode", "eval"])
+@pytest.mark.parametrize("how", ["--fps=0", "--fps=-3", "--stride=0", "--stride=2 --fps=3"])
+def test_a_distance_of_frames_that_makes_no_sense_is_refused(command, how, capsys):
+    given = {"encode": "a.mp4 --ckpt=small", "eval": "--ckpt=small --data=sample-clips"}
+    words = given.get(command, "sample-clips").split()
+    assert main([*command.split(), *words, *how.split()]) == 2
+    assert how.split("=")[0] in capsys.readouterr().err
 
 
 def test_inspect_prints_the_columns_of_a_manifest(folder, tmp_path, capsys):

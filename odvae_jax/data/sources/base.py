@@ -159,10 +159,12 @@ class Extent:
 
     def _too_short(self, sampling: Sampling, needed: int) -> VideoError:
         have = round((self.end - self.start) * self.rate)
+        kept, less = "", ""
+        if sampling.holdout:
+            kept, less = f", {sampling.holdout} of them held out", " or hold out fewer frames"
         return VideoError(
-            f"{self.name} has {counted(have, 'frame')}, {sampling.holdout} of them held out; clips "
-            f"need {needed}. Take shorter clips"
-            f"{' or hold out fewer frames' if sampling.holdout else ''}."
+            f"{self.name} has {counted(have, 'frame')}{kept}; clips need {needed}. Take shorter "
+            f"clips{less}."
         )
 
     def clip_start(self, sampling: Sampling, stride: int, where: Where) -> float:
