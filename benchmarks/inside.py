@@ -113,10 +113,10 @@ def milliseconds(name, function, *arguments):
     """The median time of a call, after a line about it was printed."""
     compiled = jax.jit(function).lower(*arguments).compile()
     seconds = time_calls(compiled, *arguments, repeats=_REPEATS.value)
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    low, high = np.percentile(seconds, [10, 90])
     median = statistics.median(seconds)
     gigabytes = compiled.memory_analysis().temp_size_in_bytes / 2**30
-    spread = f"{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}"
+    spread = f"{low * 1e3:.1f}-{high * 1e3:.1f}"
     print(f"{name:24}{median * 1e3:10.1f}{spread:>18}{gigabytes:8.2f}", flush=True)
     return median * 1e3
 

@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
 
 def hand_over(result):
     """Prints what a process has measured, as `measured` reads it."""
@@ -117,10 +119,8 @@ class Table:
     def _line(self, work, kind, result, first):
         seconds = result["seconds"]
         median = statistics.median(seconds)
-        deciles = [median, median]
-        if len(seconds) > 1:
-            deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-        spread = f"{deciles[0] * 1e3:.1f}–{deciles[-1] * 1e3:.1f}"
+        low, high = np.percentile(seconds, [10, 90])
+        spread = f"{low * 1e3:.1f}–{high * 1e3:.1f}"
         peak = f"{result.get('peak', 0) / 2**30:8.2f}" if self._peak else ""
         times = f"{first / median:.2f}" if first else ""
         best = (result.get("flops") or 0) / self._rate if self._rate else 0

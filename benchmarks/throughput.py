@@ -36,8 +36,8 @@ _REPEATS = flags.DEFINE_integer("repeats", 15, "timed runs of each")
 def measured(compiled, *arguments):
     """The median of a call's seconds, their spread in ms, and the temporary memory in GiB."""
     seconds = time_calls(compiled, *arguments, repeats=_REPEATS.value)
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-    spread = f"{deciles[0] * 1e3:.1f}-{deciles[-1] * 1e3:.1f}"
+    low, high = np.percentile(seconds, [10, 90])
+    spread = f"{low * 1e3:.1f}-{high * 1e3:.1f}"
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
     return statistics.median(seconds), spread, memory
 

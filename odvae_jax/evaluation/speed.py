@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from odvae_jax.baselines.base import Baseline
 from odvae_jax.compilation import bytes_needed
@@ -129,13 +130,13 @@ def _speed(model, work, shape, repeats):
     start = time.perf_counter()
     compiled = jax.jit(function).lower(model, x).compile()
     compile_seconds = time.perf_counter() - start
-    rates = sorted(shape[0] / s for s in time_calls(compiled, model, x, repeats=repeats))
-    deciles = statistics.quantiles(rates, n=10, method="inclusive") if len(rates) > 1 else rates * 9
+    rates = [shape[0] / s for s in time_calls(compiled, model, x, repeats=repeats)]
+    low, high = map(float, np.percentile(rates, [10, 90]))
     return Speed(
         work,
         shape[0],
         statistics.median(rates),
-        (deciles[0], deciles[-1]),
+        (low, high),
         bytes_needed(compiled) / 1e9,
         compile_seconds,
     )
