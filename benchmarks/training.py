@@ -4,11 +4,13 @@ python benchmarks/training.py                   # the complete step against the 
 python benchmarks/training.py --largest 80,141  # the largest batches for GPUs of these GB
 python benchmarks/training.py --scaling 1,2,4   # clips per second on so many of the GPUs
 python benchmarks/training.py --scaling 1,4,fsdp=4,data=2:height=2   # other meshes beside
+python benchmarks/training.py --scaling 8 --batch=1  # the paper's setting: a clip on each of eight
 python benchmarks/training.py --task=denoiser --scaling 1,4,fsdp=4  # Latte-XL/2 on latents
 
 A line per program: devices, clips per step, median time and spread (10th to 90th percentile), clips
 per second, the memory that the compiled step needs on each device (all it keeps included), what the
-device reports as its peak so far, and the time to compile. The largest batches are sought, and run,
+device reports as its peak so far, and the time to compile. With --scaling also the share of linear
+growth, and how long the number of steps of the paper takes. The largest batches are sought and run
 with XLA's autotuning off: it takes many minutes at such sizes, and has little to do with memory.
 """
 
@@ -54,6 +56,7 @@ _LATENT_FRAMES = flags.DEFINE_integer("latent_frames", 21, "of the denoiser")
 _LATENT = flags.DEFINE_integer("latent", 32, "rows and columns of the denoiser's latents")
 _HEADROOM = 0.94  # of a GPU's memory that a program may plan for
 UNTUNED = {"xla_gpu_autotune_level": 0}
+PAPER_STEPS = {"autoencoder": 650_000, "denoiser": 200_000}
 ALONE = {"discriminator.weight": 0.0, "loss.perceptual_weight": 0.0}
 
 
@@ -230,9 +233,14 @@ def main(_):
         for text in _SCALING.value:
             mesh = mesh_of(text)
             make = Denoiser(mesh, _BATCH.value) if on_latents else Autoencoder(lpips, mesh)
-            rate, _ = report(f"complete, {text}", make)
+            rate, median = report(f"complete, {text}", make)
             first = first or rate / mesh.size
-            print(f"  {rate / (first * mesh.size):.1%} of linear", flush=True)
+            steps = PAPER_STEPS[_TASK.value]
+            print(
+                f"  {rate / (first * mesh.size):.1%} of linear; {steps:,} steps take "
+                f"{steps * median / 86400:.1f} days",
+                flush=True,
+            )
         return
     if _LARGEST.value:
         known = {}
