@@ -41,7 +41,7 @@ NORMS = "norms, SiLU and their gradients, by XLA, and what is fused with them"
 JOINED = "frames joined or interleaved, products of pairs summed, interpolation"
 SUMS = "other sums"
 BETWEEN = "exchange between devices, with the time that one waits for another"
-EXCHANGE = re.compile(r"(collective-permute|ppermute|all-reduce|all-gather|all-to-all)\b")
+EXCHANGES = "collective-permute|all-reduce|all-gather|all-to-all|reduce-scatter"
 
 
 def instructions(text):
@@ -51,7 +51,7 @@ def instructions(text):
 
 def kind(line, body):
     """Of an instruction's line, and of what it fuses."""
-    if re.search(r"\s(collective-permute|all-reduce|all-gather|all-to-all)[a-z-]*\(", line):
+    if re.search(rf"\s({EXCHANGES})[a-z-]*\(", line):
         return BETWEEN
     if "__cudnn$conv" in line or re.search(r"\sconvolution\(", body):
         return CONVOLUTIONS
@@ -79,8 +79,9 @@ def breakdown(text, rate):
     for _ in range(2):
         jax.block_until_ready(compiled(vae, x))
     seconds = device_seconds(lambda: compiled(vae, x), _CALLS.value, mesh.size)
-    # XLA gives some of these names only when it makes the calls, after the text.
-    kinds |= {name: BETWEEN for name in seconds if name not in kinds and EXCHANGE.match(name)}
+    # XLA renames some instructions after it has printed the text.
+    exchange = re.compile(rf"(ppermute|{EXCHANGES})\b")
+    kinds |= {name: BETWEEN for name in seconds if name not in kinds and exchange.match(name)}
     print_kinds(f"{text}, variant {VARIANT.value}", seconds, kinds)
     total = sum(seconds.values())
     convolving = next((s for kind, s, _ in by_kind(seconds, kinds) if kind == CONVOLUTIONS), 0)

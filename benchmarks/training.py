@@ -9,9 +9,10 @@ python benchmarks/training.py --task=denoiser --scaling 1,4,fsdp=4  # Latte-XL/2
 
 A line per program: devices, clips per step, median time and spread (10th to 90th percentile), clips
 per second, the memory that the compiled step needs on each device (all it keeps included), what the
-device reports as its peak so far, and the time to compile. With --scaling also the share of linear
-growth, and how long the number of steps of the paper takes. The largest batches are sought and run
-with XLA's autotuning off: it takes many minutes at such sizes, and has little to do with memory.
+device reports as its peak so far, and the time to compile. With --scaling, a second line has the
+share of linear growth, if one device was timed before, and the days that the paper's number of
+steps takes. With --largest, XLA's autotuning is off, for the search and for the run of the largest
+batch: it takes many minutes at such sizes, and has little to do with memory.
 """
 
 import math
@@ -229,15 +230,16 @@ def main(_):
         f"{'GiB':>9}{'peak GiB':>9}{'compile s':>9}"
     )
     if _SCALING.value:
-        first = None
+        alone = None
         for text in _SCALING.value:
             mesh = mesh_of(text)
             make = Denoiser(mesh, _BATCH.value) if on_latents else Autoencoder(lpips, mesh)
             rate, median = report(f"complete, {text}", make)
-            first = first or rate / mesh.size
+            alone = rate if mesh.size == 1 else alone
+            share = f"{rate / (alone * mesh.size):.1%} of linear; " if alone else ""
             steps = PAPER_STEPS[_TASK.value]
             print(
-                f"  {rate / (first * mesh.size):.1%} of linear; {steps:,} steps take "
+                f"  {share}{steps:,} steps of {make.batch} clips take "
                 f"{steps * median / 86400:.1f} days",
                 flush=True,
             )

@@ -31,7 +31,8 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         default=25,
         metavar="N",
-        help="The number of frames of a clip. Shorter videos cannot be used. The default is 25.",
+        help="The number of frames of a clip. A video that is too short for one clip cannot be "
+        "used. The default is 25.",
     )
     group.add_argument(
         "--holdout",
@@ -39,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
         default=0,
         metavar="N",
         help="The number of frames at the end of each video that no clip takes, as config.data."
-        "holdout keeps them from training. A video needs them beside the --frames of a clip. The "
+        "holdout keeps them from training. A video needs them beside one clip. The "
         "default is 0.",
     )
     add_rate(group)
@@ -97,8 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     options["timeout"] = arguments.read_timeout
     report = survey(arguments.source, workers=arguments.workers, **options)
     print(report)
-    spanned = (arguments.frames - 1) * arguments.stride + 1
-    if 0 < arguments.holdout < spanned and arguments.fps is None:
+    # With a rate, a clip spans as many frames at least, unless the video has a smaller one.
+    spanned = (arguments.frames - 1) * (1 if arguments.fps else arguments.stride) + 1
+    if 0 < arguments.holdout < spanned:
         print(
             f"odvae data inspect: --holdout={arguments.holdout} is less than the {spanned} frames "
             "of a clip: a training measures frames that it trains on.",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from odvae_jax.data.clips import RandomClips
 from odvae_jax.data.processes import in_processes
 from odvae_jax.data.sources import Sampling, Source, open_sources, problem_of, workers_for
+from odvae_jax.data.sources.base import Extent
 from odvae_jax.data.video import READ_TIMEOUT, within
 
 _LISTED = 20
@@ -138,10 +139,11 @@ def _facts(source, index, sampling):
     """Reads the first frame of a video, and its columns; a video that holds no clip is an error."""
     places = []
     frame = source.read(index, Sampling(frames=1), 1, lambda n: places.append(n) or 0)[0]
-    source.places(index, sampling, sampling.stride[0])
-    columns = [name for name, value in source.columns(index).items() if value not in (None, "")]
     rate = source.rate(index)
-    return places[0] / rate, rate, frame.shape[1::-1], columns
+    seconds = (places[0] if places else 1) / rate  # a picture has no places to choose from
+    Extent(source.name(index), 0.0, seconds, rate).places(sampling, sampling.stride[0])
+    columns = [name for name, value in source.columns(index).items() if value not in (None, "")]
+    return seconds, rate, frame.shape[1::-1], columns
 
 
 def contact_sheet(
@@ -173,7 +175,7 @@ def contact_sheet(
       The path of the picture.
 
     Raises:
-      VideoError: if no video has that many frames beside those that are held out.
+      VideoError: if no video holds a clip beside the frames that are held out.
     """
     how = {"frames": frames, "stride": (stride, stride), "fps": fps, "holdout": holdout}
     source = RandomClips(text, size=size, timeout=timeout, **how)

@@ -150,9 +150,25 @@ def test_inspect_takes_the_frames_of_a_clip_as_far_apart_as_training_does(tmp_pa
         assert main(["data", "inspect", *words, "--frames=4", how]) == 0
         assert np.asarray(Image.open(tmp_path / "sheet.png")).min() > 200
         assert main(["data", "inspect", *words, "--frames=5", how]) == 1
-        assert "clip.mp4 has 13 frames; clips need 17." in capsys.readouterr().out
-    main(["data", "inspect", *words, "--frames=3", "--stride=4", "--holdout=4"])
-    assert "--holdout=4 is less than the 9 frames of a clip" in capsys.readouterr().err
+        said = (
+            "clip.mp4 has 13 frames; clips of 5 frames span 17. Take shorter clips, or take frames "
+        )
+        assert said + "closer together." in capsys.readouterr().out
+    for how, least in (("--stride=4", 9), ("--fps=3", 3)):
+        assert main(["data", "inspect", *words, "--frames=3", how, "--holdout=2"]) == 0
+        assert f"--holdout=2 is less than the {least} frames of a" in capsys.readouterr().err
+    assert main(["data", "inspect", *words, "--frames=4", "--fps=5", "--holdout=6"]) == 1
+    assert "span 8. Take shorter clips" in (said := capsys.readouterr().out)
+    assert said.endswith("closer together, or hold out fewer frames.\n")
+
+
+def test_inspect_takes_pictures(tmp_path, capsys):
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "a.png")
+    words = [f"images:{tmp_path}", "--size=24", "--workers=1", f"--output={tmp_path / 's.png'}"]
+    assert main(["data", "inspect", *words, "--frames=1"]) == 0
+    assert np.asarray(Image.open(tmp_path / "s.png")).min() > 250
+    assert main(["data", "inspect", *words, "--frames=2"]) == 1
+    assert "a.png has 1 frame; clips need 2." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["data inspect", "encode", "eval"])

@@ -237,7 +237,7 @@ def test_a_training_on_videos_spreads_its_clips_over_them_if_it_is_asked_to(vae,
     fields = {"vae": str(vae[1]), "data.scale": "factor", "data.stride": 2, "data.stride_max": 2}
     config = tiny(manifest, **fields)
     mesh = check(config, jax.devices()[:1])
-    with pytest.raises(VideoError, match="clips need 9"):
+    with pytest.raises(VideoError, match="clips of 5 frames span 9"):
         open_data(config, mesh).clips[0]
     config.data.spread = True
     source, clips = open_source(str(manifest)), open_data(config, mesh).clips

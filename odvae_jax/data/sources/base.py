@@ -159,12 +159,15 @@ class Extent:
 
     def _too_short(self, sampling: Sampling, needed: int) -> VideoError:
         have = round((self.end - self.start) * self.rate)
-        kept, less = "", ""
-        if sampling.holdout:
-            kept, less = f", {sampling.holdout} of them held out", " or hold out fewer frames"
+        kept = f", {sampling.holdout} of them held out" if sampling.holdout else ""
+        need, ways = f"clips need {needed}", ["Take shorter clips"]
+        if needed != sampling.frames:
+            need = f"clips of {counted(sampling.frames, 'frame')} span {needed}"
+            ways += ["take frames closer together"]
+        if sampling.holdout and have >= needed:
+            ways += ["hold out fewer frames"]
         return VideoError(
-            f"{self.name} has {counted(have, 'frame')}{kept}; clips need {needed}. Take shorter "
-            f"clips{less}."
+            f"{self.name} has {counted(have, 'frame')}{kept}; {need}. {', or '.join(ways)}."
         )
 
     def clip_start(self, sampling: Sampling, stride: int, where: Where) -> float:

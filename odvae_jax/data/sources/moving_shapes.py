@@ -68,7 +68,7 @@ class MovingShapes(Source):
             chosen = cut(lambda _: numbers, extent, sampling, stride, where)
         except VideoError as error:
             raise VideoError(
-                f"{error} Ask for longer clips, as in {MOVING_SHAPES}:{self._part},frames=N."
+                f"{error} Or make the videos longer, as in {MOVING_SHAPES}:{self._part},frames=N."
             ) from error
         size = max(sampling.cover or (sampling.short_side or self._size,))
         scene = draw_scene(self._part, index)
