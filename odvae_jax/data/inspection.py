@@ -27,7 +27,7 @@ class Report:
 
     Attributes:
       videos: the number of videos.
-      hours: the length of all usable videos together, in hours.
+      hours: the length of all usable videos together, in hours, without those of endless sources.
       sizes: the number of videos by resolution.
       rates: the number of videos by frames per second.
       columns: the number of videos that have a value in a column of the source, by its name.
@@ -143,7 +143,7 @@ def _facts(source, index, sampling):
     seconds = (places[0] if places else 1) / rate  # a picture has no places to choose from
     Extent(source.name(index), 0.0, seconds, rate).places(sampling, sampling.stride[0])
     columns = [name for name, value in source.columns(index).items() if value not in (None, "")]
-    return seconds, rate, frame.shape[1::-1], columns
+    return 0.0 if source.endless else seconds, rate, frame.shape[1::-1], columns
 
 
 def contact_sheet(

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from odvae_jax.data.clips import RandomClips
+from odvae_jax.data.inspection import survey
 from odvae_jax.data.sources import Sampling, open_source
 from odvae_jax.data.video import VideoError
 
@@ -37,6 +38,17 @@ def test_a_stride_takes_frames_of_the_same_clip(pictures):
     np.testing.assert_array_equal(half, whole[::2])
 
 
+def test_a_rate_takes_frames_of_the_same_clip(pictures):
+    source = open_source(f"motion:{pictures}")
+    whole = source.read(0, Sampling(9, 32), 1, lambda _: 3)
+    rate = source.rate(0)
+    for part, every in ((5, 2), (3, 4)):
+        slower = source.read(0, Sampling(part, 32, fps=rate / every), 1, lambda _: 3)
+        np.testing.assert_array_equal(slower, whole[::every])
+    uneven = source.read(0, Sampling(4, 32, fps=rate / 2.6), 1, lambda _: 3)
+    np.testing.assert_array_equal(uneven, whole[[0, 3, 5, 8]])
+
+
 def test_a_spread_clip_takes_frames_of_the_whole_window(pictures):
     source = open_source(f"motion:{pictures}")
     whole = source.read(0, Sampling(15, 32), 1, lambda _: 3)
@@ -64,6 +76,8 @@ def test_training_draws_endless_clips_by_their_number(pictures):
 
 
 def test_it_has_no_length(pictures):
+    found = survey(f"motion:{pictures}", frames=25)
+    assert found.usable == 3 and found.hours == 0 and found.rates
     with pytest.raises(VideoError, match="has no length: give the number of frames"):
         open_source(f"motion:{pictures}").header(0)
 

@@ -192,12 +192,14 @@ class Source(abc.ABC):
       timeout: the seconds that one read may take, None for no limit. Whoever opens a source sets
         it. What a source does not limit itself, its callers limit.
       here_only: whether no other process can read the videos, since they are in this one's memory.
+      endless: whether its videos have no length, because clips are made when they are asked for.
       problems: what is wrong with something else than a video, such as a folder that cannot be
         read; the log has it, too.
     """
 
     timeout: float | None = READ_TIMEOUT
     here_only: bool = False
+    endless: bool = False
     problems: tuple[str, ...] = ()
 
     @abc.abstractmethod

@@ -30,6 +30,8 @@ class Motion(Source):
       pictures: the pictures.
     """
 
+    endless = True
+
     def __init__(self, pictures: Pictures):
         self._pictures = pictures
         self.here_only, self.problems = pictures.here_only, pictures.problems
@@ -57,7 +59,8 @@ class Motion(Source):
         other = int(rng.integers(len(self)))
         both = [self._picture(index), self._picture(other)]
         size = max(sampling.cover or (sampling.short_side or _SIZE,))
-        wanted = range(0, (sampling.frames - 1) * stride + 1, stride)
+        step = stride if sampling.fps is None else FPS / sampling.fps
+        wanted = [round(i * step) for i in range(sampling.frames)]
         if sampling.spread:
             wanted = spread_over(sampling.frames, sampling.frames * stride)
         clip = clip_of_pictures(rng, both, size=size, frames=wanted[-1] + 1)
