@@ -12,6 +12,7 @@ import dataclasses
 import heapq
 import os
 import pickle
+import queue
 import signal
 import socket
 import struct
@@ -189,28 +190,41 @@ class _Tasks:
         self._count: int | None = None  # of all jobs, once it is known
         self._alone = self._ended = self._drawing = False
         self._fault: BaseException | None = None
-        # With many threads, to wake all for each change would take more time than the changes. If
-        # the lock were not re-entrant, a signal could interrupt a thread that takes it back after
-        # it has waited.
+        # With many threads, to wake all for each change would take more time than the changes. The
+        # lock is re-entrant: a signal's handler may end this while its thread holds the lock.
         self._lock = threading.RLock()
         self._free = threading.Condition(self._lock)  # a job may be begun, or drawn
-        self._came = threading.Condition(self._lock)  # a result
+        # Who asks for results waits here, without the lock. A condition would take the lock back
+        # after it has waited, and a signal that raises meanwhile would keep it from that.
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def next_result(self):
-        with self._lock:
-            self._came.wait_for(
-                lambda: self._ended or self._wanted in self._results or self._wanted == self._count
-            )
-            if self._fault is not None:
-                raise self._fault
-            if self._ended or self._wanted not in self._results:
-                raise StopIteration
-            good, value = self._results.pop(self._wanted)
-            self._wanted += 1
-            self._free.notify()
+        while True:
+            with self._lock:
+                if self._wanted in self._results or self._ended or self._wanted == self._count:
+                    good, value = self._result()
+                    break
+            self._news.get()
         if not good:
             raise value
         return value
+
+    def _result(self):
+        """The one that is wanted next."""
+        if self._ended or self._wanted not in self._results:
+            self._tell()  # who else waits
+            raise self._fault or StopIteration
+        found = self._results.pop(self._wanted)
+        self._wanted += 1
+        self._free.notify()
+        if self._wanted in self._results:
+            self._tell()
+        return found
+
+    def _tell(self):
+        """Wakes one of those who wait for a result; each looks itself whether there is one."""
+        if self._news.empty():
+            self._news.put(None)
 
     def take(self) -> _Task | None:
         """Waits for a job that may be begun; None once there is none any more."""
@@ -259,12 +273,12 @@ class _Tasks:
         else:
             self._count = self._given
             self._free.notify_all()
-            self._came.notify_all()
+            self._tell()
 
     def done(self, task: _Task, good: bool, value: Any) -> None:
         with self._lock:
             self._results[task.number] = good, value
-            self._came.notify_all()
+            self._tell()
             self._one_less()
 
     def died(self, task: _Task, began: bool, how: str, read: str | None) -> None:
@@ -300,7 +314,7 @@ class _Tasks:
         self._ended = True
         self._results.clear()
         self._free.notify_all()
-        self._came.notify_all()
+        self._tell()
 
     @property
     def ended(self) -> bool:

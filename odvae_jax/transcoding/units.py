@@ -524,7 +524,7 @@ class _Lanes:
     def __init__(self, devices: Sequence[jax.Device], compute: Callable):
         self._compute = compute
         self._units: queue.Queue = queue.Queue(len(devices))
-        self._done: queue.Queue = queue.Queue()
+        self._done: queue.SimpleQueue = queue.SimpleQueue()
         # Units that were given away and did not come back: they bound what is in memory.
         self._room = threading.Semaphore(_UNITS * len(devices))
         self._stopped = threading.Event()

@@ -484,6 +484,19 @@ def test_waiting_for_results_can_be_interrupted_at_any_time(times):
     assert (run.returncode, run.stdout) == (0, f"interrupted {times}\n"), run.stderr
 
 
+def test_several_threads_that_ask_get_each_result_once_and_all_end():
+    results = InOrder(lambda _, job: job, None, range(3000), workers=0, threads=4, ahead=8)
+    got = [[] for _ in range(3)]
+    asking = [threading.Thread(target=part.extend, args=[results], daemon=True) for part in got]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in asking)
+    assert sorted(itertools.chain(*got)) == list(range(3000))
+    assert all(part == sorted(part) for part in got)
+
+
 def test_results_come_while_the_next_job_is_long_in_coming():
     asked, in_time = threading.Event(), []
 
